@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bias, activation, gain and clamp as one operation."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An activation `func(x, alpha)` with its default `alpha` and the default gain that keeps its output's scale."""
+
+    func: Callable[..., torch.Tensor]
+    def_alpha: float = 0.0
+    def_gain: float = 1.0
+
+
+activation_funcs: dict[str, Activation] = {
+    "linear": Activation(lambda x, alpha=0.0: x),
+    "relu": Activation(lambda x, alpha=0.0: F.relu(x), def_gain=math.sqrt(2)),
+    "lrelu": Activation(lambda x, alpha=0.2: F.leaky_relu(x, alpha), def_alpha=0.2, def_gain=math.sqrt(2)),
+    "tanh": Activation(lambda x, alpha=0.0: torch.tanh(x)),
+    "sigmoid": Activation(lambda x, alpha=0.0: torch.sigmoid(x)),
+    "elu": Activation(lambda x, alpha=0.0: F.elu(x)),
+    "selu": Activation(lambda x, alpha=0.0: F.selu(x)),
+    "softplus": Activation(lambda x, alpha=0.0: F.softplus(x)),
+    "swish": Activation(lambda x, alpha=0.0: x * torch.sigmoid(x), def_gain=math.sqrt(2)),
+}
+
+
+def bias_act(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """clamp(act(x + b) * gain, ±clamp), differentiable to any order with respect to `x` and `b`.
+
+    Args:
+        x: Input of any rank and floating-point type.
+        b: Bias [x.shape[dim]], or None.
+        dim: The axis of `x` that `b` lies along.
+        act: A key of `activation_funcs`.
+        alpha: Slope of 'lrelu' below zero; None = the activation's default, other activations ignore it.
+        gain: Factor after the activation; None = the activation's default.
+        clamp: Bound on the output's magnitude, at least 0; None = unbounded.
+        impl: 'cuda' (the fastest that is available) or 'ref' (plain PyTorch).
+
+    Returns:
+        A tensor of `x`'s shape, type and memory format.
+
+    Raises:
+        ValueError: unknown `act` or `impl`, negative `clamp`, or a bias that does not fit.
+    """
+    if impl not in ("ref", "cuda"):
+        raise ValueError(f"bias_act: impl must be 'ref' or 'cuda', got {impl!r}")
+    if act not in activation_funcs:
+        raise ValueError(f"bias_act: act must be one of {', '.join(activation_funcs)}, got {act!r}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"bias_act: clamp must be None or at least 0, got {clamp}")
+    if b is not None:
+        if not -x.ndim <= dim < x.ndim:
+            raise ValueError(f"bias_act: dim {dim} is outside x, which has {x.ndim} axes")
+        if b.shape != (x.shape[dim],):
+            raise ValueError(f"bias_act: b must have shape [{x.shape[dim]}] (axis {dim} of x), got {list(b.shape)}")
+    return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+
+
+def _bias_act_ref(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> torch.Tensor:
+    """`bias_act` in plain PyTorch."""
+    spec = activation_funcs[act]
+    alpha = spec.def_alpha if alpha is None else float(alpha)
+    gain = spec.def_gain if gain is None else float(gain)
+    if b is not None:
+        along_dim = [1] * x.ndim
+        along_dim[dim] = -1
+        x = x + b.to(x.dtype).reshape(along_dim)
+    x = spec.func(x, alpha=alpha)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x

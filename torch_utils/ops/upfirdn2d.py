@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upsample, pad, filter and downsample images: the resampling of StyleGAN2 (arXiv 1912.04958, appendix B).
+
+Letters: N batch, C channels, H W image, fh fw filter taps.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
+
+
+def setup_filter(
+    f: torch.Tensor | np.ndarray | Sequence | float | None,
+    device: torch.device | str = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> torch.Tensor:
+    """Make a filter for `upfirdn2d` from taps.
+
+    Args:
+        f: Taps, [fh, fw] or [taps]; a number or None stands for a single tap (None = 1).
+        device: Where the result lives.
+        normalize: Scale to sum 1.
+        flip_filter: Reverse the taps.
+        gain: Overall factor on a signal that is filtered along both axes.
+        separable: Keep 1-D taps 1-D; None = from 8 taps on. Otherwise they become their outer product.
+
+    Returns:
+        float32 [fh, fw], or [taps] where separable.
+
+    Raises:
+        ValueError: no taps, or more than two axes.
+    """
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    if f.ndim > 2 or f.numel() == 0:
+        raise ValueError(f"setup_filter: f must hold taps along one or two axes, got shape {list(f.shape)}")
+    f = f.reshape(1) if f.ndim == 0 else f
+    if separable is None:
+        separable = f.ndim == 1 and f.numel() >= SEPARABLE_FROM
+    if separable and f.ndim != 1:
+        raise ValueError("setup_filter: separable=True takes 1-D taps, got a 2-D filter")
+    if f.ndim == 1 and not separable:
+        f = torch.outer(f, f)
+    if normalize:
+        f = f / f.sum()
+    if flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    return (f * gain ** (f.ndim / 2)).to(device)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Upsample with zeros, pad, filter, keep every `down`-th pixel; differentiable to any order.
+
+    Args:
+        x: Images [N, C, H, W], any floating-point type.
+        f: Filter [fh, fw], or [taps] to filter along both axes, or None = identity.
+        up: up-1 zeros follow each pixel; number or [x, y].
+        down: Every down-th pixel stays; number or [x, y].
+        padding: Zeros around the upsampled image, negative = crop; number, [x, y] or [x0, x1, y0, y1].
+        flip_filter: False = convolution, True = correlation.
+        gain: Factor on the result.
+        impl: 'cuda' (the fastest that is available) or 'ref' (plain PyTorch).
+
+    Returns:
+        [N, C, (H * up_y + y0 + y1 - fh) // down_y + 1, (W * up_x + x0 + x1 - fw) // down_x + 1], of `x`'s type.
+
+    Raises:
+        ValueError: arguments of the wrong form, or a padded image smaller than the filter.
+    """
+    if impl not in ("ref", "cuda"):
+        raise ValueError(f"upfirdn2d: impl must be 'ref' or 'cuda', got {impl!r}")
+    if x.ndim != 4:
+        raise ValueError(f"upfirdn2d: x must have shape [N, C, H, W], got {list(x.shape)}")
+    up_x, up_y = axis_factors(up, "up")
+    padded_w = x.shape[3] * up_x + sum(padding_sides(padding)[:2])
+    padded_h = x.shape[2] * up_y + sum(padding_sides(padding)[2:])
+    fw, fh = filter_size(f)
+    if padded_w < fw or padded_h < fh:
+        raise ValueError(
+            f"upfirdn2d: the upsampled and padded image, {padded_w}x{padded_h}, is smaller than the {fw}x{fh} filter"
+        )
+    axis_factors(down, "down")
+    return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+
+
+def _upfirdn2d_ref(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """`upfirdn2d` in plain PyTorch: strided depthwise convolutions of the zero-stuffed image."""
+    down_x, down_y = axis_factors(down, "down")
+    x = _stuff_and_pad(x, axis_factors(up, "up"), padding_sides(padding))
+    if f is None:
+        x = x[:, :, ::down_y, ::down_x]
+        return x if gain == 1 else x * gain
+    # The gain goes into the taps, in the wider of the two types, so that half precision rounds once.
+    f = f.to(torch.promote_types(f.dtype, x.dtype))
+    if not flip_filter:
+        f = f.flip(list(range(f.ndim)))  # conv2d correlates.
+    if f.ndim == 2:
+        return _depthwise(x, f * gain, (down_y, down_x))
+    x = _depthwise(x, f[None, :] * gain, (1, down_x))
+    return _depthwise(x, f[:, None], (down_y, 1))
+
+
+def _stuff_and_pad(x: torch.Tensor, up: tuple[int, int], sides: tuple[int, int, int, int]) -> torch.Tensor:
+    """Insert up-1 zeros after each pixel, then pad or crop each side."""
+    up_x, up_y = up
+    N, C, H, W = x.shape
+    if up_x > 1 or up_y > 1:
+        x = F.pad(x.reshape(N, C, H, 1, W, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
+        x = x.reshape(N, C, H * up_y, W * up_x)
+    return F.pad(x, sides) if any(sides) else x
+
+
+def _depthwise(x: torch.Tensor, f: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    """Correlate every channel with the one filter `f` [fh, fw], valid region."""
+    C = x.shape[1]
+    return F.conv2d(x, f.to(x.dtype).expand(C, 1, -1, -1), stride=stride, groups=C)
+
+
+def filter2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Filter images at unchanged size; `padding` adds to that. Arguments and errors as for `upfirdn2d`."""
+    sides = add_padding(padding, f, lambda taps, axis: (taps // 2, (taps - 1) // 2))
+    return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Enlarge images `up` times at unchanged brightness; `padding` adds to that. Arguments as for `upfirdn2d`."""
+    factors = axis_factors(up, "up")
+    sides = add_padding(padding, f, lambda taps, axis: upsampling_padding(taps, factors[axis]))
+    gain = gain * factors[0] * factors[1]
+    return upfirdn2d(x, f, up=up, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def downsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Shrink images `down` times; `padding` adds to that. Arguments as for `upfirdn2d`."""
+    factors = axis_factors(down, "down")
+    sides = add_padding(padding, f, lambda taps, axis: downsampling_padding(taps, factors[axis]))
+    return upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsampling_padding(taps: int, up: int) -> tuple[int, int]:
+    """Padding (before, after) that makes an axis exactly `up` times longer, centred."""
+    return (taps + up - 1) // 2, (taps - up) // 2
+
+
+def downsampling_padding(taps: int, down: int) -> tuple[int, int]:
+    """Padding (before, after) that makes an axis exactly `down` times shorter, centred."""
+    return (taps - down + 1) // 2, (taps - down) // 2
+
+
+def add_padding(padding, f: torch.Tensor | None, rule) -> tuple[int, int, int, int]:
+    """`padding` plus rule(taps, axis) = (before, after) along each axis, x first."""
+    x0, x1, y0, y1 = padding_sides(padding)
+    fw, fh = filter_size(f)
+    (ax0, ax1), (ay0, ay1) = rule(fw, 0), rule(fh, 1)
+    return x0 + ax0, x1 + ax1, y0 + ay0, y1 + ay1
+
+
+def axis_factors(factor: int | Sequence[int], name: str) -> tuple[int, int]:
+    """A factor, or [x, y], as (x, y)."""
+    x, y = (factor, factor) if isinstance(factor, int) else tuple(factor)
+    if not (isinstance(x, int) and isinstance(y, int) and x >= 1 and y >= 1):
+        raise ValueError(f"{name} must be a whole number from 1 up or [x, y] of them, got {factor!r}")
+    return x, y
+
+
+def padding_sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Padding as a number, [x, y] or [x0, x1, y0, y1], as the last."""
+    sides = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    if len(sides) == 2:
+        sides = (sides[0], sides[0], sides[1], sides[1])
+    if len(sides) != 4 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"padding must be a whole number, [x, y] or [x0, x1, y0, y1], got {padding!r}")
+    return sides
+
+
+def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """Taps (fw, fh) of a filter."""
+    if f is None:
+        return 1, 1
+    if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
+        raise ValueError("f must be None or a floating-point tensor of shape [fh, fw] or [taps] (see setup_filter)")
+    return f.shape[-1], f.shape[0]
