@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image datasets: a folder or zip of equal square images, and the labels in its `dataset.json`.
+
+Letters in shapes: N images, C channels (1 or 3), H = W resolution, L label dimension.
+"""
+
+import json
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch.utils.data
+
+from dnnlib.util import EasyDict
+from training.dataset_files import (
+    PNG_SIGNATURE,
+    DatasetError,
+    FolderFiles,
+    ZipFiles,
+    check_mode,
+    decode_image,
+    ends_intact,
+    image_names,
+    open_files,
+    read_header,
+)
+
+LABEL_FILE = "dataset.json"
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Images with label vectors; a random subset and mirrored copies on request.
+
+    A subclass gives `_load_raw_image(raw_idx)` -> uint8 [C, H, W] and `_load_raw_labels()` -> int64 [N] (class
+    numbers), float32 [N, L], or None.
+
+    Args:
+        name: What the dataset is called in logs and run names.
+        raw_shape: [N, C, H, W] of all images.
+        max_size: Keep this many images, drawn without replacement; None keeps all. Applied before `xflip`.
+        use_labels: False gives every image a label vector of length 0.
+        xflip: Append a mirrored copy of every image, after all the originals.
+        random_seed: Seed of the draw for `max_size`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        raw_shape: list[int],
+        max_size: int | None = None,
+        use_labels: bool = False,
+        xflip: bool = False,
+        random_seed: int = 0,
+    ):
+        self._name = name
+        self._raw_shape = [int(size) for size in raw_shape]
+        self._use_labels = use_labels
+        self._labels = None
+
+        self._raw_idx = np.arange(self._raw_shape[0], dtype=np.int64)
+        if max_size is not None and max_size < self._raw_idx.size:
+            np.random.RandomState(random_seed).shuffle(self._raw_idx)
+            self._raw_idx = np.sort(self._raw_idx[:max_size])
+        self._xflip = np.zeros(self._raw_idx.size, dtype=bool)
+        if xflip:
+            self._raw_idx = np.concatenate([self._raw_idx, self._raw_idx])
+            self._xflip = np.concatenate([self._xflip, ~self._xflip])
+
+    def _load_raw_image(self, raw_idx: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def _load_raw_labels(self) -> np.ndarray | None:
+        raise NotImplementedError
+
+    def _raw_labels(self) -> np.ndarray:
+        if self._labels is None:
+            labels = self._load_raw_labels() if self._use_labels else None
+            self._labels = np.zeros([self._raw_shape[0], 0], dtype=np.float32) if labels is None else labels
+            assert self._labels.shape[0] == self._raw_shape[0]
+            assert (self._labels.dtype, self._labels.ndim) in [(np.int64, 1), (np.float32, 2)]
+        return self._labels
+
+    def __len__(self) -> int:
+        return self._raw_idx.size
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image, uint8 [C, H, W], and label vector, float32 [L]; both are the caller's to change."""
+        image = self._load_raw_image(int(self._raw_idx[idx]))
+        assert list(image.shape) == self.image_shape and image.dtype == np.uint8
+        if self._xflip[idx]:
+            image = image[:, :, ::-1]
+        return image.copy(), self.get_label(idx)
+
+    def get_label(self, idx: int) -> np.ndarray:
+        """Label vector of image `idx`, float32 [L]: one-hot for class numbers."""
+        label = self._raw_labels()[self._raw_idx[idx]]
+        if not self.has_onehot_labels:
+            return label.copy()
+        onehot = np.zeros(self.label_shape, dtype=np.float32)
+        onehot[label] = 1
+        return onehot
+
+    def get_details(self, idx: int) -> EasyDict:
+        """Where image `idx` comes from: `raw_idx` (int), `xflip` (bool), `raw_label` (as stored, copied)."""
+        raw_idx = int(self._raw_idx[idx])
+        return EasyDict(raw_idx=raw_idx, xflip=bool(self._xflip[idx]), raw_label=self._raw_labels()[raw_idx].copy())
+
+    @property
+    def name(self) -> str:
+        """Name in logs and run directories."""
+        return self._name
+
+    @property
+    def image_shape(self) -> list[int]:
+        """[C, H, W]."""
+        return list(self._raw_shape[1:])
+
+    @property
+    def num_channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self._raw_shape[1]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square images, in pixels."""
+        return self._raw_shape[2]
+
+    @property
+    def label_shape(self) -> list[int]:
+        """[L]: the number of classes, or the length of the label vectors; [0] without labels."""
+        labels = self._raw_labels()
+        return [int(labels.max()) + 1] if labels.dtype == np.int64 else list(labels.shape[1:])
+
+    @property
+    def label_dim(self) -> int:
+        """L."""
+        return self.label_shape[0]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether label vectors have any entry."""
+        return self.label_dim > 0
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether labels are class numbers in storage, one-hot vectors here."""
+        return self._raw_labels().dtype == np.int64
+
+    def close(self) -> None:
+        """Frees open files; the dataset stays usable."""
+
+
+class ImageFolderDataset(Dataset):
+    """A folder or zip of images, recursively, in sorted path order, with labels from its `dataset.json`.
+
+    `{"labels": [["path/of/image.png", label], ...]}`, where a label is a class number or a list of floats; no file
+    or `null` means no labels. Only file headers are read here; see `validate` for the rest.
+
+    Args:
+        path: The folder or zip.
+        resolution: What the images must measure; None takes what is there.
+        super_kwargs: Arguments of `Dataset`.
+
+    Raises DatasetError (a UserError and an IOError) on missing, empty or unusable data, naming file and remedy.
+    """
+
+    def __init__(self, path: str, resolution: int | None = None, **super_kwargs):
+        self._path = os.fspath(path)
+        self._files = open_files(self._path)
+        self._image_names = image_names(self._files.names())
+        if not self._image_names:
+            raise DatasetError(f"Dataset '{self._path}' holds no images.")
+        raw_shape = [len(self._image_names), *self._first_shape()]
+        if resolution is not None and raw_shape[2] != resolution:
+            raise DatasetError(
+                f"Images in '{self._path}' measure {raw_shape[2]}x{raw_shape[3]}, not {resolution}x{resolution}: "
+                f"convert with dataset_tool.py --width={resolution} --height={resolution}."
+            )
+        name = os.path.splitext(os.path.basename(os.path.abspath(self._path)))[0]
+        super().__init__(name=name, raw_shape=raw_shape, **super_kwargs)
+
+    def _where(self, name: str) -> str:
+        return f"Image '{name}' in '{self._path}'"
+
+    def _first_shape(self) -> list[int]:
+        name = self._image_names[0]
+        mode, width, height = read_header(self._files.read(name), self._where(name))
+        check_mode(mode, self._where(name))
+        if width != height or width < 4 or width & (width - 1):
+            side = 1 << max(2, min(width, height).bit_length() - 1)
+            raise DatasetError(
+                f"{self._where(name)} measures {width}x{height}, and images must be square with a power of two from "
+                f"4 up as their side: convert with dataset_tool.py --transform=center-crop --width={side} "
+                f"--height={side}."
+            )
+        return [3 if mode == "RGB" else 1, height, width]
+
+    def _check_shape(self, name: str, channels: int, height: int, width: int, expected: list[int]) -> None:
+        if [height, width] != expected[1:]:
+            raise DatasetError(
+                f"{self._where(name)} measures {width}x{height}, while the first image measures "
+                f"{expected[2]}x{expected[1]}: bring all to one size with dataset_tool.py --transform=center-crop "
+                f"--width={expected[2]} --height={expected[1]}."
+            )
+        if channels != expected[0]:
+            kinds = {1: "grey", 3: "RGB"}
+            raise DatasetError(
+                f"{self._where(name)} is {kinds[channels]}, while the first image is {kinds[expected[0]]}: "
+                f"bring all to one kind with dataset_tool.py --channels={max(channels, expected[0])}."
+            )
+
+    def _load_raw_image(self, raw_idx: int) -> np.ndarray:
+        name = self._image_names[raw_idx]
+        pixels = decode_image(self._files.read(name), self._where(name))
+        height, width, channels = pixels.shape
+        self._check_shape(name, channels, height, width, self.image_shape)
+        return pixels.transpose(2, 0, 1)
+
+    def _load_raw_labels(self) -> np.ndarray | None:
+        return load_labels(self._files, self._image_names)
+
+    @property
+    def labels_available(self) -> bool:
+        """Whether `dataset.json` holds labels, used or not. Raises DatasetError when it is malformed."""
+        return self._load_raw_labels() is not None
+
+    def validate(self, progress: Callable[[int], object] | None = None) -> None:
+        """Looks at every file without decoding: mode, size, and an end where an intact file ends; and at the labels.
+
+        Files without the usual ending (and formats other than PNG and JPEG) are decoded in full. `progress(1)` is
+        called after each file. Raises DatasetError naming the first offender. Damage in the middle of a file shows
+        only when it is read.
+        """
+        ends = self._files.ends(self._image_names)
+        for name, (head, tail) in zip(self._image_names, ends):
+            data = head if head.startswith(PNG_SIGNATURE) else self._files.read(name)
+            mode, width, height = read_header(data, self._where(name))
+            check_mode(mode, self._where(name))
+            self._check_shape(name, 3 if mode == "RGB" else 1, height, width, self.image_shape)
+            if not ends_intact(head, tail):
+                decode_image(self._files.read(name), self._where(name))
+            if progress is not None:
+                progress(1)
+        self._raw_labels()
+
+    def close(self) -> None:
+        """Closes the zip; the next read opens it again."""
+        self._files.close()
+
+
+def read_label_file(files: FolderFiles | ZipFiles) -> dict | None:
+    """Labels by image path from `dataset.json`, as JSON holds them; None where there are none.
+
+    Raises DatasetError when the file is malformed.
+    """
+    if LABEL_FILE not in files.names():
+        return None
+    where = f"'{LABEL_FILE}' in '{files.path}'"
+    try:
+        content = json.loads(files.read(LABEL_FILE))
+    except ValueError as err:
+        raise DatasetError(f"{where} is not valid JSON: {err}.") from err
+    labels = content.get("labels") if isinstance(content, dict) else ()
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or not all(
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in labels
+    ):
+        raise DatasetError(f'{where} must read {{"labels": [["path/of/image.png", label], ...]}}.')
+    return dict(labels)
+
+
+def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray | None:
+    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None where there are none.
+
+    Raises DatasetError when the file is malformed or lacks an image, naming it.
+    """
+    by_name = read_label_file(files)
+    if by_name is None:
+        return None
+    missing = next((name for name in names if name not in by_name), None)
+    if missing is not None:
+        raise DatasetError(f"'{LABEL_FILE}' in '{files.path}' has no label for image '{missing}': add it there.")
+    try:
+        labels = np.array([by_name[name] for name in names])
+    except ValueError:  # lists of different lengths
+        labels = np.array(None)
+    if labels.dtype.kind in "iuf" and np.isfinite(labels).all():
+        if labels.ndim == 2:
+            return labels.astype(np.float32)
+        if labels.ndim == 1 and 0 <= labels.min() <= labels.max() < 2**31 and (labels % 1 == 0).all():
+            return labels.astype(np.int64)
+    raise DatasetError(
+        f"Labels in '{LABEL_FILE}' in '{files.path}' must all be whole class numbers from 0 up, or all be lists of "
+        f"as many numbers each."
+    )

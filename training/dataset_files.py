@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files below a folder or inside a zip: listing them, reading them, and telling the unusable ones apart."""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import PIL.Image
+
+from dnnlib.util import UserError
+
+try:
+    import pyspng
+except ImportError:
+    pyspng = None
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+JPEG_END = b"\xff\xd9"
+HEAD_SIZE = 33  # signature and IHDR chunk of a PNG
+TAIL_SIZE = len(PNG_END)
+
+# Pillow's mode: what is wrong with it, and the `dataset_tool.py --channels` value that mends it. 'RGB;16' is ours:
+# Pillow has no 16-bit RGB and would drop the low bytes unsaid.
+MODE_FAULTS = {
+    "1": ("has 1, 2 or 4 bits a pixel instead of 8", 1),
+    "I;16": ("is 16-bit grey instead of 8-bit", 1),
+    "RGB;16": ("is 16-bit RGB instead of 8-bit", 3),
+    "LA": ("has an alpha channel (grey + alpha)", 1),
+    "RGBA": ("has an alpha channel (RGBA)", 3),
+    "P": ("is a palette image", 3),
+    "CMYK": ("is CMYK", 3),
+}
+
+
+class DatasetError(UserError, IOError):
+    """Something is wrong with the images or labels the user gave; one sentence says what, where and what mends it."""
+
+
+class FolderFiles:
+    """All files below a folder, by path relative to it, with forward slashes."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def names(self) -> list[str]:
+        """Sorted paths of all files."""
+        found = []
+        for root, _dirs, files in os.walk(self.path):
+            found += [os.path.relpath(os.path.join(root, file), self.path).replace(os.sep, "/") for file in files]
+        return sorted(found)
+
+    def read(self, name: str) -> bytes:
+        """Contents of one file. Raises DatasetError where it cannot be read."""
+        try:
+            with open(os.path.join(self.path, name), "rb") as file:
+                return file.read()
+        except OSError as err:
+            raise DatasetError(f"Cannot read '{name}' in '{self.path}': {err.strerror}.") from err
+
+    def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
+        """First HEAD_SIZE and last TAIL_SIZE bytes of each file, without reading what lies between."""
+        for name in names:
+            try:
+                with open(os.path.join(self.path, name), "rb") as file:
+                    head = file.read(HEAD_SIZE)
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_SIZE))
+                    tail = file.read()
+            except OSError as err:
+                raise DatasetError(f"Cannot read '{name}' in '{self.path}': {err.strerror}.") from err
+            yield head, tail
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class ZipFiles:
+    """All files inside a zip. Opened on first use in each process, so that workers never share a file position."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._zip = None
+        self._pid = None
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None or self._pid != os.getpid():
+            try:
+                self._zip = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as err:
+                raise DatasetError(f"'{self.path}' is neither a folder nor an intact zip file.") from err
+            except OSError as err:
+                raise DatasetError(f"Cannot read '{self.path}': {err.strerror}.") from err
+            self._pid = os.getpid()
+        return self._zip
+
+    def names(self) -> list[str]:
+        """Sorted paths of all files."""
+        return sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+
+    def read(self, name: str) -> bytes:
+        """Contents of one file. Raises DatasetError where it cannot be read."""
+        try:
+            return self._open().read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as err:
+            if isinstance(err, DatasetError):
+                raise
+            raise DatasetError(f"Cannot read '{name}' in '{self.path}': the zip is damaged or encrypted.") from err
+
+    def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
+        """First HEAD_SIZE and last TAIL_SIZE bytes of each file; where stored uncompressed, nothing else is read."""
+        archive = self._open()
+        with open(self.path, "rb") as raw:
+            for name in names:
+                info = archive.getinfo(name)
+                if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+                    yield _stored_ends(raw, info)
+                else:
+                    data = self.read(name)
+                    yield data[:HEAD_SIZE], data[-TAIL_SIZE:]
+
+    def close(self) -> None:
+        """Closes the archive; the next use opens it again."""
+        if self._zip is not None:
+            self._zip.close()
+        self._zip = None
+
+    def __getstate__(self):
+        return {"path": self.path, "_zip": None, "_pid": None}
+
+
+def _stored_ends(raw, info: zipfile.ZipInfo) -> tuple[bytes, bytes]:
+    # A member's data follow its local header: 30 bytes, of which 26..29 are the lengths of the name and extra fields.
+    raw.seek(info.header_offset + 26)
+    lengths = raw.read(4)
+    if len(lengths) < 4:
+        return b"", b""
+    start = info.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+    raw.seek(start)
+    head = raw.read(min(HEAD_SIZE, info.file_size))
+    tail = min(TAIL_SIZE, info.file_size)
+    raw.seek(start + info.file_size - tail)
+    return head, raw.read(tail)
+
+
+def open_files(path: str) -> FolderFiles | ZipFiles:
+    """Files at `path`, a folder or a zip. Raises DatasetError when it is missing or neither."""
+    if os.path.isdir(path):
+        return FolderFiles(path)
+    if not os.path.exists(path):
+        raise DatasetError(f"Dataset '{path}' does not exist.")
+    files = ZipFiles(path)
+    files.names()
+    return files
+
+
+def image_names(names: list[str]) -> list[str]:
+    """Those of `names` that Pillow can open, by extension; macOS resource forks (`._name`) are left out."""
+    formats = PIL.Image.registered_extensions()
+    readable = {ext for ext, kind in formats.items() if kind in PIL.Image.OPEN}
+    return [
+        name
+        for name in names
+        if os.path.splitext(name)[1].lower() in readable and not os.path.basename(name).startswith("._")
+    ]
+
+
+def read_header(data: bytes, where: str) -> tuple[str, int, int]:
+    """Pillow mode (or 'RGB;16'), width and height of an image file; of a PNG its first 26 bytes are enough.
+
+    Raises DatasetError, naming `where`, when it is no image.
+    """
+    if data.startswith(PNG_SIGNATURE):
+        if len(data) < 26:
+            raise DatasetError(f"{where} is truncated: replace the file.")
+        width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
+        if depth not in (8, 16) and kind == 0:
+            mode = "1"
+        else:
+            mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(kind, "unknown")
+        if depth == 16:
+            mode = {"L": "I;16", "RGB": "RGB;16"}.get(mode, mode)
+        return mode, width, height
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return image.mode, image.width, image.height
+    except (OSError, ValueError, SyntaxError) as err:
+        raise DatasetError(f"{where} is empty, truncated or no image: replace or remove the file.") from err
+
+
+def check_mode(mode: str, where: str) -> None:
+    """Raises DatasetError unless `mode` is 8-bit grey or 8-bit RGB."""
+    if mode not in ("L", "RGB"):
+        fault, channels = MODE_FAULTS.get(mode, (f"has the colour mode {mode}", 3))
+        raise DatasetError(
+            f"{where} {fault}, and only 8-bit grey or RGB can be used: "
+            f"convert the dataset with dataset_tool.py --channels={channels}."
+        )
+
+
+def ends_intact(head: bytes, tail: bytes) -> bool:
+    """Whether a file that begins and ends so is a PNG or JPEG that was not cut off. False leaves it open."""
+    if head.startswith(PNG_SIGNATURE):
+        return tail == PNG_END
+    return head.startswith(JPEG_SIGNATURE) and tail.endswith(JPEG_END)
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Pixels of an image file, uint8 [H, W, C]. Raises DatasetError where it is damaged or has another mode."""
+    mode, _width, _height = read_header(data, where)
+    check_mode(mode, where)
+    try:
+        if pyspng is not None and data.startswith(PNG_SIGNATURE):
+            pixels = pyspng.load(data, format=mode)
+        else:
+            with PIL.Image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image)
+    except Exception as err:  # decoders raise whatever the broken bytes lead them to
+        raise DatasetError(f"{where} is truncated or damaged: replace the file.") from err
+    return pixels.reshape(*pixels.shape[:2], -1)
