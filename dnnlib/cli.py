@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command-line scripts share: the entry point and the value types of their flags. Imports click alone."""
+
+import re
+import sys
+from typing import NoReturn
+
+import click
+
+from dnnlib.errors import UserError
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a click command as a script and exit the process.
+
+    Status 0 on success; 2 after a wrong flag or a UserError, its sentence on stderr; 130 after Ctrl-C, quietly.
+    """
+    try:
+        result = command.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+class _Bool(click.ParamType):
+    name = "bool"
+    _values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+    def convert(self, value, param, ctx) -> bool:
+        if isinstance(value, bool):
+            return value
+        key = str(value).strip().lower()
+        if key not in self._values:
+            self.fail(f"{value!r} is not one of 1, 0, true, false, yes, no, on, off", param, ctx)
+        return self._values[key]
+
+
+class _IntList(click.ParamType):
+    name = "list"
+
+    def convert(self, value, param, ctx) -> list[int]:
+        if isinstance(value, list):
+            return value
+        numbers: list[int] = []
+        for item in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
+            if match is None:
+                self.fail(f"{value!r} is not a list of integers and ranges such as 1,2,5-7", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                self.fail(f"the range {item.strip()} in {value!r} runs backwards", param, ctx)
+            numbers.extend(range(first, last + 1))
+        return numbers
+
+
+class CommaList(click.ParamType):
+    """'a,b' -> ['a', 'b']; 'none' or '' -> []."""
+
+    name = "list"
+
+    def convert(self, value, param, ctx) -> list[str]:
+        """Split at commas; empty items are dropped."""
+        if isinstance(value, list):
+            return value
+        text = str(value).strip()
+        if text.lower() in ("", "none"):
+            return []
+        return [item.strip() for item in text.split(",") if item.strip()]
+
+
+BOOL = _Bool()
+INT_LIST = _IntList()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders: atomic writing, listing, copying."""
+
+import contextlib
+import fnmatch
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+
+@contextlib.contextmanager
+def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open `path` for writing so that it appears whole or not at all.
+
+    The bytes go to a hidden temporary file in the same folder, which takes the place of `path` when the block ends
+    without an exception and is removed otherwise. Text modes write UTF-8. Raises OSError where the folder is missing
+    or not writable.
+    """
+    if "w" not in mode:
+        raise ValueError(f"open_atomic writes whole files, so its mode is 'wb' or 'w', not {mode!r}")
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def list_dir_recursively_with_ignore(
+    dir_path: str, ignores: list[str] | None = None, add_base_to_relative: bool = False
+) -> list[tuple[str, str]]:
+    """All files under `dir_path` as (absolute path, relative path), sorted.
+
+    `ignores` are glob patterns for the base names of files and folders to leave out. With `add_base_to_relative` the
+    relative paths start with the folder's own name. Raises NotADirectoryError where there is no such folder.
+    """
+    if not os.path.isdir(dir_path):
+        raise NotADirectoryError(f"no such folder: {dir_path}")
+    ignores = ignores or []
+
+    def kept(name: str) -> bool:
+        return not any(fnmatch.fnmatch(name, pattern) for pattern in ignores)
+
+    base = os.path.basename(os.path.abspath(dir_path)) if add_base_to_relative else ""
+    found = []
+    for root, folders, names in os.walk(dir_path, topdown=True):
+        folders[:] = filter(kept, folders)
+        for name in filter(kept, names):
+            absolute = os.path.join(root, name)
+            found.append((absolute, os.path.join(base, os.path.relpath(absolute, dir_path))))
+    return sorted(found)
+
+
+def copy_files_and_create_dirs(files: Iterable[tuple[str, str]]) -> None:
+    """Copy each (source, destination) pair, making the destination's folders."""
+    for source, destination in files:
+        folder = os.path.dirname(destination)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        shutil.copyfile(source, destination)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files named by URL: downloaded once, kept in a cache folder."""
+
+import contextlib
+import glob
+import hashlib
+import io
+import os
+import re
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from typing import IO, Any
+
+from dnnlib.errors import UserError
+from dnnlib.files import open_atomic
+
+_TIMEOUT_S = 30
+_CHUNK_BYTES = 1 << 20
+_ATTEMPTS_WITHOUT_A_BYTE = 3
+
+
+class DownloadError(UserError, OSError):
+    """A URL could not be fetched; the sentence says where to place the file by hand."""
+
+
+def make_cache_dir_path(*paths: str) -> str:
+    """Path below the cache folder: $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib, else one in the temporary folder.
+
+    Nothing is created.
+    """
+    if os.environ.get("DNNLIB_CACHE_DIR"):
+        return os.path.join(os.environ["DNNLIB_CACHE_DIR"], *paths)
+    home = os.path.expanduser("~")
+    base = tempfile.gettempdir() if home == "~" else home
+    return os.path.join(base, ".cache", "dnnlib", *paths)
+
+
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """Whether `obj` is a string naming something on the web (or, if allowed, a file:// URL)."""
+    if not isinstance(obj, str):
+        return False
+    parts = urllib.parse.urlsplit(obj) if "://" in obj else None
+    if parts is None:
+        return False
+    if parts.scheme == "file":
+        return allow_file_urls and bool(parts.path)
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+def open_url(
+    url: str,
+    cache_dir: str | None = None,
+    num_attempts: int = 10,
+    verbose: bool = True,
+    return_filename: bool = False,
+    cache: bool = True,
+) -> IO[bytes] | str:
+    """Open a URL, a file:// URL or a local path for reading bytes.
+
+    A download goes to `cache_dir` (the folder `downloads` of the cache by default) and is found there next time; with
+    `cache` off it stays in memory. `return_filename` gives the local file's path instead of an open file. A broken
+    download is taken up where it broke, `num_attempts` times at most. Raises DownloadError, an OSError.
+    """
+    if return_filename and not cache:
+        raise ValueError("open_url: return_filename needs cache=True, as only the cache has a file to name")
+    if is_url(url, allow_file_urls=True) and url.startswith("file:"):
+        url = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+    if not is_url(url):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.]*://", url):
+            raise DownloadError(f"{url} is not an http, https or file URL")
+        return url if return_filename else open(url, "rb")
+
+    if not cache:
+        memory = io.BytesIO()
+        _download(url, memory, num_attempts, verbose, hint="")
+        memory.seek(0)
+        return memory
+    if cache_dir is None:
+        cache_dir = make_cache_dir_path("downloads")
+    path = _cached_file(url, cache_dir) or _fetch_to_cache(url, cache_dir, num_attempts, verbose)
+    return path if return_filename else open(path, "rb")
+
+
+def _cache_key(url: str) -> str:
+    return hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+
+
+def _cached_file(url: str, cache_dir: str) -> str | None:
+    found = sorted(glob.glob(os.path.join(glob.escape(cache_dir), f"{_cache_key(url)}_*")))
+    return found[0] if found else None
+
+
+def _fetch_to_cache(url: str, cache_dir: str, num_attempts: int, verbose: bool) -> str:
+    base_name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])
+    safe_name = re.sub(r"[^0-9a-zA-Z._-]", "_", base_name)[-100:] or "download"
+    path = os.path.join(cache_dir, f"{_cache_key(url)}_{safe_name}")
+    try:
+        os.makedirs(cache_dir, exist_ok=True)
+        with open_atomic(path) as file:
+            _download(url, file, num_attempts, verbose, hint=f"; without a network, place the file at {path}")
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(
+            f"cannot keep {url} in the cache folder {cache_dir} ({error}); set DNNLIB_CACHE_DIR to a writable folder"
+        ) from error
+    return path
+
+
+def _download(url: str, file: IO[bytes], num_attempts: int, verbose: bool, hint: str) -> None:
+    """Fill the empty `file` with what `url` names."""
+    import requests  # takes 0.1 s, and most runs download nothing
+
+    reason = "no attempt was allowed"
+    with requests.Session() as session:
+        for attempt in range(1, num_attempts + 1):
+            try:
+                _receive(session, url, file, verbose)
+                return
+            except requests.HTTPError as error:
+                reason = f"the server answered {error.response.status_code} {error.response.reason}"
+                if 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429):
+                    break
+            except (requests.RequestException, ConnectionError) as error:
+                reason = f"{type(error).__name__}: the connection failed or broke after {file.tell()} bytes"
+                if file.tell() == 0 and attempt >= _ATTEMPTS_WITHOUT_A_BYTE:
+                    break
+            if attempt < num_attempts:
+                time.sleep(min(0.2 * attempt, 2.0))
+    raise DownloadError(f"cannot download {url} ({reason}){hint}")
+
+
+def _receive(session, url: str, file: IO[bytes], verbose: bool) -> None:
+    """One request, for the bytes that `file` does not have yet. Raises requests' exceptions, or ConnectionError."""
+    from dnnlib.progress import Progress
+
+    # Ranges count the stored bytes, so the server must not compress them on the way.
+    headers = {"Accept-Encoding": "identity"}
+    if file.tell() > 0:
+        headers["Range"] = f"bytes={file.tell()}-"
+    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        response.raise_for_status()
+        if response.status_code != 206:
+            file.seek(0)
+            file.truncate()
+        length = response.headers.get("Content-Length")
+        total = None if length is None else file.tell() + int(length)
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress(total, f"Downloading {url}", "bytes")) if verbose else None
+            if progress is not None:
+                progress.update(file.tell())
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                file.write(chunk)
+                if progress is not None:
+                    progress.update(len(chunk))
+        if total is not None and file.tell() != total:
+            raise ConnectionError(f"{total} bytes were announced")

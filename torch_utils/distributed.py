@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything about several processes, safe to call with one: then each function does nothing or the obvious."""
+
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import training_stats
+
+_init_file: str | None = None  # where the processes of launch() meet
+
+
+def init(
+    rank: int = 0, world_size: int = 1, device: torch.device | str | None = None, init_file: str | None = None
+) -> None:
+    """Join the group of `world_size` processes: NCCL where `device` is CUDA, else gloo. With one process, a no-op.
+
+    Inside a function started by `launch`, `init_file` is known; elsewhere it is a path, on a disk that all processes
+    share, where no file exists yet. Statistics are gathered across the group from here on.
+    """
+    device = torch.device("cpu" if device is None else device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        return
+    init_file = init_file or _init_file
+    if init_file is None:
+        raise ValueError("distributed.init: several processes outside launch() need init_file")
+    torch.distributed.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        init_method=pathlib.Path(init_file).absolute().as_uri(),
+        rank=rank,
+        world_size=world_size,
+    )
+    training_stats.init_multiprocessing(rank, device)
+
+
+def _active() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return torch.distributed.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return torch.distributed.get_world_size() if _active() else 1
+
+
+def is_main() -> bool:
+    """Whether this is process 0, the one that prints and writes files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _active():
+        torch.distributed.barrier()
+
+
+def print0(*args: Any) -> None:
+    """Print in process 0 only."""
+    if is_main():
+        print(*args)
+
+
+def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace `tensor`, in place, by its sum over the processes, and return it."""
+    if _active():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+    """Replace `tensor`, in place, by that of process `src`, and return it."""
+    if _active():
+        torch.distributed.broadcast(tensor, src=src)
+    return tensor
+
+
+def launch(fn: Callable, num_processes: int, *args: Any) -> None:
+    """Run `fn(rank, *args)` in `num_processes` processes and wait for all; one process is a direct call.
+
+    `fn` must be importable (top level of a module) and calls `init` itself. Where it fails with a UserError in any
+    process, that UserError is raised here; other failures come as torch's ProcessRaisedException.
+    """
+    if num_processes == 1:
+        fn(0, *args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(_worker, args=(fn, num_processes, folder, args), nprocs=num_processes)
+        except torch.multiprocessing.ProcessException as error:
+            sentences = sorted(pathlib.Path(folder).glob("error-*"))
+            if not sentences:
+                raise
+            raise UserError(sentences[0].read_text(encoding="utf-8")) from error
+
+
+def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tuple) -> None:
+    global _init_file
+    _init_file = os.path.join(folder, "init")
+    # Processes that share the CPU share its cores too.
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+    try:
+        fn(rank, *args)
+    except UserError as error:
+        # An exception's type does not survive the way to the parent process, so the sentence goes by file.
+        pathlib.Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")
+        sys.exit(2)
+    finally:
+        if _active():
+            torch.distributed.destroy_process_group()
+
+
+def resolve_device(name: str, rank: int = 0) -> torch.device:
+    """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') means for process `rank`.
+
+    'auto' is CUDA if there is a CUDA device, else the CPU. Raises UserError naming --device (or --gpus, where there
+    are fewer GPUs than processes) if it is not to be had.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device=cuda: this machine has no usable CUDA device; try --device=auto")
+        if rank >= torch.cuda.device_count():
+            raise UserError(f"--gpus={rank + 1} or more: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        return torch.device("cuda", rank)
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--device=mps: this machine has no usable Apple GPU; try --device=auto")
+        if rank > 0:
+            raise UserError("--device=mps: there is one Apple GPU at most, so use --gpus=1")
+        return torch.device("mps")
+    raise UserError(f"--device={name} is not one of auto, cpu, cuda, mps")

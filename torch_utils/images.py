@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images between networks (float, [-1, 1]) and files (uint8). N batch, C channels (1 or 3), H W size."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dnnlib.util import open_atomic
+
+
+def to_uint8(img: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] float in [-1, 1] -> uint8 of the same shape; values outside are clamped."""
+    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(img: torch.Tensor) -> torch.Tensor:
+    """uint8 of any shape -> float32 in [-1, 1]."""
+    return img.to(torch.float32) / 127.5 - 1
+
+
+def _as_array(images: np.ndarray | torch.Tensor) -> np.ndarray:
+    return images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+
+
+def make_grid(images: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> np.ndarray:
+    """[N, C, H, W], N = gw * gh, row by row -> one image [gh * H, gw * W, C]. Raises ValueError if N is not gw * gh."""
+    array = _as_array(images)
+    gw, gh = grid_size
+    n, c, h, w = array.shape
+    if n != gw * gh:
+        raise ValueError(f"{n} images do not fill a grid of {gw} x {gh}")
+    return array.reshape(gh, gw, c, h, w).transpose(0, 3, 1, 4, 2).reshape(gh * h, gw * w, c)
+
+
+def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
+    """Write one uint8 image, [H, W], [H, W, C] or [C, H, W] with C = 1 or 3, as a PNG file, atomically."""
+    array = _as_array(img)
+    if array.ndim == 3 and array.shape[-1] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3):
+        raise ValueError(f"a grey or RGB uint8 image is needed, not {array.dtype} of shape {array.shape}")
+    with open_atomic(path) as file:
+        Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
+
+
+def save_image_grid(
+    images: np.ndarray | torch.Tensor, path: str | os.PathLike, drange: Sequence[float], grid_size: tuple[int, int]
+) -> None:
+    """Write [N, C, H, W], whose values drange[0] .. drange[1] mean black .. white, as one PNG grid."""
+    low, high = drange
+    array = (_as_array(images).astype(np.float32) - low) * (255 / (high - low))
+    save_png(make_grid(np.rint(array).clip(0, 255).astype(np.uint8), grid_size), path)

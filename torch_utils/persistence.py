@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes whose pickles carry their own source text, so that checkpoints outlive the code that wrote them.
+
+The stored form (version 6) is that of StyleGAN2-ADA: `_reconstruct_persistent_obj` applied to a dict of `type`,
+`version`, `module_src`, `class_name` and `state`. Unpickling it with plain `pickle` runs `module_src`: that means
+trust. Our own loaders never come here with a foreign file; they read it through `torch_utils.safe_pickle`.
+"""
+
+import copy
+import copyreg
+import functools
+import inspect
+import sys
+import types
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from dnnlib.util import EasyDict, UserError
+
+VERSION = 6
+
+_classes: dict[tuple[str, str], type] = {}  # (source text of the module, class name) -> class
+_fresh_sources: dict[str, str] = {}  # module name -> source text, for modules made from a pickle
+_import_hooks: list[Callable[[EasyDict], EasyDict | None]] = []
+
+
+def persistent_class(orig_class: type) -> type:
+    """Class decorator: record the constructor arguments, and pickle with the source of the defining module.
+
+    The class gets read-only properties `init_args` (tuple) and `init_kwargs` (dict): deep copies of what the
+    constructor was called with. A subclass is persistent only if it is decorated too; an undecorated one pickles as
+    any Python object does, by reference to its own module.
+
+    Raises UserError where the defining module's source cannot be read (a class typed at a prompt).
+    """
+    if is_persistent(orig_class):
+        return orig_class
+    source = _source_of(orig_class)
+    original_init = orig_class.__init__
+
+    @functools.wraps(original_init)
+    def init(self, *args, **kwargs):
+        recorded = copy.deepcopy((args, kwargs))
+        original_init(self, *args, **kwargs)
+        # Written after the constructor ran, so that of a class and its decorated base the class has the last word.
+        self.__dict__["_init_args"], self.__dict__["_init_kwargs"] = recorded
+
+    orig_class.__init__ = init
+    orig_class.__reduce__ = _reduce
+    orig_class.init_args = property(lambda self: copy.deepcopy(self.__dict__["_init_args"]))
+    orig_class.init_kwargs = property(lambda self: EasyDict(copy.deepcopy(self.__dict__["_init_kwargs"])))
+    orig_class._persistent_source = source
+    _classes[source, orig_class.__name__] = orig_class
+    return orig_class
+
+
+def is_persistent(obj: Any) -> bool:
+    """Whether `obj` is a class decorated with `persistent_class`, or an instance of exactly such a class."""
+    cls = obj if isinstance(obj, type) else type(obj)
+    return "_persistent_source" in vars(cls)
+
+
+def import_hook(hook: Callable[[EasyDict], EasyDict | None]) -> Callable:
+    """Register a function that sees each stored object before it is rebuilt; usable as a decorator.
+
+    It gets the stored dict (`type, version, module_src, class_name, state`), which it may change or replace by
+    returning another.
+    """
+    _import_hooks.append(hook)
+    return hook
+
+
+def _source_of(cls: type) -> str:
+    module_name = cls.__module__
+    if module_name in _fresh_sources:
+        return _fresh_sources[module_name]
+    try:
+        return inspect.getsource(sys.modules[module_name])
+    except (KeyError, OSError, TypeError):
+        raise UserError(
+            f"persistent_class: the source of module {module_name} cannot be read; define {cls.__name__} in a .py file"
+        ) from None
+
+
+def _reduce(self: Any) -> tuple:
+    cls = type(self)
+    getstate = getattr(self, "__getstate__", None)
+    state = self.__dict__ if getstate is None else getstate()
+    if not is_persistent(cls):
+        return copyreg.__newobj__, (cls,), state
+    meta = {
+        "type": "class",
+        "version": VERSION,
+        "module_src": cls._persistent_source,
+        "class_name": cls.__name__,
+        "state": state,
+    }
+    return _reconstruct_persistent_obj, (meta,)
+
+
+def _reconstruct_persistent_obj(meta: dict) -> Any:
+    """Rebuild a stored object; pickles name this function. Where the class is not ours, it runs the stored source."""
+    meta = EasyDict(meta)
+    for hook in _import_hooks:
+        meta = hook(meta) or meta
+    if meta.get("type") != "class" or meta.get("version") != VERSION:
+        raise UserError(
+            f"cannot rebuild a stored object of type {meta.get('type')!r} and version {meta.get('version')!r}; "
+            f"only type 'class' and version {VERSION} are known"
+        )
+    cls = _find_class(meta.module_src, meta.class_name)
+    obj = cls.__new__(cls)
+    setstate = getattr(obj, "__setstate__", None)
+    if setstate is not None:
+        setstate(meta.state)
+    else:
+        obj.__dict__.update(meta.state)
+    return obj
+
+
+def _find_class(source: str, class_name: str) -> type:
+    """The live class with this very source if there is one, else that of a fresh module made from the source."""
+    if (source, class_name) not in _classes:
+        name = f"_persistent_{uuid.uuid4().hex}"
+        module = types.ModuleType(name)
+        _fresh_sources[name] = source
+        sys.modules[name] = module
+        try:
+            exec(compile(source, f"<{name}>", "exec"), vars(module))
+            _classes.setdefault((source, class_name), vars(module)[class_name])
+        except BaseException:
+            del sys.modules[name], _fresh_sources[name]
+            raise
+    return _classes[source, class_name]
