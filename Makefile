@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.10 or newer, pip and make. The first target that is run makes .venv/ from
+# requirements.lock; later ones reuse it until the lock changes. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu lint format clean
+
+help:
+	@echo "make demo       train a teacher and two students on 5,000 digits, compare them in runs/demo/report.html"
+	@echo "make test       the test suite        make test-slow, make test-gpu: the tests left out of it"
+	@echo "make lint       style checks          make format: mend what can be mended"
+	@echo "make clean      remove .venv and caches; runs/ stays"
+
+setup: $(READY)
+
+# Debian's python3 comes without ensurepip unless python3-venv is there too; then the system's pip fills the environment.
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV) \
+	  || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install --quiet pip; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $(READY)
+
+demo: $(READY)
+	$(PY) -m scripts.demo
+
+test: $(READY)
+	$(PYTEST) -n $(WORKERS)
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+test-gpu: $(READY)
+	$(PYTEST) -m gpu
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
