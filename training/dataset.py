@@ -4,7 +4,6 @@
 Letters in shapes: N images, C channels (1 or 3), H = W resolution, L label dimension.
 """
 
-import json
 import os
 from collections.abc import Callable
 
@@ -13,19 +12,20 @@ import torch.utils.data
 
 from dnnlib.util import EasyDict
 from training.dataset_files import (
+    LABEL_FILE,
     PNG_SIGNATURE,
     DatasetError,
     FolderFiles,
     ZipFiles,
-    check_mode,
+    check_same_shape,
+    check_side,
     decode_image,
     ends_intact,
+    header_shape,
     image_names,
     open_files,
-    read_header,
+    read_label_file,
 )
-
-LABEL_FILE = "dataset.json"
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -184,37 +184,16 @@ class ImageFolderDataset(Dataset):
 
     def _first_shape(self) -> list[int]:
         name = self._image_names[0]
-        mode, width, height = read_header(self._files.read(name), self._where(name))
-        check_mode(mode, self._where(name))
-        if width != height or width < 4 or width & (width - 1):
-            side = 1 << max(2, min(width, height).bit_length() - 1)
-            raise DatasetError(
-                f"{self._where(name)} measures {width}x{height}, and images must be square with a power of two from "
-                f"4 up as their side: convert with dataset_tool.py --transform=center-crop --width={side} "
-                f"--height={side}."
-            )
-        return [3 if mode == "RGB" else 1, height, width]
-
-    def _check_shape(self, name: str, channels: int, height: int, width: int, expected: list[int]) -> None:
-        if [height, width] != expected[1:]:
-            raise DatasetError(
-                f"{self._where(name)} measures {width}x{height}, while the first image measures "
-                f"{expected[2]}x{expected[1]}: bring all to one size with dataset_tool.py --transform=center-crop "
-                f"--width={expected[2]} --height={expected[1]}."
-            )
-        if channels != expected[0]:
-            kinds = {1: "grey", 3: "RGB"}
-            raise DatasetError(
-                f"{self._where(name)} is {kinds[channels]}, while the first image is {kinds[expected[0]]}: "
-                f"bring all to one kind with dataset_tool.py --channels={max(channels, expected[0])}."
-            )
+        shape = header_shape(self._files.read(name), self._where(name))
+        check_side(*shape[1:], self._where(name))
+        return shape
 
     def _load_raw_image(self, raw_idx: int) -> np.ndarray:
         name = self._image_names[raw_idx]
         pixels = decode_image(self._files.read(name), self._where(name))
-        height, width, channels = pixels.shape
-        self._check_shape(name, channels, height, width, self.image_shape)
-        return pixels.transpose(2, 0, 1)
+        image = pixels.transpose(2, 0, 1)
+        check_same_shape(list(image.shape), self.image_shape, self._where(name))
+        return image
 
     def _load_raw_labels(self) -> np.ndarray | None:
         return load_labels(self._files, self._image_names)
@@ -234,9 +213,7 @@ class ImageFolderDataset(Dataset):
         ends = self._files.ends(self._image_names)
         for name, (head, tail) in zip(self._image_names, ends):
             data = head if head.startswith(PNG_SIGNATURE) else self._files.read(name)
-            mode, width, height = read_header(data, self._where(name))
-            check_mode(mode, self._where(name))
-            self._check_shape(name, 3 if mode == "RGB" else 1, height, width, self.image_shape)
+            check_same_shape(header_shape(data, self._where(name)), self.image_shape, self._where(name))
             if not ends_intact(head, tail):
                 decode_image(self._files.read(name), self._where(name))
             if progress is not None:
@@ -246,28 +223,6 @@ class ImageFolderDataset(Dataset):
     def close(self) -> None:
         """Closes the zip; the next read opens it again."""
         self._files.close()
-
-
-def read_label_file(files: FolderFiles | ZipFiles) -> dict | None:
-    """Labels by image path from `dataset.json`, as JSON holds them; None where there are none.
-
-    Raises DatasetError when the file is malformed.
-    """
-    if LABEL_FILE not in files.names():
-        return None
-    where = f"'{LABEL_FILE}' in '{files.path}'"
-    try:
-        content = json.loads(files.read(LABEL_FILE))
-    except ValueError as err:
-        raise DatasetError(f"{where} is not valid JSON: {err}.") from err
-    labels = content.get("labels") if isinstance(content, dict) else ()
-    if labels is None:
-        return None
-    if not isinstance(labels, list) or not all(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in labels
-    ):
-        raise DatasetError(f'{where} must read {{"labels": [["path/of/image.png", label], ...]}}.')
-    return dict(labels)
 
 
 def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray | None:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files below a folder or inside a zip: listing them, reading them, and telling the unusable ones apart."""
+"""Image files below a folder or inside a zip: listing and reading them, and saying what is wrong with them.
+
+Shared by the dataset and by dataset_tool.py, which must not wait for torch to be imported.
+"""
 
 import io
+import json
 import os
 import struct
 import zipfile
@@ -18,6 +22,7 @@ try:
 except ImportError:
     pyspng = None
 
+LABEL_FILE = "dataset.json"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -152,7 +157,7 @@ def open_files(path: str) -> FolderFiles | ZipFiles:
     if os.path.isdir(path):
         return FolderFiles(path)
     if not os.path.exists(path):
-        raise DatasetError(f"Dataset '{path}' does not exist.")
+        raise DatasetError(f"There is no dataset at '{path}': give the path of a folder or zip of images.")
     files = ZipFiles(path)
     files.names()
     return files
@@ -176,7 +181,7 @@ def read_header(data: bytes, where: str) -> tuple[str, int, int]:
     """
     if data.startswith(PNG_SIGNATURE):
         if len(data) < 26:
-            raise DatasetError(f"{where} is truncated: replace the file.")
+            raise DatasetError(f"{where} is truncated: replace or remove the file.")
         width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
         if depth not in (8, 16) and kind == 0:
             mode = "1"
@@ -202,6 +207,39 @@ def check_mode(mode: str, where: str) -> None:
         )
 
 
+def header_shape(data: bytes, where: str) -> list[int]:
+    """[C, H, W] of an image file, from its header. Raises DatasetError unless it is 8-bit grey or RGB."""
+    mode, width, height = read_header(data, where)
+    check_mode(mode, where)
+    return [3 if mode == "RGB" else 1, height, width]
+
+
+def check_side(height: int, width: int, where: str) -> None:
+    """Raises DatasetError unless the image is square with a power of two, at least 4, as its side."""
+    if width != height or width < 4 or width & (width - 1):
+        side = 1 << max(2, min(width, height).bit_length() - 1)
+        raise DatasetError(
+            f"{where} measures {width}x{height}, and images must be square with a power of two from 4 up as their "
+            f"side: convert with dataset_tool.py --transform=center-crop --width={side} --height={side}."
+        )
+
+
+def check_same_shape(shape: list[int], expected: list[int], where: str) -> None:
+    """Raises DatasetError unless an image's [C, H, W] is that of the first image."""
+    if shape[1:] != expected[1:]:
+        _channels, height, width = expected
+        raise DatasetError(
+            f"{where} measures {shape[2]}x{shape[1]}, while the first image measures {width}x{height}: bring all to "
+            f"one size with dataset_tool.py --transform=center-crop --width={width} --height={height}."
+        )
+    if shape[0] != expected[0]:
+        kinds = {1: "grey", 3: "RGB"}
+        raise DatasetError(
+            f"{where} is {kinds[shape[0]]}, while the first image is {kinds[expected[0]]}: bring all to one kind "
+            f"with dataset_tool.py --channels={max(shape[0], expected[0])}."
+        )
+
+
 def ends_intact(head: bytes, tail: bytes) -> bool:
     """Whether a file that begins and ends so is a PNG or JPEG that was not cut off. False leaves it open."""
     if head.startswith(PNG_SIGNATURE):
@@ -220,5 +258,27 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
             with PIL.Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image)
     except Exception as err:  # decoders raise whatever the broken bytes lead them to
-        raise DatasetError(f"{where} is truncated or damaged: replace the file.") from err
+        raise DatasetError(f"{where} is truncated or damaged: replace or remove the file.") from err
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def read_label_file(files: FolderFiles | ZipFiles) -> dict | None:
+    """Labels by image path from `dataset.json`, as JSON holds them; None where there are none.
+
+    Raises DatasetError when the file is malformed.
+    """
+    if LABEL_FILE not in files.names():
+        return None
+    where = f"'{LABEL_FILE}' in '{files.path}'"
+    try:
+        content = json.loads(files.read(LABEL_FILE))
+    except ValueError as err:
+        raise DatasetError(f"{where} is not valid JSON: {err}.") from err
+    labels = content.get("labels") if isinstance(content, dict) else ()
+    if labels is None:
+        return None
+    if not isinstance(labels, list) or not all(
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in labels
+    ):
+        raise DatasetError(f'{where} must read {{"labels": [["path/of/image.png", label], ...]}}.')
+    return dict(labels)
