@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images anywhere to a dataset that trains: crop, resize, and write all or nothing."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+
+import PIL.Image
+
+from dnnlib.progress import Progress
+from dnnlib.util import UserError, open_atomic
+from training.dataset_files import LABEL_FILE, DatasetError, check_same_shape, check_side
+from training.dataset_sources import Source
+
+FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
+TRANSFORMS = ("center-crop", "center-crop-wide")
+
+Transform = Callable[[PIL.Image.Image], PIL.Image.Image]
+Write = Callable[[str, bytes], None]
+
+
+def make_transform(
+    transform: str | None, width: int | None, height: int | None, resize_filter: str = "lanczos"
+) -> Transform:
+    """What is done to each image.
+
+    Args:
+        transform: None stretches to `width` x `height` (None keeps the size). 'center-crop' keeps the largest centred
+            square. 'center-crop-wide' keeps the largest centred part of the aspect width : height and puts it, resized,
+            on a black square of side `width`.
+        width: Pixels; with 'center-crop-wide', of the picture and the square.
+        height: Pixels; with 'center-crop-wide', of the picture between the bars.
+        resize_filter: 'box' or 'lanczos'.
+
+    Raises UserError on sizes that give no square image of a power of two.
+    """
+    _check_size(transform, width, height)
+    resample = FILTERS[resize_filter]
+
+    def stretch(image: PIL.Image.Image) -> PIL.Image.Image:
+        return _resize(image, width or image.width, height or image.height, resample)
+
+    def crop(image: PIL.Image.Image) -> PIL.Image.Image:
+        return _resize(_center_crop(image, 1.0), width, height, resample)
+
+    def crop_wide(image: PIL.Image.Image) -> PIL.Image.Image:
+        picture = _resize(_center_crop(image, width / height), width, height, resample)
+        square = PIL.Image.new(image.mode, (width, width))
+        square.paste(picture, (0, (width - height) // 2))
+        return square
+
+    return {None: stretch, "center-crop": crop, "center-crop-wide": crop_wide}[transform]
+
+
+def _check_size(transform: str | None, width: int | None, height: int | None) -> None:
+    if (width is None) != (height is None):
+        raise UserError("--width and --height go together: give both or neither.")
+    if width is None:
+        if transform is not None:
+            raise UserError(f"--transform={transform} needs --width and --height.")
+        return
+    if width < 4 or width & (width - 1):
+        raise UserError(f"--width must be a power of two from 4 up, not {width}.")
+    if transform == "center-crop-wide" and height > width:
+        raise UserError(f"--height={height} must not exceed --width={width} with --transform=center-crop-wide.")
+    if transform != "center-crop-wide" and height != width:
+        raise UserError(f"--height={height} must equal --width={width}: training takes square images.")
+
+
+def _resize(image: PIL.Image.Image, width: int, height: int, resample: int) -> PIL.Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), resample)
+
+
+def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
+    width = min(image.width, max(1, round(image.height * aspect)))
+    height = min(image.height, max(1, round(image.width / aspect)))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def convert(
+    source: Source, dest: str, transform: Transform, max_images: int | None = None, compress_level: int = 0
+) -> int:
+    """Writes the dataset `dest`, a folder or, by its name, a zip; returns the number of images.
+
+    Args:
+        source: Images and labels; labels are kept if every image has one.
+        dest: Folder (new or empty) or `*.zip` (replaced if it exists). It appears when complete, or not at all.
+        transform: Applied to every image.
+        max_images: Take the first so many.
+        compress_level: Of the PNGs, 0 (none, fastest to read) to 9.
+
+    Raises UserError where `dest` cannot be written, DatasetError on an image that does not fit.
+    """
+    count = source.count if max_images is None else min(max_images, source.count)
+    opened = _zip_writer(dest) if dest.lower().endswith(".zip") else _folder_writer(dest)
+    labels: list[list] = []
+    expected = None
+    try:
+        with opened as write, Progress(count, desc="Converting", unit="img") as progress:
+            for index, (where, image, label) in enumerate(itertools.islice(source.images, count)):
+                image = transform(image)
+                shape = [len(image.getbands()), image.height, image.width]
+                if expected is None:
+                    check_side(image.height, image.width, where)
+                    expected = shape
+                check_same_shape(shape, expected, where)
+                name = f"{index // 1000:05d}/img{index:08d}.png"
+                png = io.BytesIO()
+                image.save(png, format="png", compress_level=compress_level)
+                write(name, png.getvalue())
+                labels.append([name, label])
+                progress.update()
+            kept = labels if all(label is not None for _name, label in labels) else None
+            write(LABEL_FILE, json.dumps({"labels": kept}, separators=(",", ":")).encode())
+    except DatasetError:
+        raise
+    except OSError as err:
+        raise UserError(f"Cannot write --dest='{dest}': {err.strerror or err}.") from err
+    return count
+
+
+@contextlib.contextmanager
+def _zip_writer(dest: str) -> Iterator[Write]:
+    os.makedirs(os.path.dirname(os.path.abspath(dest)), exist_ok=True)
+    with open_atomic(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
+        def write(name: str, data: bytes) -> None:
+            # ZipInfo's fixed date keeps equal input giving equal bytes; it sets no permissions of its own.
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+
+        yield write
+
+
+@contextlib.contextmanager
+def _folder_writer(dest: str) -> Iterator[Write]:
+    dest = os.path.abspath(dest)
+    if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
+        raise UserError(f"--dest='{dest}' exists and is not an empty folder: name a new one, or a file ending in .zip.")
+    os.makedirs(os.path.dirname(dest), exist_ok=True)
+    partial = f"{dest}.{secrets.token_hex(4)}.partial"
+
+    def write(name: str, data: bytes) -> None:
+        path = os.path.join(partial, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(data)
+
+    try:
+        os.mkdir(partial)
+        yield write
+        if os.path.isdir(dest):
+            os.rmdir(dest)
+        os.rename(partial, dest)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
