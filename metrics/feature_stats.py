@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of many images, gathered over processes, and their mean and covariance. Legend: n items, d dimensions."""
+
+import numpy as np
+import torch
+
+from dnnlib.util import open_atomic
+from torch_utils import distributed
+
+
+class FeatureStats:
+    """Features seen so far: all of them (`capture_all`), their mean and covariance (`capture_mean_cov`), or both.
+
+    Takes `max_items` items at most (None: any number) and leaves out the rest.
+    """
+
+    def __init__(self, capture_all: bool = False, capture_mean_cov: bool = False, max_items: int | None = None):
+        self.capture_all = capture_all
+        self.capture_mean_cov = capture_mean_cov
+        self.max_items = max_items
+        self.num_items = 0
+        self.num_features: int | None = None
+        self._parts: list[np.ndarray] = []
+        self._mean: np.ndarray | None = None
+        self._scatter: np.ndarray | None = None
+
+    def is_full(self) -> bool:
+        """Whether `max_items` have been taken."""
+        return self.max_items is not None and self.num_items >= self.max_items
+
+    def append(self, x: np.ndarray) -> None:
+        """Take the features `x` [n, d]."""
+        x = np.asarray(x, dtype=np.float32)
+        assert x.ndim == 2 and self.num_features in (None, x.shape[1])
+        if self.max_items is not None:
+            x = x[: self.max_items - self.num_items]
+        if len(x) == 0:
+            return
+        self.num_features = x.shape[1]
+        if self.capture_all:
+            self._parts.append(x)
+        if self.capture_mean_cov:
+            self._merge(x.astype(np.float64))
+        self.num_items += len(x)
+
+    def _merge(self, x: np.ndarray) -> None:
+        """Chan, Golub & LeVeque 1983: sums about the mean keep their digits where raw second moments cancel."""
+        if self._mean is None:
+            self._mean = np.zeros(x.shape[1])
+            self._scatter = np.zeros([x.shape[1], x.shape[1]])
+        mean = x.mean(axis=0)
+        centred = x - mean
+        offset = mean - self._mean
+        total = self.num_items + len(x)
+        self._scatter += centred.T @ centred + np.outer(offset, offset) * (self.num_items * len(x) / total)
+        self._mean += offset * (len(x) / total)
+
+    def append_torch(self, x: torch.Tensor, num_gpus: int = 1, rank: int = 0) -> None:
+        """Take the features `x` [n, d] of every process, item by item in turn. n must be the same everywhere."""
+        assert 0 <= rank < num_gpus
+        x = x.detach().float()
+        if num_gpus > 1:
+            shares = [x.clone() for _ in range(num_gpus)]
+            for source, share in enumerate(shares):
+                distributed.broadcast_(share, src=source)
+            x = torch.stack(shares, dim=1).flatten(0, 1)
+        self.append(x.cpu().numpy())
+
+    def get_all(self) -> np.ndarray:
+        """All features, float32 [num_items, d]."""
+        assert self.capture_all
+        return np.concatenate(self._parts)
+
+    def get_all_torch(self) -> torch.Tensor:
+        """All features, float32 [num_items, d], on the CPU."""
+        return torch.from_numpy(self.get_all())
+
+    def get_mean_cov(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [d] and covariance [d, d] (normalised by 1/n), float64."""
+        assert self.capture_mean_cov and self._mean is not None
+        return self._mean.copy(), self._scatter / self.num_items
+
+    def save(self, path: str) -> None:
+        """Write everything to an npz file. Raises OSError."""
+        arrays = {
+            "settings": np.array(
+                [self.capture_all, self.capture_mean_cov, -1 if self.max_items is None else self.max_items]
+            ),
+            "num_items": np.array(self.num_items),
+        }
+        if self._parts:
+            arrays["features"] = self.get_all()
+        if self._mean is not None:
+            arrays["mean"], arrays["scatter"] = self._mean, self._scatter
+        with open_atomic(path) as file:
+            np.savez(file, **arrays)
+
+    @staticmethod
+    def load(path: str) -> "FeatureStats":
+        """Read what `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile for a damaged file."""
+        with np.load(path, allow_pickle=False) as arrays:
+            capture_all, capture_mean_cov, max_items = (int(value) for value in arrays["settings"])
+            stats = FeatureStats(bool(capture_all), bool(capture_mean_cov), None if max_items < 0 else max_items)
+            stats.num_items = int(arrays["num_items"])
+            if "features" in arrays:
+                stats._parts = [arrays["features"]]
+                stats.num_features = stats._parts[0].shape[1]
+            if "mean" in arrays:
+                stats._mean, stats._scatter = arrays["mean"], arrays["scatter"]
+                stats.num_features = len(stats._mean)
+        return stats

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fréchet inception distance (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", section 3, eq. 6).
+
+Legend: n items, d feature dimensions.
+"""
+
+import numpy as np
+import scipy.linalg
+
+from metrics import detectors, metric_utils
+
+
+def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d] and covariance [d, d] (normalised by 1/n) of `features` [n, d], both float64."""
+    features = np.asarray(features, dtype=np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return mean, centred.T @ centred / len(features)
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F [d, rank] with F Fᵀ = cov; directions that are zero up to rounding are left out."""
+    values, vectors = scipy.linalg.eigh(cov)
+    kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """‖μ1-μ2‖² + tr(Σ1 + Σ2 - 2(Σ1Σ2)^½) of two Gaussians, in float64.
+
+    tr (Σ1Σ2)^½ is the sum of the singular values of F1ᵀF2 with Σi = Fi Fiᵀ: no square root is taken of a number
+    that is mostly rounding error, so singular covariances (fewer items than dimensions) keep full accuracy.
+    """
+    mean1, cov1, mean2, cov2 = (np.asarray(a, dtype=np.float64) for a in (mean1, cov1, mean2, cov2))
+    overlap = _factor(cov1).T @ _factor(cov2)
+    trace_sqrt = scipy.linalg.svdvals(overlap).sum() if overlap.size else 0.0
+    offset = mean1 - mean2
+    return float(offset @ offset + np.trace(cov1) + np.trace(cov2) - 2 * trace_sqrt)
+
+
+def compute_fid(opts: metric_utils.MetricOptions, max_real: int | None, num_gen: int) -> float:
+    """FID of `num_gen` fakes against at most `max_real` reals (None: all). NaN on all ranks but 0."""
+    spec = detectors.resolve(opts.detector, "inception")
+    kwargs = {"return_features": True}
+    real = metric_utils.compute_feature_stats_for_dataset(
+        opts, spec, kwargs, rel_hi=0.5, max_items=max_real, capture_mean_cov=True
+    )
+    fake = metric_utils.compute_feature_stats_for_generator(
+        opts, spec, kwargs, rel_lo=0.5, max_items=num_gen, capture_mean_cov=True
+    )
+    if opts.rank != 0:
+        return float("nan")
+    return frechet_distance(*fake.get_mean_cov(), *real.get_mean_cov())

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all metrics share: options, and the features of reals and fakes.
+
+Legend: n items, d feature dimensions. With several processes each works on its share; the features are gathered, so
+that all of them end with the same statistics, in the order one process would have found.
+"""
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from dnnlib.progress import Progress
+from dnnlib.util import EasyDict, UserError, construct_class_by_name
+from metrics import detectors, real_cache
+from metrics.feature_stats import FeatureStats
+from torch_utils import distributed, images
+
+__all__ = [
+    "FeatureStats",
+    "LatentSampler",
+    "MetricOptions",
+    "ProgressMonitor",
+    "broadcast_results",
+    "compute_feature_stats_for_dataset",
+    "compute_feature_stats_for_generator",
+    "evaluation_copy",
+    "get_feature_detector",
+]
+
+# Pixels that G makes in one go: enough to fill a small network's batch, few enough for 1024x1024.
+_PIXELS_PER_BATCH = 2**22
+
+
+class ProgressMonitor:
+    """Shows how far a metric has come (`verbose`), and tells `progress_fn(position, pfn_total)` where there is one.
+
+    `update(cur_items)` takes the number of items done so far; `sub` gives a monitor for one part of the work, which
+    takes the share `rel_lo`..`rel_hi` of this one's range.
+    """
+
+    def __init__(
+        self,
+        tag: str | None = None,
+        num_items: int | None = None,
+        verbose: bool = False,
+        progress_fn: Callable[[int, int], None] | None = None,
+        pfn_lo: float = 0,
+        pfn_hi: float = 1000,
+        pfn_total: int = 1000,
+    ):
+        self.tag = tag
+        self.num_items = num_items
+        self.verbose = verbose
+        self.progress_fn = progress_fn
+        self._range = (pfn_lo, pfn_hi, pfn_total)
+        self._shown = Progress(num_items, tag or "", "img") if verbose and num_items else None
+
+    def update(self, cur_items: int) -> None:
+        """`cur_items` of `num_items` are done."""
+        if self._shown is not None:
+            self._shown.update(min(cur_items, self.num_items) - self._shown.count)
+            if cur_items >= self.num_items:
+                self._shown.close()
+        if self.progress_fn is not None and self.num_items:
+            low, high, total = self._range
+            self.progress_fn(round(low + (high - low) * min(cur_items / self.num_items, 1)), total)
+
+    def sub(
+        self, tag: str | None = None, num_items: int | None = None, rel_lo: float = 0, rel_hi: float = 1
+    ) -> "ProgressMonitor":
+        """A monitor for `num_items` items of one part of the work."""
+        low, high, total = self._range
+        low, high = (low + (high - low) * share for share in (rel_lo, rel_hi))
+        return ProgressMonitor(tag, num_items, self.verbose, self.progress_fn, low, high, total)
+
+
+class MetricOptions:
+    """What to measure and how.
+
+    Args:
+        G: Generator whose images are measured; it is copied, never changed.
+        G_kwargs: Extra arguments of its forward call.
+        dataset_kwargs: Class name and arguments of the dataset of reals (and of labels).
+        num_gpus: Number of processes that compute together.
+        rank: Which of them this is.
+        device: Where to compute; by default the CUDA device of this rank, or the CPU where there is none.
+        progress: A `ProgressMonitor`; silent by default.
+        cache: Whether to keep and reuse the reals' statistics.
+        detector: What `--detector` says: a name, path or URL; None for the metric's own detector.
+        seed: Of latents, labels, noise and subsets. The global random generators are left alone.
+    """
+
+    def __init__(
+        self,
+        G: torch.nn.Module | None = None,
+        G_kwargs: dict = {},
+        dataset_kwargs: dict = {},
+        num_gpus: int = 1,
+        rank: int = 0,
+        device: torch.device | None = None,
+        progress: ProgressMonitor | None = None,
+        cache: bool = True,
+        detector: str | None = None,
+        seed: int = 0,
+    ):
+        assert 0 <= rank < num_gpus
+        if device is None:
+            device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.G = G
+        self.G_kwargs = EasyDict(G_kwargs)
+        self.dataset_kwargs = EasyDict(dataset_kwargs)
+        self.num_gpus = num_gpus
+        self.rank = rank
+        self.device = torch.device(device)
+        self.progress = progress.sub() if progress is not None and rank == 0 else ProgressMonitor()
+        self.cache = cache
+        self.detector = detector
+        self.seed = seed
+        self.provenance = EasyDict(
+            resolution=getattr(G, "img_resolution", None),
+            seed=seed,
+            versions={"torch": torch.__version__, "numpy": np.__version__},
+        )
+
+    def record(self, spec: detectors.DetectorSpec, **facts: int) -> None:
+        """Note in `provenance` the detector and the numbers of images a result rests on."""
+        self.provenance.update(detector=spec.name, detector_sha256=spec.sha256, **facts)
+
+
+class LatentSampler:
+    """Latents and labels for fakes, from `opts.seed` alone: the same for any number of processes and batch size.
+
+    Labels are those of images drawn uniformly from the dataset. Raises UserError where they do not suit `G`.
+    """
+
+    def __init__(self, opts: MetricOptions, G: torch.nn.Module):
+        self._opts = opts
+        self._z_dim = G.z_dim
+        self._dataset = construct_class_by_name(**opts.dataset_kwargs) if G.c_dim > 0 else None
+        if self._dataset is not None and self._dataset.label_dim != G.c_dim:
+            raise UserError(
+                f"The network takes labels of {G.c_dim} numbers, and the dataset '{self._dataset.name}' has "
+                f"{self._dataset.label_dim}: name a dataset with matching labels with --data."
+            )
+        # numpy's legacy generators: streams that do not depend on how many numbers are asked for at once.
+        self._latents, self._labels, self._times = (np.random.RandomState([opts.seed, part]) for part in range(3))
+
+    def _share(self, values: np.ndarray) -> torch.Tensor:
+        share = values[self._opts.rank :: self._opts.num_gpus]
+        return torch.from_numpy(share.astype(np.float32)).to(self._opts.device)
+
+    def _draw_labels(self, n: int) -> torch.Tensor:
+        if self._dataset is None:
+            return self._share(np.zeros([n, 0]))
+        picks = self._labels.randint(len(self._dataset), size=n)
+        return self._share(np.stack([self._dataset.get_label(pick) for pick in picks]))
+
+    def items(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """z [n, z_dim] and c [n, c_dim] for the next n items of this process."""
+        n *= self._opts.num_gpus
+        return self._share(self._latents.randn(n, self._z_dim)), self._draw_labels(n)
+
+    def paths(self, n: int, full: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """z [2n, z_dim] (starts, then ends), c [n, c_dim] and t [n, 1] for n paths; t uniform if `full`, else 0."""
+        n *= self._opts.num_gpus
+        ends = self._share(self._latents.randn(n, 2, self._z_dim))
+        t = self._times.rand(n, 1) if full else np.zeros([n, 1])
+        return ends.transpose(0, 1).flatten(0, 1), self._draw_labels(n), self._share(t)
+
+
+def get_feature_detector(
+    url: str | detectors.DetectorSpec,
+    device: torch.device | str = "cpu",
+    num_gpus: int = 1,
+    rank: int = 0,
+    verbose: bool = False,
+) -> torch.jit.ScriptModule:
+    """The detector at a path or URL on `device`; the first process downloads it for all. Raises UserError."""
+    if rank > 0:
+        distributed.barrier()
+    if verbose and rank == 0:
+        print(f"Loading detector {url if isinstance(url, str) else url.url}", file=sys.stderr)
+    try:
+        return detectors.load(url, torch.device(device))
+    finally:
+        if rank == 0 and num_gpus > 1:
+            distributed.barrier()
+
+
+def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
+    """A copy of `opts.G` on `opts.device`, in eval mode and without gradients."""
+    return copy.deepcopy(opts.G).eval().requires_grad_(False).to(opts.device)
+
+
+def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:
+    """The numbers as rank 0 has them."""
+    values = [float(value) for value in results.values()]
+    if opts.num_gpus > 1:
+        shared = torch.tensor(values, dtype=torch.float64, device=opts.device)
+        distributed.broadcast_(shared, src=0)
+        values = shared.tolist()
+    return dict(zip(results, values))
+
+
+def _detect(detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict) -> torch.Tensor:
+    """Features [n, d] of uint8 images [n, 1 or 3, h, w]; grey is shown as RGB."""
+    if batch.shape[1] == 1:
+        batch = batch.repeat(1, 3, 1, 1)
+    return detector(batch, **detector_kwargs).flatten(1)
+
+
+def _dataset_loader(opts: MetricOptions, dataset, num_items: int, batch_size: int, loader_kwargs: dict | None):
+    """Batches of this process's share of the first `num_items` items; every process gets equally many."""
+    rounds = -(-num_items // opts.num_gpus)
+    share = [(i * opts.num_gpus + opts.rank) % num_items for i in range(rounds)]
+    if loader_kwargs is None:
+        loader_kwargs = {"num_workers": 3, "pin_memory": True} if opts.device.type == "cuda" else {}
+    # A generator of its own: without one, the loader would draw from the global stream.
+    generator = torch.Generator()
+    return torch.utils.data.DataLoader(
+        dataset, sampler=share, batch_size=batch_size, generator=generator, **loader_kwargs
+    )
+
+
+def _agreed(opts: MetricOptions, stats: FeatureStats | None) -> FeatureStats | None:
+    """`stats` if all processes have them, else None."""
+    if opts.num_gpus > 1:
+        missing = distributed.all_reduce_(torch.tensor([float(stats is None)], device=opts.device))
+        return None if missing.item() > 0 else stats
+    return stats
+
+
+@torch.no_grad()
+def compute_feature_stats_for_dataset(
+    opts: MetricOptions,
+    detector_url: str | detectors.DetectorSpec,
+    detector_kwargs: dict,
+    rel_lo: float = 0,
+    rel_hi: float = 1,
+    batch_size: int = 64,
+    data_loader_kwargs: dict | None = None,
+    max_items: int | None = None,
+    **stats_kwargs,
+) -> FeatureStats:
+    """Statistics of the features of the first `max_items` reals (None, or more than there are: all), cached.
+
+    The cache answers only for the same dataset options, file contents, detector and arguments. `stats_kwargs` are those
+    of `FeatureStats`. Raises DatasetError or UserError for unusable data or detector.
+    """
+    spec = detectors.locate(detector_url)
+    dataset = construct_class_by_name(**opts.dataset_kwargs)
+    num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
+    identity = {
+        "detector": spec.sha256,
+        "detector_kwargs": detector_kwargs,
+        "num_items": num_items,
+        "stats_kwargs": stats_kwargs,
+    }
+    path = real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity) if opts.cache else None
+    stats = _agreed(opts, real_cache.load(path) if path else None)
+    if stats is None:
+        detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
+        stats = FeatureStats(max_items=num_items, **stats_kwargs)
+        progress = opts.progress.sub(f"{spec.name} features of reals", num_items, rel_lo, rel_hi)
+        for batch, _labels in _dataset_loader(opts, dataset, num_items, batch_size, data_loader_kwargs):
+            features = _detect(detector, batch.to(opts.device), detector_kwargs)
+            stats.append_torch(features, opts.num_gpus, opts.rank)
+            progress.update(stats.num_items)
+        # Data that changed under our hands belong to neither the old key nor the new one.
+        if path and opts.rank == 0 and path == real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity):
+            real_cache.save(path, stats)
+    dataset.close()
+    opts.record(spec, num_reals=stats.num_items)
+    return stats
+
+
+@contextlib.contextmanager
+def _own_random_streams(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's default generators start from `seed` inside, and go on outside as if nothing had been drawn."""
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    where = (device,) if device.type == "cuda" else ()
+    cpu_state = torch.get_rng_state()
+    device_state = backend.get_rng_state(*where) if backend else None
+    torch.default_generator.manual_seed(seed)
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            if backend:
+                backend.manual_seed(seed)
+            yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if backend:
+            backend.set_rng_state(device_state, *where)
+
+
+@torch.no_grad()
+def compute_feature_stats_for_generator(
+    opts: MetricOptions,
+    detector_url: str | detectors.DetectorSpec,
+    detector_kwargs: dict,
+    rel_lo: float = 0,
+    rel_hi: float = 1,
+    batch_size: int = 64,
+    batch_gen: int | None = None,
+    *,
+    max_items: int,
+    **stats_kwargs,
+) -> FeatureStats:
+    """Statistics of the features of `max_items` fakes; a function of the network and `opts.seed`.
+
+    Images are rounded to uint8 before they are looked at. `batch_gen` is how many G makes at once (None: by
+    resolution). `stats_kwargs` are those of `FeatureStats`. Raises UserError for an unusable detector or labels.
+    """
+    spec = detectors.locate(detector_url)
+    detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
+    G = evaluation_copy(opts)
+    if batch_gen is None:
+        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
+    sampler = LatentSampler(opts, G)
+    stats = FeatureStats(max_items=max_items, **stats_kwargs)
+    progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
+    with _own_random_streams(opts.device, opts.seed + opts.rank):
+        while not stats.is_full():
+            batch = []
+            for first in range(0, batch_size, batch_gen):
+                z, c = sampler.items(min(batch_gen, batch_size - first))
+                batch.append(images.to_uint8(G(z=z, c=c, **opts.G_kwargs)))
+            stats.append_torch(_detect(detector, torch.cat(batch), detector_kwargs), opts.num_gpus, opts.rank)
+            progress.update(stats.num_items)
+    opts.record(spec, num_fakes=stats.num_items)
+    return stats
