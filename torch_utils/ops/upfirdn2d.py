@@ -15,7 +15,7 @@ SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
 
 def setup_filter(
     f: torch.Tensor | np.ndarray | Sequence | float | None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     normalize: bool = True,
     flip_filter: bool = False,
     gain: float = 1,
@@ -25,7 +25,7 @@ def setup_filter(
 
     Args:
         f: Taps, [fh, fw] or [taps]; a number or None stands for a single tap (None = 1).
-        device: Where the result lives.
+        device: Where the result lives; None: torch's default device.
         normalize: Scale to sum 1.
         flip_filter: Reverse the taps.
         gain: Overall factor on a signal that is filtered along both axes.
@@ -37,7 +37,7 @@ def setup_filter(
     Raises:
         ValueError: no taps, or more than two axes.
     """
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"setup_filter: f must hold taps along one or two axes, got shape {list(f.shape)}")
     f = f.reshape(1) if f.ndim == 0 else f
@@ -51,7 +51,7 @@ def setup_filter(
         f = f / f.sum()
     if flip_filter:
         f = f.flip(list(range(f.ndim)))
-    return (f * gain ** (f.ndim / 2)).to(device)
+    return f * gain ** (f.ndim / 2)
 
 
 def upfirdn2d(

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive discriminator augmentation (arXiv 2006.06676, section 3): steer p by how sure D is of reals."""
+
+import torch
+
+from torch_utils import training_stats
+
+
+class AdaController:
+    """Moves the augmentation probability `augment_pipe.p` so that E[sign D(x)] stays at `target`.
+
+    Every `interval` iterations p moves by at most batch_size·interval / (kimg·1000), so from 0 to 1 in `kimg`
+    thousand images.
+    """
+
+    def __init__(
+        self, augment_pipe: torch.nn.Module, target: float, batch_size: int, interval: int = 4, kimg: float = 500
+    ):
+        self.augment_pipe = augment_pipe
+        self.target = target
+        self.interval = interval
+        self.step_size = batch_size * interval / (kimg * 1000)
+        self.signs = training_stats.Collector(regex="Loss/signs/real")
+
+    def update(self, iteration: int) -> None:
+        """Adjust p if `iteration` is due. In a multi-process run every process must call this."""
+        if iteration % self.interval != 0:
+            return
+        self.signs.update()
+        direction = (self.signs["Loss/signs/real"] > self.target) - (self.signs["Loss/signs/real"] < self.target)
+        p = self.augment_pipe.p
+        p.copy_((p + direction * self.step_size).clamp_min(0))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run writes about itself: the tick line, `stats.jsonl`, and tfevents where TensorBoard is installed."""
+
+import importlib.util
+import json
+import os
+import time
+
+import psutil
+import torch
+
+import dnnlib
+from torch_utils import training_stats
+
+
+class RunLog:
+    """Collects statistics over a tick and writes them. Files are written by the main process only (`write`)."""
+
+    def __init__(self, run_dir: str, write: bool, device: torch.device):
+        self.run_dir = run_dir
+        self.write = write
+        self.device = device
+        self.start_time = self.tick_start = time.time()
+        self.maintenance = 0.0
+        self._stats = training_stats.Collector(regex=".*")
+        self._jsonl = open(os.path.join(run_dir, "stats.jsonl"), "a", encoding="utf-8") if write else None  # noqa: SIM115
+        self._tfevents = None
+
+    def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
+        """End a tick of `tick_kimg` thousand images: report and print the tick line. All processes take part."""
+        now = time.time()
+        total, seconds = now - self.start_time, now - self.tick_start
+        cpu_mem = psutil.Process().memory_info().rss / 2**30
+        fields = [
+            f"tick {training_stats.report0('Progress/tick', tick):<5d}",
+            f"kimg {training_stats.report0('Progress/kimg', kimg):<8.1f}",
+            f"time {dnnlib.util.format_time(training_stats.report0('Timing/total_sec', total)):<12s}",
+            f"sec/tick {training_stats.report0('Timing/sec_per_tick', seconds):<7.1f}",
+            f"sec/kimg {training_stats.report0('Timing/sec_per_kimg', seconds / max(tick_kimg, 1e-9)):<7.2f}",
+            f"maintenance {training_stats.report0('Timing/maintenance_sec', self.maintenance):<6.1f}",
+            f"cpumem {training_stats.report0('Resources/cpu_mem_gb', cpu_mem):<6.2f}",
+            f"gpumem {training_stats.report0('Resources/peak_gpu_mem_gb', self._peak_gpu_gb()):<6.2f}",
+            f"augment {training_stats.report0('Progress/augment', augment_p):.3f}",
+        ]
+        training_stats.report0("Timing/total_hours", total / 3600)
+        training_stats.report0("Timing/total_days", total / 86400)
+        if self.write:
+            print(" ".join(fields), flush=True)
+        self.tick_end = now
+
+    def _peak_gpu_gb(self) -> float:
+        if self.device.type != "cuda":
+            return 0.0
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
+
+    def flush(self, step: int, metrics: dict[str, float]) -> None:
+        """Write what was reported since the last call and the newest metrics; `step` in images. All processes take part."""
+        self._stats.update()
+        if self.write:
+            timestamp = time.time()
+            values = self._stats.as_dict()
+            self._jsonl.write(json.dumps({**values, "timestamp": timestamp}) + "\n")
+            self._jsonl.flush()
+            self._write_tfevents(values, metrics, step, timestamp)
+
+    def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        if self._tfevents is None:
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # slow to import, so only once there is something to write
+
+            self._tfevents = SummaryWriter(self.run_dir)
+        scalars = {name: value["mean"] for name, value in values.items()}
+        scalars.update({f"Metrics/{name}": value for name, value in metrics.items()})
+        for name, value in scalars.items():
+            self._tfevents.add_scalar(name, value, global_step=step // 1000, walltime=timestamp)
+        self._tfevents.flush()
+
+    def start_tick(self) -> None:
+        """Begin the next tick; the time since the last tick line counts as maintenance."""
+        self.tick_start = time.time()
+        self.maintenance = self.tick_start - self.tick_end
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._jsonl, self._tfevents):
+            if file is not None:
+                file.close()

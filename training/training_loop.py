@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conductor: set up everything a run needs, then step and tick until the images are spent."""
+
+import copy
+import dataclasses
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+import dnnlib
+from dnnlib.progress import Progress
+from dnnlib.util import UserError
+from metrics import metric_main
+from torch_utils import distributed, misc
+from torch_utils.images import from_uint8
+from training import snapshot
+from training.ada import AdaController
+from training.ema import ema_beta, update_ema
+from training.phases import build_phases, run_phase
+from training.run_log import RunLog
+from training.sample_grid import SampleGrid
+
+PROGRESS_INTERVAL = 30.0  # seconds between progress lines inside a tick where the output is not a terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """Everything that decides a run; the names are the keys of `training_options.json`."""
+
+    run_dir: str = "."
+    training_set_kwargs: dict = dataclasses.field(default_factory=dict)  # for the dataset's constructor
+    data_loader_kwargs: dict = dataclasses.field(default_factory=dict)  # for torch.utils.data.DataLoader
+    G_kwargs: dict = dataclasses.field(default_factory=dict)
+    D_kwargs: dict = dataclasses.field(default_factory=dict)
+    G_opt_kwargs: dict = dataclasses.field(default_factory=dict)
+    D_opt_kwargs: dict = dataclasses.field(default_factory=dict)
+    augment_kwargs: dict | None = None  # None: no augmentation
+    loss_kwargs: dict = dataclasses.field(default_factory=dict)
+    metrics: list = dataclasses.field(default_factory=list)  # names, evaluated with each network snapshot
+    random_seed: int = 0
+    num_gpus: int = 1  # number of processes
+    batch_size: int = 4  # images an iteration, over all processes
+    batch_gpu: int = 4  # images a process handles at a time; the rest is accumulated
+    ema_kimg: float = 10  # half-life of the generator's moving average, in thousand images
+    ema_rampup: float | None = None  # bound on that half-life, as a multiple of the images seen
+    G_reg_interval: int | None = 4
+    D_reg_interval: int | None = 16
+    augment_p: float = 0  # initial augmentation probability
+    ada_target: float | None = None  # None: p stays as it is
+    ada_interval: int = 4  # iterations
+    ada_kimg: float = 500
+    total_kimg: int = 25000
+    kimg_per_tick: float = 4
+    image_snapshot_ticks: int | None = 50
+    network_snapshot_ticks: int | None = 50
+    snapshots_keep: int | None = None  # newest network snapshots to keep; None: all
+    resume_pkl: str | None = None
+    trust_pickle: bool = False
+    cudnn_benchmark: bool = True
+    allow_tf32: bool = False
+    device: str = "auto"
+    detector: str | None = None  # feature network for the metrics; None: the published ones
+
+
+def training_loop(
+    rank: int = 0,
+    abort_fn: Callable[[], bool] | None = None,
+    progress_fn: Callable[[float, int], Any] | None = None,
+    **options,
+) -> None:
+    """Train to `total_kimg`. In a multi-process run every process calls this with its `rank`, the group initialised.
+
+    `options` are the fields of TrainingOptions. `abort_fn()` is asked once a tick and ends the run, with a snapshot,
+    when it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once a tick.
+    """
+    trainer = Trainer(TrainingOptions(**options), rank)
+    trainer.run(abort_fn, progress_fn)
+
+
+class Trainer:
+    """The state of a run: data, networks, loss, phases, counters."""
+
+    def __init__(self, options: TrainingOptions, rank: int = 0):
+        self.opt = options
+        self.rank = rank
+        self.device = distributed.resolve_device(options.device, rank=rank)
+        self.cur_nimg = self.cur_tick = self.iteration = 0
+        self.metric_values: dict[str, float] = {}
+        self._configure_torch()
+        self._open_data()
+        self._build_networks()
+        self._build_loss()
+        self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
+        self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def _configure_torch(self) -> None:
+        seed = self.opt.random_seed * self.opt.num_gpus + self.rank
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = self.opt.cudnn_benchmark
+            torch.backends.cuda.matmul.allow_tf32 = self.opt.allow_tf32
+            torch.backends.cudnn.allow_tf32 = self.opt.allow_tf32
+
+    def _open_data(self) -> None:
+        opt = self.opt
+        self.training_set = dnnlib.util.construct_class_by_name(**opt.training_set_kwargs)
+        sampler = misc.InfiniteSampler(
+            self.training_set, rank=self.rank, num_replicas=opt.num_gpus, seed=opt.random_seed
+        )
+        loader_kwargs = dict(opt.data_loader_kwargs)
+        if self.device.type != "cuda":
+            loader_kwargs["pin_memory"] = False
+        loader = torch.utils.data.DataLoader(
+            dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
+        )
+        self.batches = iter(loader)
+        self._say(f"Training set: {len(self.training_set)} images {self.training_set.image_shape}, "
+                  f"labels {self.training_set.label_shape}")  # fmt: skip
+
+    def _build_networks(self) -> None:
+        data, opt = self.training_set, self.opt
+        shape = {"c_dim": data.label_dim, "img_resolution": data.resolution, "img_channels": data.num_channels}
+        self.G = dnnlib.util.construct_class_by_name(**opt.G_kwargs, **shape).train().requires_grad_(False)
+        self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
+        self.G.to(self.device)
+        self.D.to(self.device)
+        self.G_ema = copy.deepcopy(self.G).eval()
+        if opt.resume_pkl is not None:
+            self._resume_from(opt.resume_pkl)
+        for module in (self.G, self.D, self.G_ema):  # every process starts from the weights of the first
+            for tensor in misc.params_and_buffers(module):
+                distributed.broadcast_(tensor)
+        if self.rank == 0:
+            self._print_networks()
+
+    def _print_networks(self) -> None:
+        z = torch.zeros([1, self.G.z_dim], device=self.device)
+        c = torch.zeros([1, self.G.c_dim], device=self.device)
+        # The networks draw noise; what training draws must not depend on this table.
+        with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            img = misc.print_module_summary(self.G_ema, [z, c])
+            misc.print_module_summary(self.D, [img, c])
+
+    def _resume_from(self, resume_pkl: str) -> None:
+        """Start G, D and G_ema from the weights of another snapshot, as far as names match (transfer learning)."""
+        self._say(f"Resuming from {resume_pkl}")
+        source = snapshot.load_snapshot(resume_pkl, trust=self.opt.trust_pickle)
+        for name, module in (("G", self.G), ("D", self.D), ("G_ema", self.G_ema)):
+            try:
+                misc.copy_params_and_buffers(source[name], module, require_all=False)
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"--resume={resume_pkl}: its {name} does not fit the network to train: {error}"
+                ) from error
+
+    def _build_loss(self) -> None:
+        opt = self.opt
+        self.augment_pipe = self.ada = None
+        if opt.augment_kwargs is not None and (opt.augment_p > 0 or opt.ada_target is not None):
+            self.augment_pipe = dnnlib.util.construct_class_by_name(**opt.augment_kwargs).train().requires_grad_(False)
+            self.augment_pipe.to(self.device).p.copy_(torch.as_tensor(opt.augment_p))
+            if opt.ada_target is not None:
+                self.ada = AdaController(
+                    self.augment_pipe, opt.ada_target, opt.batch_size, interval=opt.ada_interval, kimg=opt.ada_kimg
+                )
+        self.loss = dnnlib.util.construct_class_by_name(
+            device=self.device,
+            G_mapping=self.G.mapping,
+            G_synthesis=self.G.synthesis,
+            D=self.D,
+            augment_pipe=self.augment_pipe,
+            **opt.loss_kwargs,
+        )
+        self.phases = build_phases("G", self.G, opt.G_opt_kwargs, opt.G_reg_interval)
+        self.phases += build_phases("D", self.D, opt.D_opt_kwargs, opt.D_reg_interval)
+
+    def run(self, abort_fn=None, progress_fn=None) -> None:
+        """Train until the images are spent or `abort_fn` says so."""
+        opt = self.opt
+        total_nimg = opt.total_kimg * 1000
+        if self.rank == 0:
+            self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
+            self._save_fakes("fakes_init.png")
+        self._say(f"Training for {opt.total_kimg} kimg on {self.device}...")
+        progress = self._progress(total_nimg)
+        self.log.tick_start = time.time()
+        tick_start_nimg, new_tick = self.cur_nimg, True
+        while True:
+            self.step(new_tick)
+            progress.update(opt.batch_size)
+            done = self.cur_nimg >= total_nimg
+            new_tick = done or self.cur_tick == 0 or self.cur_nimg >= tick_start_nimg + opt.kimg_per_tick * 1000
+            if not new_tick:
+                continue
+            aborted = abort_fn is not None and abort_fn()
+            self.tick(done or aborted, (self.cur_nimg - tick_start_nimg) / 1000)
+            tick_start_nimg = self.cur_nimg
+            if progress_fn is not None:
+                progress_fn(self.cur_nimg / 1000, opt.total_kimg)
+            if done or aborted:
+                break
+        self.log.close()
+        self._say("Aborted." if aborted and not done else "Done.")
+
+    def _progress(self, total_nimg: int) -> Progress:
+        stream = sys.stderr if self.rank == 0 else io.StringIO()
+        return Progress(total_nimg, "training", "img", stream, None if stream.isatty() else PROGRESS_INTERVAL)
+
+    def step(self, new_tick: bool) -> None:
+        """One iteration: every due phase, the moving average, and the augmentation strength."""
+        opt = self.opt
+        local = opt.batch_size // opt.num_gpus
+        real_img, real_c = next(self.batches)
+        real_img = from_uint8(real_img.to(self.device, non_blocking=True))
+        real_c = real_c.to(self.device, non_blocking=True)
+        all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
+        picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
+        all_c = torch.from_numpy(np.stack([self.training_set.get_label(i) for i in picks])).to(self.device)
+        self.loss.begin_iteration(self.cur_nimg, new_tick)
+        for phase, z, c in zip(self.phases, all_z, all_c.split(local)):
+            if self.iteration % phase.interval == 0:
+                pieces = zip(*(x.split(opt.batch_gpu) for x in (real_img, real_c, z, c)))
+                names = ("real_img", "real_c", "gen_z", "gen_c")
+                run_phase(phase, self.loss, [dict(zip(names, piece)) for piece in pieces])
+        update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
+        self.cur_nimg += opt.batch_size
+        self.iteration += 1
+        if self.ada is not None:
+            self.ada.update(self.iteration)
+
+    def tick(self, done: bool, tick_kimg: float) -> None:
+        """End a tick: report, and write pictures, snapshot and metrics where they are due."""
+        opt = self.opt
+        augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
+        self.log.tick(self.cur_tick, self.cur_nimg / 1000, tick_kimg, augment_p)
+        kimg = f"{self.cur_nimg // 1000:06d}"
+        if self.rank == 0 and self._due(opt.image_snapshot_ticks, done):
+            self._save_fakes(f"fakes{kimg}.png")
+        if self._due(opt.network_snapshot_ticks, done):
+            name = f"network-snapshot-{kimg}.pkl"
+            self._save_networks(name)
+            self._evaluate(name)
+        self.log.flush(self.cur_nimg, self.metric_values)
+        self.cur_tick += 1
+        self.log.start_tick()
+
+    def _due(self, every: int | None, done: bool) -> bool:
+        return every is not None and (done or self.cur_tick % every == 0)
+
+    def _save_fakes(self, name: str) -> None:
+        self.grid.save_fakes(os.path.join(self.opt.run_dir, name), self.G_ema, self.opt.batch_gpu, self.device)
+
+    def _save_networks(self, name: str) -> None:
+        misc.check_ddp_consistency(self.G, ignore_regex=r".*\.w_avg")
+        misc.check_ddp_consistency(self.D)
+        if self.rank != 0:
+            return
+        data = {"training_set_kwargs": dict(self.opt.training_set_kwargs)}
+        data.update(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe)
+        snapshot.save_snapshot(os.path.join(self.opt.run_dir, name), data)
+        if self.opt.snapshots_keep is not None:
+            snapshot.keep_newest(self.opt.run_dir, self.opt.snapshots_keep)
+
+    def _evaluate(self, snapshot_name: str) -> None:
+        opt = self.opt
+        for metric in opt.metrics:
+            result = metric_main.calc_metric(
+                metric=metric,
+                G=self.G_ema,
+                dataset_kwargs=opt.training_set_kwargs,
+                num_gpus=opt.num_gpus,
+                rank=self.rank,
+                device=self.device,
+                detector=opt.detector,
+            )
+            if self.rank == 0:
+                metric_main.report_metric(
+                    result, run_dir=opt.run_dir, snapshot_pkl=os.path.join(opt.run_dir, snapshot_name)
+                )
+            self.metric_values.update(result.results)
