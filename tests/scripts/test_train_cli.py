@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train.py: refusals before anything is written, the dry run, the run directory."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from PIL import Image
+
+import dnnlib.cli
+import train
+from tests.support import ROOT, golden_json
+from tests.training.test_config import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
+from training import config, training_loop
+
+REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs train.py's command in this process: `run_cli(flag=value, ...)` -> (exit status, stdout, stderr)."""
+
+    def run(**flags):
+        argv = ["train.py"]
+        for name, value in flags.items():
+            value = ",".join(value) if isinstance(value, list) else value
+            flag = f"--{name.replace('_', '-')}"
+            argv.append(flag if value is True and name in ("dry_run", "trust_pickle") else f"{flag}={value}")
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_info:
+            dnnlib.cli.run(train.main)
+        return (exit_info.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def outdir(tmp_path):
+    return tmp_path / "runs"
+
+
+def refused(result, outdir, *words):
+    """Asserts that the run ended with status 2, one sentence holding `words`, and nothing created."""
+    status, _, err = result
+    message = err[err.index("Error: ") :]
+    assert status == 2
+    assert "Traceback" not in err
+    for word in words:
+        assert word in message
+    assert not outdir.exists()
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: str(case["flags"]))
+def test_golden_refusals(case, run_cli, outdir, datasets):  # noqa: F811
+    flag = case["error"].split()[0].split("=")[0]
+    refused(run_cli(outdir=outdir, data=datasets[case["dataset"]], **case["flags"]), outdir, flag)
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        ({"batch": 0}, "--batch"),
+        ({"batch_gpu": 0}, "--batch-gpu"),
+        ({"keep": 0}, "--keep"),
+        ({"seed": -1}, "--seed"),
+        ({"dgl_weight": -0.1}, "--dgl-weight"),
+        ({"dgl_weighting": "both"}, "--dgl-weighting"),
+        ({"cbase": 10}, "--cbase"),
+        ({"cfg": "huge"}, "--cfg"),
+        ({"mirror": "maybe"}, "--mirror"),
+        ({"device": "tpu"}, "--device"),
+        ({"resume": "/no/such/file.pkl"}, "--resume"),
+        ({"dgl_teacher": "/no/such/file.pkl"}, "--dgl-teacher"),
+        ({"detector": "/no/such/detector.pt"}, "--detector"),
+    ],
+    ids=str,
+)
+def test_bad_flags(flags, word, run_cli, outdir, datasets):  # noqa: F811
+    refused(run_cli(outdir=outdir, data=datasets["toy64"], **{"metrics": "fid5k_full", **flags}), outdir, word)
+
+
+def png_zip(path, *sizes, damage=False, mode="RGB"):
+    """A zip with one PNG of each size (width, height); with `damage` the last is cut short."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, size in enumerate(sizes):
+            image = path.with_suffix(".png")
+            Image.effect_noise(size, 90).convert(mode).save(image)
+            content = image.read_bytes()
+            archive.writestr(f"img{i}.png", content[: len(content) // 2] if damage and i == len(sizes) - 1 else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "make, word",
+    [
+        (lambda path: path, "data.zip"),
+        (lambda path: png_zip(path), "data.zip"),
+        (lambda path: (path.write_text("no zip"), path)[1], "data.zip"),
+        (lambda path: png_zip(path, (16, 16), (16, 16), damage=True), "img1.png"),
+        (lambda path: png_zip(path, (16, 16), (16, 16), (32, 32)), "img2.png"),
+        (lambda path: png_zip(path, (16, 32)), "16x32"),
+        (lambda path: png_zip(path, (20, 20)), "20x20"),
+        (lambda path: png_zip(path, (16, 16), mode="RGBA"), "RGBA"),
+        (lambda path: png_zip(path, (16, 16), mode="I;16"), "16"),
+    ],
+    ids=["missing", "empty", "not a zip", "truncated", "mixed", "not square", "not a power of two", "RGBA", "16 bit"],
+)
+def test_bad_datasets(make, word, run_cli, tmp_path, outdir):
+    refused(run_cli(outdir=outdir, data=make(tmp_path / "data.zip"), metrics="none"), outdir, word)
+
+
+def test_outdir_below_a_file(run_cli, tmp_path, datasets):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    outdir = tmp_path / "file" / "runs"
+    refused(run_cli(outdir=outdir, data=datasets["toy64"], metrics="none"), outdir, "--outdir")
+
+
+def test_resume_from_something_else_than_a_network(run_cli, outdir, datasets):  # noqa: F811
+    refused(run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=__file__), outdir, __file__)
+
+
+def test_resume_for_another_resolution(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
+    result = run_cli(outdir=outdir, data=datasets["toy32"], metrics="none", resume=teacher_pkl)
+    refused(result, outdir, "--resume", "64x64", "32x32")
+
+
+def test_resume_from_another_width(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
+    refused(
+        run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=teacher_pkl),
+        outdir,
+        "--resume",
+        "--cbase",
+    )
+
+
+def test_dry_run_prints_the_options_and_creates_nothing(run_cli, outdir, datasets):  # noqa: F811
+    flags = {"data": datasets["toy32"], "gpus": 8, "resume": "/some/file.pkl", "metrics": ["fid50k_full"]}
+    status, out, err = run_cli(outdir=outdir, dry_run=True, **flags)
+    assert status == 0
+    desc, options = config.build(**flags)
+    assert json.loads(out) == options
+    assert f"Run: {desc}" in err and "--cond=1" in err
+    assert not outdir.exists()
+
+
+def test_help_without_torch():
+    code = "import sys, train; train.main(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in config.Flags.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+def test_dry_run_as_a_script_never_imports_dgl(tmp_path, outdir):
+    data = make_dataset(tmp_path / "toy.zip", 16, 4)
+    code = "import sys, train; train.main(sys.argv[1:], standalone_mode=False); sys.exit('dgl' in sys.modules)"
+    argv = [sys.executable, "-W", "error", "-c", code, f"--outdir={outdir}", f"--data={data}", "--cbase=0.5", "-n"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["G_kwargs"]["synthesis_kwargs"]["channel_base"] == 8192
+
+
+@pytest.fixture
+def loop_calls(monkeypatch):
+    """Training replaced by a record of its arguments; an exception in `raises` is raised instead."""
+    calls, raises = [], []
+
+    def stand_in(**kwargs):
+        calls.append(kwargs)
+        print("training now")
+        if raises:
+            raise raises[0]
+
+    monkeypatch.setattr(training_loop, "training_loop", stand_in)
+    return calls, raises
+
+
+def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
+    calls, _ = loop_calls
+    os.makedirs(outdir / "00007-other")
+    (outdir / "2024-holiday").mkdir()
+    flags = {"data": datasets["toy32"], "cond": True, "metrics": [], "device": "cpu"}
+    for number in (8, 9):
+        status, out, _ = run_cli(outdir=outdir, **{**flags, "metrics": "none"})
+        run_dir = outdir / f"{number:05d}-toy32-cond-auto1"
+        assert status == 0
+        assert sorted(p.name for p in run_dir.iterdir()) == ["log.txt", "training_options.json"]
+        expected = {**config.build(**flags)[1], "run_dir": str(run_dir)}
+        assert json.loads((run_dir / "training_options.json").read_text()) == expected
+        assert calls[-1] == {"rank": 0, **expected}
+        log = (run_dir / "log.txt").read_text()
+        assert log.count("training now") == 1 and str(run_dir) in log
+        assert "training now" in out
+
+
+def test_a_number_taken_meanwhile_is_passed_over(monkeypatch, outdir):
+    os.makedirs(outdir / "00000-x")
+    listed = [[], os.listdir(outdir)]
+    monkeypatch.setattr(train.os, "listdir", lambda _: listed.pop(0))
+    assert train.create_run_dir(str(outdir), "x") == str(outdir / "00001-x")
+
+
+def test_interrupt_leaves_the_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
+    loop_calls[1].append(KeyboardInterrupt())
+    assert run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", device="cpu")[0] == 130
+    assert (outdir / "00000-toy64-auto1" / "training_options.json").exists()
+
+
+def test_the_loop_takes_every_option(datasets, teacher_pkl):  # noqa: F811
+    """Whatever flags are given, the options are names that the training loop knows."""
+    everything = {"resume": "ffhq256", "aug": "fixed", "p": 0.1, "nobench": True, "allow_tf32": True, "keep": 1}
+    ours = {"device": "cpu", "detector": "mnist", "trust_pickle": True, "dgl_teacher": [teacher_pkl]}
+    _, options = config.build(data=datasets["toy64"], **everything, **ours)
+    training_loop.TrainingOptions(run_dir="runs", **options)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command-line values to training options: the golden command lines, widths, batches, guided students."""
+
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+
+from dnnlib.util import UserError
+from tests.support import golden_json
+from training import config
+from training.config_checks import network_outline
+from training.networks import Discriminator, Generator
+from training.snapshot import save_snapshot
+
+GOLDEN = golden_json("train_options")
+SHAPE_1024 = {"c_dim": 0, "img_resolution": 1024, "img_channels": 3}
+
+
+def make_dataset(path, resolution, num_images, num_labels=0):
+    """A zip of `num_images` flat colour PNGs, image i labelled i mod `num_labels`; returns its path as text."""
+    names = [f"{i:05d}.png" for i in range(num_images)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            png = io.BytesIO()
+            Image.new("RGB", (resolution, resolution), (i, 2 * i, 3 * i)).save(png, format="png")
+            archive.writestr(name, png.getvalue())
+        if num_labels:
+            archive.writestr("dataset.json", json.dumps({"labels": [[n, i % num_labels] for i, n in enumerate(names)]}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    return {name: make_dataset(folder / f"{name}.zip", **spec) for name, spec in GOLDEN["datasets"].items()}
+
+
+@pytest.fixture(scope="module")
+def teacher_pkl(tmp_path_factory):
+    """A 64x64 teacher, small, its minibatch-stddev group 4."""
+    path = str(tmp_path_factory.mktemp("teacher") / "teacher.pkl")
+    widths = {"channel_base": 512, "channel_max": 16}
+    D = Discriminator(c_dim=0, img_resolution=64, img_channels=3, **widths)
+    G = Generator(z_dim=16, c_dim=0, w_dim=16, img_resolution=64, img_channels=3, synthesis_kwargs=widths)
+    save_snapshot(path, {"G": G, "D": D, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    return path
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in GOLDEN["cases"] if "options" in case], ids=lambda case: f"{case['desc']}-{case['flags']}"
+)
+def test_golden_command_line(case, datasets):
+    data = datasets[case["dataset"]]
+    desc, options = config.build(data=data, **case["flags"])
+    assert options["training_set_kwargs"]["path"] == data
+    options["training_set_kwargs"]["path"] = "<DATA>"
+    assert json.loads(json.dumps(options)) == case["options"]
+    assert desc == case["desc"]
+
+
+def test_all_golden_command_lines_are_there():
+    assert sum("options" in case for case in GOLDEN["cases"]) == 33
+    assert sum("error" in case for case in GOLDEN["cases"]) == 17
+
+
+@pytest.mark.parametrize(
+    "x, expected",
+    [
+        (1, (32768, 512)),
+        (0.5, (16384, 256)),
+        (4, (131072, 2048)),
+        (0.3, (9830, 153)),
+        (64, (64, 512)),
+        (8192, (8192, 512)),
+    ],
+)
+def test_scale_width(x, expected):
+    assert config.scale_width(32768, 512, x) == expected
+
+
+def test_scale_width_does_not_lose_a_channel_to_rounding():
+    assert 100 * 0.29 < 29  # in binary
+    assert config.scale_width(200, 100, 0.29) == (58, 29)
+
+
+@pytest.mark.parametrize("x", [0, -1, 4.5, 32, 63.9, 100.5, float("nan"), float("inf")])
+def test_scale_width_refuses_what_could_mean_two_things(x):
+    with pytest.raises(UserError, match=r"--cbase-d=.*multiplier.*channel_base of 64"):
+        config.scale_width(32768, 512, x, "--cbase-d")
+
+
+@pytest.mark.parametrize(
+    "flags, G_count, D_count",
+    [
+        ({}, 30_370_060, 29_012_513),
+        ({"cbase": 0.5}, 10_339_740, 7_256_081),
+        ({"cbase": 0.25}, 4_746_532, 1_815_497),
+        ({"cbase": 0.5, "cbase_d": 1.0}, 10_339_740, 29_012_513),
+        ({"cbase_d": 0.5}, 30_370_060, 7_256_081),
+        ({"cbase": 16384.0}, 24_900_764, 24_038_161),
+    ],
+)
+def test_student_sizes(flags, G_count, D_count, datasets):
+    _, options = config.build(data=datasets["toy1024"], cfg="stylegan2", **flags)
+    counts = [
+        sum(p.numel() for p in network_outline(options[kwargs], SHAPE_1024).parameters())
+        for kwargs in ("G_kwargs", "D_kwargs")
+    ]
+    assert counts == [G_count, D_count]
+
+
+def test_width_without_a_channel_is_refused(datasets):
+    with pytest.raises(UserError, match=r"--cbase=0\.01 leaves no channel at 1024x1024"):
+        config.build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.01)
+    with pytest.raises(UserError, match=r"--cbase-d=0\.01"):
+        config.build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.5, cbase_d=0.01)
+
+
+def test_batch_gpu_accumulates(datasets):
+    desc, options = config.build(data=datasets["toy64"], gpus=2, batch=32, batch_gpu=4)
+    assert (options["batch_size"], options["batch_gpu"]) == (32, 4)
+    assert desc == "toy64-auto2-batch32-batchgpu4"
+
+
+def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
+    _, options = config.build(data=datasets["toy256"], cfg="stylegan2", gpus=32)
+    assert (options["batch_size"], options["batch_gpu"]) == (32, 1)
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"batch": 32, "batch_gpu": 5}, "--batch-gpu=5 must divide the 32 images"),
+        ({"batch": 6}, "--batch: 6 images per process .* groups of 4"),
+        ({"cfg": "paper256", "batch": 24, "batch_gpu": 12}, "--batch-gpu: 12 images per process .* groups of 8"),
+        ({"cfg": "stylegan2", "gpus": 64}, "--batch must be .* divisible by --gpus"),
+        ({"gamma": float("nan")}, "--gamma must be a finite number"),
+        ({"dgl_weight": 0.1}, "--dgl-weight needs a teacher"),
+        ({"dgl_start": 0.0}, "--dgl-start needs a teacher"),
+        ({"dgl_weighting": "plain"}, "--dgl-weighting needs a teacher"),
+        ({"dgl_augment": False}, "--dgl-augment needs a teacher"),
+        ({"aug": "fixed", "p": 0.2, "target": 0.5}, "--target goes with --aug=ada"),
+        ({"seed": 2**31, "gpus": 4}, "--seed"),
+    ],
+)
+def test_contradictions_name_the_flag(flags, sentence, datasets):
+    with pytest.raises(UserError, match=sentence):
+        config.build(data=datasets["toy64"], **flags)
+
+
+def test_run_description_names_each_given_choice(datasets):
+    flags = {"aug": "ada", "target": 0.6, "augpipe": "bgc", "subset": 12, "kimg": 100000}
+    desc, options = config.build(data=datasets["toy64"], cbase=0.5, cbase_d=0.25, **flags)
+    assert desc == "toy64-subset12-auto1-kimg100000-ada-target0.6-bgc-cbase0.5-cbased0.25"
+    assert "random_seed" not in options["training_set_kwargs"]  # the whole dataset: nothing is drawn
+
+
+def test_flags_of_ours_appear_only_where_they_are_given(datasets):
+    _, options = config.build(
+        data=datasets["toy64"], device="cpu", detector="mnist", keep=2, trust_pickle=True, metrics=[]
+    )
+    added = {key: options[key] for key in ("device", "detector", "snapshots_keep", "trust_pickle")}
+    assert added == {"device": "cpu", "detector": "mnist", "snapshots_keep": 2, "trust_pickle": True}
+
+
+@pytest.mark.parametrize("cond, noticed", [(False, True), (True, False)])
+def test_unused_labels_are_noticed(cond, noticed, datasets):
+    notices = config.resolve(data=datasets["toy32"], cond=cond).notices
+    assert any("--cond=1" in notice for notice in notices) == noticed
+
+
+def test_metric_with_a_count_in_its_name(datasets):
+    assert config.build(data=datasets["toy64"], metrics=["fid5k_full"])[1]["metrics"] == ["fid5k_full"]
+
+
+def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
+    desc, options = config.build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0)
+    (teacher,) = options["loss_kwargs"].pop("teachers")
+    assert teacher["path"] == teacher_pkl and len(teacher["sha256"]) == 64
+    assert options["loss_kwargs"] == {
+        "class_name": "dgl.loss.DGLLoss",
+        "r1_gamma": 3.0,
+        "dgl_weight": 0.1,
+        "dgl_start": 0,
+        "dgl_weighting": "plain",
+        "dgl_augment": False,
+        "trust_pickle": False,
+    }
+    assert desc == "toy64-auto1-gamma3-batch8-dgl0.1"
+    json.dumps(options)
+
+
+def test_two_teachers_with_every_choice(datasets, teacher_pkl):
+    flags = {"dgl_weight": 0.0, "dgl_start": 2.5, "dgl_weighting": "score", "dgl_augment": True, "cbase": 0.5}
+    desc, options = config.build(data=datasets["toy64"], dgl_teacher=[teacher_pkl] * 2, **flags)
+    assert len(options["loss_kwargs"]["teachers"]) == 2
+    assert {key: options["loss_kwargs"][key] for key in flags if key.startswith("dgl")} == {
+        key: value for key, value in flags.items() if key.startswith("dgl")
+    }
+    assert desc == "toy64-auto1-cbase0.5-dgl0-teachers2-dglstart2.5-score-dglaug"
+
+
+def test_size_table_and_late_start_are_shown(datasets, teacher_pkl):
+    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "kimg": 10}
+    shown = "\n".join(config.resolve(**flags, dgl_start=10.0).notices)
+    assert "parameters" in shown and "ratio" in shown
+    assert "--dgl-start=10" in shown
+    assert "--dgl-start" not in "\n".join(config.resolve(**flags, dgl_start=9.0).notices)
+
+
+def test_teacher_for_another_resolution_is_refused(datasets, teacher_pkl):
+    with pytest.raises(UserError, match=r"--dgl-teacher.*64x64"):
+        config.build(data=datasets["toy32"], dgl_teacher=[teacher_pkl])
+
+
+def test_teacher_needs_whole_groups_on_each_process(datasets, teacher_pkl):
+    with pytest.raises(UserError, match="multiple of 4"):
+        config.build(data=datasets["toy64"], gpus=4, batch=8, dgl_teacher=[teacher_pkl])
+
+
+def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    config.build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
+    assert torch.equal(torch.rand(1), expected)
