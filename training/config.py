@@ -77,18 +77,9 @@ DGL_WEIGHT = 0.1
 def auto_preset(resolution: int, gpus: int) -> Preset:
     """`--cfg=auto` for images of `resolution` pixels on `gpus` processes (the rule of StyleGAN2-ADA's release)."""
     batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
-    return Preset(
-        gpus=gpus,
-        kimg=25000,
-        batch=batch,
-        mbstd=min(batch // gpus, 4),
-        fmaps=1.0 if resolution >= 512 else 0.5,
-        lr=0.002 if resolution >= 1024 else 0.0025,
-        gamma=0.0002 * resolution**2 / batch,
-        ema=batch * 10 / 32,
-        ramp=0.05,
-        layers=2,
-    )
+    lr, fmaps = (0.002 if resolution >= 1024 else 0.0025), (1.0 if resolution >= 512 else 0.5)
+    gamma, ema = 0.0002 * resolution**2 / batch, batch * 10 / 32
+    return Preset(gpus, 25000, batch, min(batch // gpus, 4), fmaps, lr, gamma, ema, ramp=0.05, layers=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +288,7 @@ def _batch(f: Flags, preset: Preset) -> tuple[int, int]:
     if batch_size % f.gpus:
         raise UserError(f"--batch must be at least 1 and divisible by --gpus: {batch_size} is not by {f.gpus}")
     share = batch_size // f.gpus
-    batch_gpu = share if f.batch is not None else min(preset.batch // preset.gpus, share)
-    flag = "--batch"
+    batch_gpu, flag = (share if f.batch is not None else min(preset.batch // preset.gpus, share)), "--batch"
     if f.batch_gpu is not None:
         batch_gpu, flag = f.batch_gpu, "--batch-gpu"
         if share % batch_gpu:
@@ -390,7 +380,7 @@ def _add_teachers(f: Flags, data: _Data, options: dict[str, Any]) -> list[str]:
     """Checks every teacher, turns the loss into the guided one, and returns the notices and the size table."""
     from dgl.student import size_table
     from dgl.teacher import check_teacher, open_teacher
-    from training.config_checks import network_outline
+    from training.config_checks import new_network
 
     teachers = [open_teacher(RESUME_ALIASES.get(name, name), trust=f.trust_pickle) for name in f.dgl_teacher]
     for teacher in teachers:
@@ -404,7 +394,7 @@ def _add_teachers(f: Flags, data: _Data, options: dict[str, Any]) -> list[str]:
         dgl_augment=_given(f.dgl_augment, False),
         trust_pickle=f.trust_pickle,
     )
-    notices = [size_table(teachers[0].G, network_outline(options["G_kwargs"], data.network_shape()))]
+    notices = [size_table(teachers[0].G, new_network(options["G_kwargs"], data.network_shape()))]
     if options["loss_kwargs"]["dgl_start"] >= options["total_kimg"]:
         notices.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")
     return notices

@@ -50,12 +50,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def network_outline(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Module:
-    """The network of `G_kwargs` or `D_kwargs` with shapes and no memory, on the meta device.
+def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Module:
+    """The network that `G_kwargs` or `D_kwargs` stand for, newly initialised; global random numbers stay as they are.
 
     `shape`: c_dim, img_resolution and img_channels.
     """
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         return construct_class_by_name(**kwargs, **shape)
 
 
@@ -107,7 +107,7 @@ def _check_resume(options: dict[str, Any], shape: dict[str, int]) -> None:
                 f"--resume={path}: its {name} is for {source.img_resolution}x{source.img_resolution} images, and the "
                 f"dataset has {shape['img_resolution']}x{shape['img_resolution']}"
             )
-        _check_shapes(path, name, source, network_outline(options[kwargs], shape))
+        _check_shapes(path, name, source, new_network(options[kwargs], shape))
 
 
 def _check_shapes(path: str, name: str, source: torch.nn.Module, network: torch.nn.Module) -> None:
