@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small helpers with no dependency on torch: EasyDict, objects by name, the log tee, time; files and URLs re-exported."""
+"""Small helpers without torch: EasyDict, objects by name, the log tee, time; files and URLs are re-exported."""
 
 import importlib
 import os
@@ -113,7 +113,7 @@ class Logger:
         self._streams[0].flush()
 
     def close(self) -> None:
-        """Flush, restore sys.stdout and sys.stderr where they are still ours, close the file. Harmless when repeated."""
+        """Restore sys.stdout and sys.stderr where they are still ours and close the file. Harmless when repeated."""
         self.flush()
         if sys.stdout is self._tees[0]:
             sys.stdout = self._streams[0]

@@ -2,18 +2,18 @@
 """Statistics of training: reported anywhere, gathered over all processes, read as count, mean and deviation.
 
 `report` only queues [count, sum, sum of squares] on the value's own device, so it never makes the host wait for a
-GPU. A Collector's `update` folds the queue into float64 totals on the CPU, one transfer a device.
+GPU. A Collector's `update` folds the queues into float64 totals on the CPU, with one transfer a device.
 """
 
+import math
 import re
 from typing import Any
 
-import numpy as np
 import torch
 
 from dnnlib.util import EasyDict
 
-_FOLD_AT = 64  # reports of one statistic that wait on the device before they are added up there
+_FOLD_AT = 64  # so many reports of one statistic wait before they are added up where they are
 
 _rank = 0
 _sync_device: torch.device | None = None
@@ -28,24 +28,24 @@ def init_multiprocessing(rank: int, sync_device: torch.device | str | None) -> N
     _sync_device = None if sync_device is None else torch.device(sync_device)
 
 
+def _exact_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def report(name: str, value: Any) -> Any:
     """Add all elements of `value` (tensor, array, list or number; may be empty) to the statistic `name`.
 
-    Returns `value`. In a multi-process run every process must report the same names between updates of a collector.
+    Returns `value`. With several processes, all must have reported the same names when a collector is updated.
     """
     with torch.no_grad():
-        elements = torch.as_tensor(value).detach().flatten()
-        if elements.is_floating_point() or elements.numel() == 0:
-            elements = elements.to(torch.float32)
-        else:
-            elements = elements.to(torch.float64 if elements.device.type != "mps" else torch.float32)
-        count = torch.full_like(elements[:1].sum(), elements.numel())
+        elements = torch.as_tensor(value).detach()
+        elements = elements.to(_exact_dtype(elements.device)).flatten()
+        count = elements.new_full([], elements.numel())
         moments = torch.stack([count, elements.sum(), elements.square().sum()])
-        moments = moments.to(torch.float64) if moments.device.type != "mps" else moments
-    queue = _pending.setdefault(name, {}).setdefault(moments.device, [])
-    queue.append(moments)
-    if len(queue) >= _FOLD_AT:
-        queue[:] = [torch.stack(queue).sum(dim=0)]
+        queue = _pending.setdefault(name, {}).setdefault(moments.device, [])
+        queue.append(moments)
+        if len(queue) >= _FOLD_AT:
+            queue[:] = [torch.stack(queue).sum(dim=0)]
     return value
 
 
@@ -56,10 +56,10 @@ def report0(name: str, value: Any) -> Any:
 
 
 class Collector:
-    """Reads the statistics whose names match `regex` (whole name).
+    """Reads the statistics whose whole names match `regex`.
 
-    What is reported between two calls of `update` makes one period; the properties describe the last period in which
-    the statistic was reported, or, with `keep_previous` off, the last period alone.
+    What is reported between two calls of `update` makes a period. The numbers are those of the last period in which
+    the statistic was reported or, with `keep_previous` off, of the last period alone.
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
@@ -68,20 +68,20 @@ class Collector:
         self._seen: dict[str, torch.Tensor] = {}
         self._moments: dict[str, torch.Tensor] = {}
         self.update()
-        self._moments.clear()
+        self._moments.clear()  # what came before this collector is not its to tell
 
     def names(self) -> list[str]:
-        """Names of all statistics reported so far that match."""
+        """Names of the statistics reported so far, as of the last update of any collector."""
         return [name for name in _totals if self._regex.fullmatch(name)]
 
     def update(self) -> None:
-        """Start a new period: take what was reported since the last call. Every process must call it."""
+        """Start a new period. Every process must call it; they wait for each other here."""
         if not self._keep_previous:
             self._moments.clear()
-        _gather()
+        _gather(sorted(name for name in _pending if self._regex.fullmatch(name)))
         for name in self.names():
             total = _totals[name]
-            new = total - self._seen.get(name, torch.zeros_like(total))
+            new = total - self._seen.get(name, 0)
             self._seen[name] = total
             if new[0] > 0:
                 self._moments[name] = new
@@ -92,25 +92,25 @@ class Collector:
         return tuple(self._moments[name].tolist()) if name in self._moments else (0.0, 0.0, 0.0)
 
     def num(self, name: str) -> int:
-        """Number of elements reported."""
+        """Number of elements reported. Like `mean` and `std`, raises KeyError for a name that `regex` excludes."""
         return int(self._get(name)[0])
 
     def mean(self, name: str) -> float:
         """Mean; NaN if nothing was reported."""
         num, total, _squares = self._get(name)
-        return total / num if num else float("nan")
+        return total / num if num else math.nan
 
     def std(self, name: str) -> float:
-        """Population standard deviation; 0 for one element; NaN if nothing was reported."""
+        """Population standard deviation: 0 for one element, NaN if nothing or something infinite was reported."""
         num, total, squares = self._get(name)
-        if not num:
-            return float("nan")
-        if not np.isfinite(squares) or num == 1:
-            return 0.0 if num == 1 else float("nan")
-        return float(np.sqrt(max(squares / num - (total / num) ** 2, 0.0)))
+        if num == 1:
+            return 0.0
+        if num == 0 or not math.isfinite(total) or not math.isfinite(squares):
+            return math.nan
+        return math.sqrt(max(squares / num - (total / num) ** 2, 0.0))
 
     def as_dict(self) -> EasyDict:
-        """All statistics, each as `num`, `mean` and `std`."""
+        """All statistics by name, each as `num`, `mean` and `std`."""
         return EasyDict((n, EasyDict(num=self.num(n), mean=self.mean(n), std=self.std(n))) for n in self.names())
 
     def __getitem__(self, name: str) -> float:
@@ -118,20 +118,23 @@ class Collector:
         return self.mean(name)
 
 
-def _gather() -> None:
-    """Fold what is pending, here and in the other processes, into the totals."""
-    names = list(_pending)
+def _gather(names: list[str]) -> None:
+    """Fold what is pending under `names`, here and in the other processes, into the totals."""
     if not names:
         return
-    deltas = torch.zeros([len(names), 3], dtype=torch.float64)
+    by_device: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
     for row, name in enumerate(names):
-        for queue in _pending[name].values():
+        for device, queue in _pending[name].items():
             if queue:
-                deltas[row] += torch.stack(queue).sum(dim=0).cpu().to(torch.float64)
+                by_device.setdefault(device, []).append((row, torch.stack(queue).sum(dim=0)))
                 queue.clear()
+    deltas = torch.zeros([len(names), 3], dtype=torch.float64)
+    for rows_and_moments in by_device.values():
+        rows, moments = zip(*rows_and_moments)
+        deltas.index_add_(0, torch.tensor(rows), torch.stack(moments).cpu().to(torch.float64))
     if _sync_device is not None:
-        shared = deltas.to(_sync_device)
+        shared = deltas.to(_sync_device, _exact_dtype(_sync_device))
         torch.distributed.all_reduce(shared)
-        deltas = shared.cpu()
+        deltas = shared.cpu().to(torch.float64)
     for name, delta in zip(names, deltas):
-        _totals[name] = _totals[name] + delta if name in _totals else delta
+        _totals[name] = _totals.get(name, 0) + delta

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader of pickle streams that builds plain data and calls nothing but what its owner hands it.
+
+The standard unpickler is not used for foreign files: it looks up methods on the objects it builds, hashes whatever
+serves as a key, and sizes its memo by numbers in the file. Here each opcode does the plain thing or fails, and no
+memory is taken that the file's own bytes do not account for.
+"""
+
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+_BLOB_BYTES = 4096  # longer byte strings stay in the file's buffer, as read-only memory views
+_LONGEST_INT_BYTES = 64
+_KEY_TYPES = frozenset([str, int, float, bool, bytes, type(None)])
+_NEWLINE = re.compile(rb"\n")
+
+
+class Builder:
+    """Something a pickle may call. `name` is what the pickle calls it; `function` must stand any arguments."""
+
+    def __init__(self, name: str, function: Callable[..., Any]):
+        self.name = name
+        self.function = function
+
+
+class Unfinished:
+    """An object that a later BUILD opcode completes: `build(state)` returns what takes its place."""
+
+    def __init__(self) -> None:
+        self.memo_keys: list[int] = []
+
+    def build(self, state: Any) -> Any:
+        """The finished object."""
+        raise NotImplementedError
+
+
+class PickleReader:
+    """Reads the pickles (protocols 2 to 5) that follow one another in `data`, one a call of `load`.
+
+    `resolve(module, name)` gives the value or the Builder that a global name stands for, `persistent_load(id)` what a
+    persistent id stands for; both raise to refuse. Malformed data raises one of Python's own exceptions (ValueError,
+    IndexError, KeyError, TypeError, struct.error, UnicodeError and so on).
+    """
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        resolve: Callable[[str, str], Any],
+        persistent_load: Callable[[Any], Any] | None = None,
+    ):
+        self.position = 0
+        self._data = memoryview(data).toreadonly()
+        self._resolve = resolve
+        self._persistent_load = persistent_load
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """The next object."""
+        self._stack, self._marks, self._memo = [], [], {}
+        stop = pickle.STOP[0]
+        while True:
+            opcode = self._data[self.position]
+            self.position += 1
+            if opcode == stop:
+                return self._stack.pop()
+            handler = _HANDLERS.get(opcode)
+            if handler is None:
+                raise ValueError(f"no pickle opcode of use here: {opcode:#04x}")
+            handler(self)
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes."""
+        end = self.position + size
+        if size < 0 or end > len(self._data):
+            raise ValueError("the data ends too early")
+        taken = self._data[self.position : end]
+        self.position = end
+        return taken
+
+    def _number(self, layout: str) -> Any:
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))[0]
+
+    def _line(self) -> str:
+        match = _NEWLINE.search(self._data, self.position)
+        if match is None:
+            raise ValueError("the data ends too early")
+        text = str(self._data[self.position : match.start()], "utf-8")
+        self.position = match.end()
+        return text
+
+    def _text(self, size: int) -> str:
+        return str(self.take(size), "utf-8", "surrogatepass")
+
+    def _bytes(self, size: int) -> bytes | memoryview:
+        view = self.take(size)
+        return view if size > _BLOB_BYTES else bytes(view)
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _mark(self) -> None:
+        self._marks.append(len(self._stack))
+
+    def _pop_to_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _proto(self) -> None:
+        version = self._number("B")
+        if version > 5:
+            raise ValueError(f"pickle protocol {version} is unknown")
+
+    def _long(self, size: int) -> None:
+        if size > _LONGEST_INT_BYTES:
+            raise ValueError("an integer is too long")
+        self._push(int.from_bytes(self.take(size), "little", signed=True))
+
+    def _tuple(self, size: int) -> None:
+        items = tuple(self._stack[-size:])
+        if len(items) != size:
+            raise IndexError("the stack is too short")
+        self._stack[-size:] = [items]
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise TypeError("items for something that is not a list")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise TypeError("keys and values for something that is not a dict")
+        for key, value in zip(items[::2], items[1::2]):
+            target[checked_key(key)] = value
+
+    def _add_items(self) -> None:
+        items = self._pop_to_mark()
+        target = self._stack[-1]
+        if type(target) is not set:
+            raise TypeError("items for something that is not a set")
+        target.update(map(checked_key, items))
+
+    def _pop(self) -> None:
+        if self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()
+        else:
+            self._stack.pop()
+
+    def _put(self, key: int) -> None:
+        value = self._stack[-1]
+        self._memo[key] = value
+        if isinstance(value, Unfinished):
+            value.memo_keys.append(key)
+
+    def _get(self, key: int) -> None:
+        self._push(self._memo[key])
+
+    def _global(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a global name that is not text")
+        self._push(self._resolve(module, name))
+
+    def _stack_global(self) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._global(module, name)
+
+    def _call(self, with_keywords: bool = False) -> None:
+        keywords = self._stack.pop() if with_keywords else {}
+        arguments, builder = self._stack.pop(), self._stack.pop()
+        if not isinstance(builder, Builder) or type(arguments) is not tuple or keywords != {}:
+            raise TypeError("a call of something that cannot be called")
+        self._push(builder.function(*arguments))
+
+    def _build(self) -> None:
+        state, target = self._stack.pop(), self._stack.pop()
+        if not isinstance(target, Unfinished):
+            raise TypeError(f"a state for something that has none ({type(target).__name__})")
+        finished = target.build(state)
+        self._push(finished)
+        for key in target.memo_keys:
+            self._memo[key] = finished
+
+    def _persistent(self, identifier: Any) -> None:
+        if self._persistent_load is None:
+            raise ValueError("a reference out of the pickle")
+        self._push(self._persistent_load(identifier))
+
+
+def checked_key(key: Any) -> Any:
+    """`key`, if it is a plain scalar or a flat tuple of them; hashing anything deeper could take for ever."""
+    if type(key) in _KEY_TYPES or (type(key) is tuple and all(type(item) in _KEY_TYPES for item in key)):
+        return key
+    raise TypeError(f"a key of type {type(key).__name__}")
+
+
+_HANDLERS: dict[int, Callable[[PickleReader], None]] = {
+    code[0]: handler
+    for code, handler in {
+        pickle.PROTO: PickleReader._proto,
+        pickle.FRAME: lambda r: r.take(8),
+        pickle.MARK: PickleReader._mark,
+        pickle.POP: PickleReader._pop,
+        pickle.POP_MARK: lambda r: r._pop_to_mark(),
+        pickle.NONE: lambda r: r._push(None),
+        pickle.NEWTRUE: lambda r: r._push(True),
+        pickle.NEWFALSE: lambda r: r._push(False),
+        pickle.BININT: lambda r: r._push(r._number("i")),
+        pickle.BININT1: lambda r: r._push(r._number("B")),
+        pickle.BININT2: lambda r: r._push(r._number("H")),
+        pickle.LONG1: lambda r: r._long(r._number("B")),
+        pickle.LONG4: lambda r: r._long(r._number("I")),
+        pickle.BINFLOAT: lambda r: r._push(struct.unpack(">d", r.take(8))[0]),
+        pickle.SHORT_BINUNICODE: lambda r: r._push(r._text(r._number("B"))),
+        pickle.BINUNICODE: lambda r: r._push(r._text(r._number("I"))),
+        pickle.BINUNICODE8: lambda r: r._push(r._text(r._number("Q"))),
+        pickle.SHORT_BINBYTES: lambda r: r._push(r._bytes(r._number("B"))),
+        pickle.BINBYTES: lambda r: r._push(r._bytes(r._number("I"))),
+        pickle.BINBYTES8: lambda r: r._push(r._bytes(r._number("Q"))),
+        pickle.BYTEARRAY8: lambda r: r._push(bytearray(r.take(r._number("Q")))),
+        pickle.EMPTY_TUPLE: lambda r: r._push(()),
+        pickle.TUPLE: lambda r: r._push(tuple(r._pop_to_mark())),
+        pickle.TUPLE1: lambda r: r._tuple(1),
+        pickle.TUPLE2: lambda r: r._tuple(2),
+        pickle.TUPLE3: lambda r: r._tuple(3),
+        pickle.EMPTY_LIST: lambda r: r._push([]),
+        pickle.APPEND: lambda r: r._append([r._stack.pop()]),
+        pickle.APPENDS: lambda r: r._append(r._pop_to_mark()),
+        pickle.EMPTY_DICT: lambda r: r._push({}),
+        pickle.SETITEM: lambda r: r._set_items([r._stack.pop(), r._stack.pop()][::-1]),
+        pickle.SETITEMS: lambda r: r._set_items(r._pop_to_mark()),
+        pickle.EMPTY_SET: lambda r: r._push(set()),
+        pickle.ADDITEMS: PickleReader._add_items,
+        pickle.FROZENSET: lambda r: r._push(frozenset(map(checked_key, r._pop_to_mark()))),
+        pickle.BINPUT: lambda r: r._put(r._number("B")),
+        pickle.LONG_BINPUT: lambda r: r._put(r._number("I")),
+        pickle.MEMOIZE: lambda r: r._put(len(r._memo)),
+        pickle.BINGET: lambda r: r._get(r._number("B")),
+        pickle.LONG_BINGET: lambda r: r._get(r._number("I")),
+        pickle.GLOBAL: lambda r: r._global(r._line(), r._line()),
+        pickle.STACK_GLOBAL: PickleReader._stack_global,
+        pickle.REDUCE: PickleReader._call,
+        pickle.NEWOBJ: PickleReader._call,
+        pickle.NEWOBJ_EX: lambda r: r._call(with_keywords=True),
+        pickle.BUILD: PickleReader._build,
+        pickle.BINPERSID: lambda r: r._persistent(r._stack.pop()),
+    }.items()
+}

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that reads foreign pickles: an allow-list, data only, no code from the file ever runs.
+
+What a file names outside the list is refused with UnsafePickleError. What it may name is rebuilt by the functions
+below, not by the libraries' own: each checks its arguments, and together they copy no more bytes than the file holds.
+"""
+
+import collections
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import EasyDict, UserError
+from torch_utils.pickle_reader import Builder, PickleReader, Unfinished, checked_key
+
+_STORAGE_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+    "UntypedStorage": torch.uint8,
+}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGE_DTYPES.values()}
+_TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C
+_NUMPY_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16))")
+_MOST_DIMENSIONS = 32
+_SMALL_TENSOR = 1 << 20  # elements up to which a tensor may repeat its storage's elements
+
+
+class UnsafePickleError(UserError):
+    """The pickle asks for something that a network file has no need of."""
+
+
+class BrokenPickleError(UserError):
+    """The data is not a pickle, or a damaged one."""
+
+
+class StoredObject:
+    """A persistent object as it lies in a file: constructor arguments and values, but no behaviour.
+
+    `class_name` and `module_src` are text (the source is never run), `state` is the object's `__dict__`, `version`
+    that of the format. Tensors in it are on the CPU and share no memory with the file.
+    """
+
+    def __init__(self, class_name: str, module_src: str, state: dict[str, Any], version: int):
+        self.class_name = class_name
+        self.module_src = module_src
+        self.state = state
+        self.version = version
+
+    def __repr__(self) -> str:
+        return f"StoredObject({self.class_name})"
+
+    @property
+    def init_args(self) -> tuple:
+        """Positional constructor arguments."""
+        return tuple(self.state.get("_init_args", ()))
+
+    @property
+    def init_kwargs(self) -> EasyDict:
+        """Keyword constructor arguments."""
+        return EasyDict(self.state.get("_init_kwargs", {}))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of the whole module tree by dotted name. Raises BrokenPickleError if it is none."""
+        found: dict[str, torch.Tensor] = {}
+        for prefix, module in self._modules():
+            for kind in ("_parameters", "_buffers"):
+                for name, value in _as_dict(module.state.get(kind, {})).items():
+                    if isinstance(value, torch.Tensor):
+                        found[f"{prefix}{name}"] = value
+                    elif value is not None:
+                        raise BrokenPickleError(f"{self.class_name} holds no tensor under {prefix}{name}")
+        return found
+
+    def _modules(self) -> Iterator[tuple[str, "StoredObject"]]:
+        waiting = collections.deque([("", self)])
+        seen = set()
+        while waiting:
+            prefix, module = waiting.popleft()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield prefix, module
+            for name, child in _as_dict(module.state.get("_modules", {})).items():
+                if isinstance(child, StoredObject):
+                    waiting.append((f"{prefix}{name}.", child))
+                elif child is not None:
+                    raise BrokenPickleError(f"{self.class_name} holds no module under {prefix}{name}")
+
+
+class StoredTFNetwork(Unfinished):
+    """A `dnnlib.tflib.network.Network` of the TensorFlow codebases: `state` is what it pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: dict[str, Any] = {}
+
+    def build(self, state: Any) -> "StoredTFNetwork":
+        """Take the state, a dict with text keys."""
+        self.state = _as_dict(state)
+        return self
+
+
+def load(fileobj: IO[bytes], name: str | None = None) -> Any:
+    """Read one pickle and run nothing from it.
+
+    Gives dicts (an OrderedDict comes back as a dict), lists, tuples, sets, EasyDicts, text, numbers, bytes (very long
+    ones as memory views), numpy arrays, CPU tensors, StoredObject and StoredTFNetwork. `name` is what messages call
+    the file; by default its own name.
+
+    Raises UnsafePickleError for anything else, BrokenPickleError for damaged data; both are UserErrors.
+    """
+    name = name or getattr(fileobj, "name", None) or "the pickle"
+    return loads(fileobj.read(), os.fspath(name) if isinstance(name, (str, os.PathLike)) else "the pickle")
+
+
+def loads(data: bytes, name: str = "the pickle") -> Any:
+    """As `load`, for data in memory."""
+    if len(data) == 0:
+        raise BrokenPickleError(f"{name} is empty, not a network pickle")
+    try:
+        return PickleReader(data, _Rebuilder(name, len(data)).resolve).load()
+    except UserError:
+        raise
+    except Exception as error:
+        # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
+        raise BrokenPickleError(
+            f"{name} is not a network pickle, or is damaged ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise BrokenPickleError("the pickle holds an object whose state is not a dict with text keys")
+    return value
+
+
+def _contiguous_count(sizes: Any) -> int:
+    """Number of elements of a shape. Raises ValueError unless it is a tuple of a few non-negative ints."""
+    if not isinstance(sizes, (tuple, list)) or len(sizes) > _MOST_DIMENSIONS:
+        raise ValueError("a shape that is none")
+    count = 1
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise ValueError("a shape that is none")
+        count *= size
+    return count
+
+
+def _numpy_dtype(text: Any) -> np.dtype:
+    if not isinstance(text, str) or not _NUMPY_DTYPE.fullmatch(text):
+        raise ValueError("a numpy dtype that is not one of numbers")
+    return np.dtype(text)
+
+
+class _Dtype(Unfinished):
+    """`numpy.dtype(text, align, copy)`, whose byte order comes later."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.dtype = _numpy_dtype(text)
+
+    def build(self, state: Any) -> np.dtype:
+        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
+            raise ValueError("a numpy dtype with an unknown state")
+        return self.dtype if state[1] == "|" else self.dtype.newbyteorder(state[1])
+
+
+class _Array(Unfinished):
+    """A numpy array whose content comes later."""
+
+    def __init__(self, rebuilder: "_Rebuilder"):
+        super().__init__()
+        self.rebuilder = rebuilder
+
+    def build(self, state: Any) -> np.ndarray:
+        _version, shape, dtype, fortran_order, data = state
+        return self.rebuilder.array(data, dtype, shape, "F" if fortran_order else "C")
+
+
+class _StorageType:
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+
+class _Storage:
+    """The elements that tensors are views of: a flat tensor."""
+
+    def __init__(self, elements: torch.Tensor):
+        self.elements = elements
+
+
+class _Rebuilder:
+    """What the global names of one file stand for. `budget` is how many bytes it may still have copied."""
+
+    def __init__(self, name: str, budget: int):
+        self.name = name
+        self.budget = budget
+        functions = {
+            "_codecs.encode": self.encode,
+            "collections.OrderedDict": self.ordered_dict,
+            "dnnlib.EasyDict": self.easy_dict,
+            "dnnlib.util.EasyDict": self.easy_dict,
+            "dnnlib.tflib.network.Network": StoredTFNetwork,
+            "numpy.dtype": lambda text, *_align_and_copy: _Dtype(text),
+            "torch.Size": self.size,
+            "torch.device": self.device,
+            "torch._utils._rebuild_parameter": self.parameter,
+            "torch._utils._rebuild_tensor": self.tensor,
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch.storage._load_from_bytes": self.storage,
+            "torch_utils.persistence._reconstruct_persistent_obj": self.persistent_object,
+        }
+        for core in ("numpy.core", "numpy._core"):
+            functions[f"{core}.multiarray._reconstruct"] = lambda *_class_shape_and_code: _Array(self)
+            functions[f"{core}.multiarray.scalar"] = self.scalar
+            functions[f"{core}.numeric._frombuffer"] = self.array
+        for builtins in ("builtins", "__builtin__"):
+            functions[f"{builtins}.bytearray"] = self.bytearray
+            functions[f"{builtins}.bytes"] = lambda: b""
+            functions[f"{builtins}.complex"] = self.complex
+            functions[f"{builtins}.frozenset"] = lambda items=(): frozenset(self.keys(items))
+            functions[f"{builtins}.set"] = lambda items=(): set(self.keys(items))
+        self.builders = {name: Builder(name, function) for name, function in functions.items()}
+
+    def resolve(self, module: str, name: str) -> Any:
+        """What `module`.`name` stands for. Raises UnsafePickleError for a name that is not on the list."""
+        full_name = f"{module}.{name}"
+        if full_name in self.builders:
+            return self.builders[full_name]
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGE_DTYPES:
+            return _StorageType(_STORAGE_DTYPES[name])
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if full_name == "numpy.ndarray":
+            return np.ndarray
+        raise UnsafePickleError(
+            f"{self.name} asks for {full_name[:200]!r}, which no network file needs, so it is not loaded; "
+            "only if you trust whoever made it with your machine, use --trust-pickle"
+        )
+
+    def spend(self, size: int) -> None:
+        """Account for `size` bytes copied out of the file."""
+        self.budget -= size
+        if self.budget < 0:
+            raise ValueError("it unpacks to more than it holds")
+
+    def keys(self, items: Any) -> list[Any]:
+        if not isinstance(items, (list, tuple, set, frozenset)):
+            raise TypeError("the members of a set are not in a list")
+        self.spend(len(items))
+        return [checked_key(item) for item in items]
+
+    def encode(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise TypeError("bytes that are not written as latin1 text")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+    def bytearray(self, *args: Any) -> bytearray:
+        if args and not isinstance(args[0], (bytes, memoryview)):
+            raise TypeError("a bytearray that is not made of bytes")
+        self.spend(len(args[0]) if args else 0)
+        return bytearray(args[0] if args else b"")
+
+    def complex(self, real: Any, imag: Any) -> complex:
+        return complex(float(real), float(imag))
+
+    def ordered_dict(self, items: Any = ()) -> dict:
+        pairs = list(items.items()) if isinstance(items, dict) else items
+        if not isinstance(pairs, (list, tuple)):
+            raise TypeError("the items of a dict are not in a list")
+        self.spend(len(pairs))
+        return {checked_key(key): value for key, value in pairs}
+
+    def easy_dict(self, items: Any = ()) -> EasyDict:
+        return EasyDict(self.ordered_dict(items))
+
+    def size(self, sizes: Any) -> torch.Size:
+        _contiguous_count(sizes)
+        return torch.Size(sizes)
+
+    def device(self, kind: Any, index: Any = None) -> torch.device:
+        if not isinstance(kind, str) or not (index is None or type(index) is int):
+            raise TypeError("a device that is none")
+        return torch.device(kind) if index is None else torch.device(kind, index)
+
+    def array(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+        dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
+        if not isinstance(dtype, np.dtype) or not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError("a numpy array that is not made of bytes")
+        if _contiguous_count(shape) * dtype.itemsize != len(data):
+            raise ValueError("a numpy array whose bytes do not fill its shape")
+        self.spend(len(data))
+        native = dtype.newbyteorder("=")
+        flat = np.frombuffer(data, dtype) if len(data) else np.zeros(0, native)
+        return np.array(flat, native).reshape(shape, order="F" if order == "F" else "C")
+
+    def scalar(self, dtype: Any, data: Any = b"") -> np.generic:
+        return self.array(data, dtype, ())[()]
+
+    def persistent_object(self, meta: Any) -> StoredObject:
+        meta = _as_dict(meta)
+        texts_and_state = (meta.get("class_name"), meta.get("module_src"), meta.get("state"))
+        if meta.get("type") != "class" or not all(map(isinstance, texts_and_state, (str, str, dict))):
+            raise BrokenPickleError(f"{self.name} holds a stored object that is not of the type 'class'")
+        class_name, module_src, state = texts_and_state
+        args, kwargs = state.get("_init_args", ()), state.get("_init_kwargs", {})
+        if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
+            raise BrokenPickleError(f"{self.name} holds a {class_name[:100]} without proper constructor arguments")
+        return StoredObject(class_name, module_src, _as_dict(state), meta.get("version"))
+
+    def storage(self, data: Any) -> _Storage:
+        """A storage as torch nests it: the header pickles of torch.save's first format, then the elements."""
+        if not isinstance(data, (bytes, memoryview)):
+            raise TypeError("a storage that is not made of bytes")
+        reader = PickleReader(data, self.resolve, _storage_reference)
+        magic, _protocol, system = reader.load(), reader.load(), reader.load()
+        if magic != _TORCH_SAVE_MAGIC or not isinstance(system, dict) or system.get("little_endian") is False:
+            raise ValueError("a storage that is not in torch's plain little-endian form")
+        dtype, key, count = reader.load()
+        if reader.load() != [key] or int.from_bytes(reader.take(8), "little") != count:
+            raise ValueError("a storage that is not what it says it is")
+        raw = reader.take(count * dtype.itemsize)
+        self.spend(len(raw))
+        elements = torch.empty(len(raw), dtype=torch.uint8)
+        elements.numpy()[:] = np.frombuffer(raw, np.uint8)
+        return _Storage(elements != 0 if dtype == torch.bool else elements.view(dtype))
+
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_flags: Any) -> torch.Tensor:
+        """A view of a storage. The flags (requires_grad, hooks, metadata) mean nothing for stored values."""
+        count = _contiguous_count(size)
+        _contiguous_count(stride)
+        if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0 or len(size) != len(stride):
+            raise TypeError("a tensor that is not a view of a storage")
+        available = storage.elements.numel()
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if count else 0
+        if last >= max(available, 1) or (count and not available) or count > max(available, _SMALL_TENSOR):
+            raise ValueError("a tensor that reaches beyond its storage")
+        return torch.as_strided(storage.elements, size, stride, offset if count else 0)
+
+    def parameter(self, data: Any, requires_grad: Any = True, *_hooks: Any) -> torch.nn.Parameter:
+        if not isinstance(data, torch.Tensor):
+            raise TypeError("a parameter that is not a tensor")
+        return torch.nn.Parameter(data, requires_grad=bool(requires_grad) and data.is_floating_point())
+
+
+def _storage_reference(identifier: Any) -> tuple[torch.dtype, str, int]:
+    """What a reference of torch.save's first format says: ('storage', type, key, location, count[, no view])."""
+    kind, storage_type, key, _location, count, *view = identifier
+    if kind != "storage" or not isinstance(storage_type, _StorageType) or view not in ([], [None]):
+        raise ValueError("a reference to something that is not a storage")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise ValueError("a storage without a proper name or size")
+    return storage_type.dtype, key, count
