@@ -109,7 +109,7 @@ def _load(path: str, sha256: str, device: torch.device) -> torch.jit.ScriptModul
         network.forward.schema  # noqa: B018
     except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(f"Detector file {path} is not a TorchScript network: check --detector.") from error
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 @functools.lru_cache(maxsize=16)

@@ -98,7 +98,7 @@ class FeatureStats:
     @staticmethod
     def load(path: str) -> "FeatureStats":
         """Read what `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile for a damaged file."""
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             capture_all, capture_mean_cov, max_items = (int(value) for value in arrays["settings"])
             stats = FeatureStats(bool(capture_all), bool(capture_mean_cov), None if max_items < 0 else max_items)
             stats.num_items = int(arrays["num_items"])

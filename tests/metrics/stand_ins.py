@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small detectors, generators and datasets with the interfaces that the metrics use."""
+
+import io
+import json
+import pathlib
+import warnings
+import zipfile
+
+import numpy as np
+import PIL.Image
+import torch
+
+from training.networks import Generator
+
+
+class Inception(torch.nn.Module):
+    """Random projection of 4x4 means: uint8 [N, 3, H, W] -> features [N, d] or probabilities [N, 5]."""
+
+    def __init__(self, d: int = 8, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("weight", torch.randn(48, d, generator=generator))
+        self.register_buffer("head", torch.randn(d, 5, generator=generator))
+
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False):
+        x = torch.nn.functional.adaptive_avg_pool2d(img.float() / 255, [4, 4]).flatten(1) @ self.weight
+        if return_features:
+            return x
+        logits = x @ self.head
+        if not no_output_bias:
+            logits = logits + torch.arange(5, device=logits.device)
+        return logits.softmax(dim=1)
+
+
+class PlainClassifier(torch.nn.Module):
+    """As a detector trained elsewhere: features or probabilities, and no other switches."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False):
+        x = torch.nn.functional.adaptive_avg_pool2d(img.float() / 255, [2, 2]).flatten(1)
+        return x if return_features else x.softmax(dim=1)
+
+
+class VGG16(torch.nn.Module):
+    """Means of cells as features; for LPIPS the pixels themselves, scaled so that distances are mean squares."""
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        resize_images: bool = True,
+        return_features: bool = False,
+        return_lpips: bool = False,
+    ):
+        if return_lpips:
+            assert not resize_images
+            x = img.flatten(1)
+            return x / x.shape[1] ** 0.5
+        return torch.nn.functional.adaptive_avg_pool2d(img.float(), [2, 2]).flatten(1)
+
+
+def save_detector(module: torch.nn.Module, path: pathlib.Path) -> str:
+    """Write `module` as a TorchScript file; returns the path as a string."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # newer torch advises against TorchScript
+        torch.jit.script(module.eval()).save(str(path))
+    return str(path)
+
+
+def tiny_generator(resolution: int = 8, channels: int = 3, c_dim: int = 0, seed: int = 0) -> Generator:
+    """A generator whose noise inputs matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        G = Generator(
+            z_dim=4,
+            c_dim=c_dim,
+            w_dim=4,
+            img_resolution=resolution,
+            img_channels=channels,
+            mapping_kwargs={"num_layers": 2},
+            synthesis_kwargs={"channel_base": 32, "channel_max": 4},
+        )
+    for name, parameter in G.named_parameters():
+        if name.endswith("noise_strength"):
+            torch.nn.init.constant_(parameter, 0.3)
+    return G.eval().requires_grad_(False)
+
+
+def make_images(num: int, resolution: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """uint8 [num, H, W, C]."""
+    return np.random.RandomState(seed).randint(0, 256, [num, resolution, resolution, channels], dtype=np.uint8)
+
+
+def write_zip(path: pathlib.Path, images: np.ndarray, labels: list | None = None) -> str:
+    """Write a dataset zip; returns the path as a string."""
+    names = [f"{i:05d}.png" for i in range(len(images))]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, image in zip(names, images):
+            data = io.BytesIO()
+            PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(data, "PNG")
+            archive.writestr(name, data.getvalue())
+        if labels is not None:
+            archive.writestr("dataset.json", json.dumps({"labels": [list(pair) for pair in zip(names, labels)]}))
+    return str(path)
+
+
+def dataset_options(path: str, **kwargs) -> dict:
+    """As a snapshot's `training_set_kwargs`."""
+    return {"class_name": "training.dataset.ImageFolderDataset", "path": path, "use_labels": False, **kwargs}
