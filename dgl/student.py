@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large a student is: parameters, multiply-accumulates, and the table printed at start-up.
+
+Networks built under `torch.device('meta')` can be counted as well: only shapes are read, so a 1024x1024 pair costs
+neither memory nor time.
+"""
+
+import torch
+
+
+def count_params(net: torch.nn.Module) -> int:
+    """Number of trained values of `net`: its parameters, each once, without buffers (noise images, w average)."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_macs(G: torch.nn.Module) -> int:
+    """Multiply-accumulates of generator `G` for one image.
+
+    Counted: mapping layers, style (affine) layers, convolutions, ToRGB. Not counted: demodulation, filters, noise,
+    biases and activations. A convolution with up 2 is counted at its input resolution, where a transposed convolution
+    does its work; so 1024x1024 config-f has 74,266,894,336 and is comparable with Content-Aware GAN Compression
+    (arXiv 2104.02244).
+    """
+    return _layer_macs(G.mapping) + sum(
+        _layer_macs(getattr(G.synthesis, f"b{resolution}"), resolution) for resolution in G.synthesis.block_resolutions
+    )
+
+
+def _layer_macs(module: torch.nn.Module, resolution: int = 1) -> int:
+    """Every weight matrix [out, in] is used once; every kernel [out, in, k, k] once a pixel of its input or output,
+    whichever is smaller."""
+    macs = 0
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, torch.Tensor):
+            pixels = (resolution // getattr(layer, "up", 1)) ** 2 if weight.ndim == 4 else 1
+            macs += weight.numel() * pixels
+    return macs
+
+
+def size_table(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module) -> str:
+    """Lines to print at start-up: parameters and MACs of the teacher's and the student's generator, and the ratio.
+
+    Without a teacher's generator (None) the student stands alone; one whose layers are unknown has no MACs.
+    """
+    nets = {"teacher G": teacher_G, "student G": student_G}
+    sizes = {name: (count_params(G), _macs_or_none(G)) for name, G in nets.items() if G is not None}
+    rows = [("", "parameters", "MACs per image")]
+    rows += [(name, *(f"{n:,}" if n is not None else "unknown" for n in size)) for name, size in sizes.items()]
+    if len(sizes) == 2:
+        pairs = zip(sizes["student G"], sizes["teacher G"])
+        rows.append(("ratio", *(f"{new / old:.3f}" if old is not None else "unknown" for new, old in pairs)))
+    return "\n".join(f"{name:<10} {params:>14} {macs:>18}" for name, params, macs in rows)
+
+
+def _macs_or_none(G: torch.nn.Module) -> int | None:
+    return count_macs(G) if hasattr(getattr(G, "synthesis", None), "block_resolutions") else None

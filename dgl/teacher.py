@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher discriminators: open them, check that they fit the run, and hold them still.
+
+Shapes: N images in a batch on one device, C image channels, H = W resolution, K label dimensions (`c_dim`).
+Source: DGL-GAN (arXiv 2112.06502), section 3.
+"""
+
+import functools
+
+import torch
+from training.snapshot import Snapshot, load_snapshot
+
+from dnnlib.util import UserError
+from torch_utils import misc
+
+ANOTHER = "name another pickle with --dgl-teacher"
+
+
+class Teacher:
+    """A frozen discriminator that guides the student's generator.
+
+    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else.
+    `path` and `sha256` say which file it came from. `G` is the generator of the same file, rebuilt when first asked
+    for, or None where the file has none that can be read.
+    """
+
+    def __init__(self, D: torch.nn.Module, snapshot: Snapshot):
+        self.D = D.eval().requires_grad_(False)
+        self.path = str(snapshot.path)
+        self.sha256 = snapshot.sha256
+        self._snapshot: Snapshot | None = snapshot
+
+    @functools.cached_property
+    def G(self) -> torch.nn.Module | None:
+        for key in ("G_ema", "G"):
+            if self._snapshot is not None and key in self._snapshot:
+                try:
+                    with _rng_untouched():
+                        return self._snapshot[key]
+                except UserError:
+                    continue  # D alone makes a teacher: a generator of another family only leaves the table shorter.
+        return None
+
+    @property
+    def group_size(self) -> int | None:
+        """Images that share one minibatch-stddev statistic, the D's own setting; None where any batch size will do."""
+        epilogue = self.D.init_kwargs.get("epilogue_kwargs", {})
+        return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
+
+    def release_file(self) -> None:
+        """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
+        self._snapshot = None
+
+    def match_precision(self, run_D: torch.nn.Module) -> None:
+        """Rebuilds `D` with as many half-precision resolutions as `run_D`, the student's discriminator, has.
+
+        A teacher that was trained in full precision takes the activation clamp of `run_D` along with half precision.
+        """
+        run, own = run_D.init_kwargs, self.D.init_kwargs
+        num_fp16_res = run.get("num_fp16_res", 0)
+        if own.get("num_fp16_res", 0) == num_fp16_res:
+            return
+        kwargs = {**own, "num_fp16_res": num_fp16_res}
+        if num_fp16_res > 0 and own.get("conv_clamp") is None:
+            kwargs["conv_clamp"] = run.get("conv_clamp")
+        with _rng_untouched():
+            D = type(self.D)(*self.D.init_args, **kwargs)
+        misc.copy_params_and_buffers(self.D, D, require_all=True)
+        device = next(iter(misc.params_and_buffers(self.D))).device
+        self.D = D.to(device).eval().requires_grad_(False)
+
+    def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
+        return self.D(img, c)
+
+
+def open_teacher(path: str, trust: bool = False, device: torch.device | str | None = None) -> Teacher:
+    """Opens the network pickle at `path` (file or URL) and returns its discriminator as a frozen teacher.
+
+    `trust` loads with the pickle's own code, as --trust-pickle asks. Draws no random numbers from the global
+    generators. Raises UserError where the file cannot be read, is unsafe, has no D, or has a D with broken weights.
+    """
+    try:
+        with _rng_untouched():
+            snapshot = load_snapshot(path, trust=trust)
+            if "D" not in snapshot:
+                raise UserError(f"{path} holds no discriminator D to learn from; {ANOTHER}")
+            D = snapshot["D"]
+    except UserError as err:
+        raise UserError(f"--dgl-teacher: {err}") from err
+    for name, tensor in misc.named_params_and_buffers(D):
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
+    return Teacher(D if device is None else D.to(device), snapshot)
+
+
+def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, batch_gpu: int) -> None:
+    """Raises UserError unless `teacher` can score what the run generates.
+
+    `resolution` in pixels, `channels` and `c_dim` are the data's; `batch_gpu` is the number of images in one pass on
+    one device, which must fill whole minibatch-stddev groups of the teacher.
+    """
+    D, name = teacher.D, f"--dgl-teacher: the D of {teacher.path}"
+    if D.img_resolution != resolution:
+        raise UserError(
+            f"{name} takes {D.img_resolution}x{D.img_resolution} images but --data has {resolution}x{resolution}; "
+            f"{ANOTHER}, or resize the data with dataset_tool.py --width and --height"
+        )
+    if D.img_channels != channels:
+        raise UserError(
+            f"{name} takes {D.img_channels} channels but --data has images of {channels}; {ANOTHER}, or convert the data"
+        )
+    if D.c_dim != c_dim:
+        raise UserError(
+            f"{name} takes labels of {D.c_dim} dimensions but the run has {c_dim} (0 is none); {ANOTHER}, or "
+            f"{'train with --cond=1 on data with these labels' if D.c_dim > 0 else 'train with --cond=0'}"
+        )
+    group = teacher.group_size
+    if group is not None and batch_gpu % group != 0:
+        raise UserError(
+            f"{name} compares images in groups of {group} (minibatch stddev) but each GPU takes {batch_gpu} at a time; "
+            f"set --batch, --gpus or --batch-gpu so that this is a multiple of {group}"
+        )
+
+
+def _rng_untouched():
+    """Building a network draws its initial weights; a run with a teacher must draw what a run without one draws."""
+    return torch.random.fork_rng(devices=[])

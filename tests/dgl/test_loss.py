@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from dgl.loss import hinge_term, logistic_term, teacher_term
+from dnnlib.util import UserError
+from tests.dgl.tiny import BATCH, NoisyPipe, Student, make_D, same, save_teacher
+from tests.support import rnd
+from torch_utils import training_stats
+
+DGL_STATS = "Loss/DGL/.*"
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return save_teacher(tmp_path)
+
+
+class Verdicts(NamedTuple):
+    """What one teacher said, call by call, and the gradients that came back to it, pass by pass."""
+
+    scores: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+
+
+def spy_on(student: Student) -> list[Verdicts]:
+    """Records every teacher of `student` from now on."""
+    return [_spy(teacher) for teacher in student.loss.teachers]
+
+
+def _spy(teacher) -> Verdicts:
+    verdicts, ask = Verdicts([], []), teacher.scores
+
+    def record(img, c):
+        s = ask(img, c)
+        s.register_hook(verdicts.gradients.append)
+        verdicts.scores.append(s.detach())
+        return s
+
+    teacher.scores = record
+    return verdicts
+
+
+# λ = 0 and the switch
+
+
+@pytest.mark.parametrize(
+    "pipe, kwargs",
+    [(None, {}), (NoisyPipe(), {"dgl_augment": True}), (NoisyPipe(), {"dgl_weighting": "score"})],
+    ids=["clean", "augment", "score"],
+)
+def test_zero_weight_trains_bit_for_bit_as_no_teacher(teacher, pipe, kwargs):
+    plain = Student(augment_pipe=pipe).train()
+    np.random.seed(0)
+    guided = Student([teacher], augment_pipe=pipe, dgl_weight=0, **kwargs).train()
+    assert same(guided, plain)
+    assert np.random.randint(2**31) == np.random.RandomState(0).randint(2**31)
+
+
+def test_zero_weight_never_asks_the_teacher_and_reports_nothing(teacher):
+    student = Student([teacher], dgl_weight=0)
+    (verdicts,) = spy_on(student)
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+    student.train()
+    stats.update()
+    assert not verdicts.scores
+    assert all(stats.num(name) == 0 for name in stats.names())
+
+
+def test_a_teacher_changes_the_generator_but_no_random_draw(teacher):
+    plain, guided = Student().train(steps=1), Student([teacher]).train(steps=1)
+    assert torch.equal(plain["rng"], guided["rng"])
+    assert not torch.equal(plain["G.synthesis.b16.conv1.weight"], guided["G.synthesis.b16.conv1.weight"])
+
+
+@pytest.mark.parametrize("dgl_start, off, on", [(2, 1999, 2000), (0.5, 499, 500), (0, None, 0)])
+def test_the_term_starts_exactly_at_its_kimg(teacher, dgl_start, off, on):
+    plain, student = Student().gradients("Gmain"), Student([teacher], dgl_start=dgl_start)
+    if off is not None:
+        student.loss.begin_iteration(cur_nimg=off, new_tick=False)
+        assert same(student.gradients("Gmain"), plain)
+    student.loss.begin_iteration(cur_nimg=on, new_tick=False)
+    assert not same(student.gradients("Gmain"), plain)
+
+
+def test_a_late_start_does_not_guide_before_the_first_iteration_is_announced(teacher):
+    assert same(Student([teacher], dgl_start=1).gradients("Gmain"), Student().gradients("Gmain"))
+
+
+# The teacher stays as it is
+
+
+def test_the_teacher_is_bit_identical_after_training_and_has_no_gradients(teacher):
+    student = Student([teacher], dgl_weight=5)
+    D = student.loss.teachers[0].D
+    before = copy.deepcopy(D.state_dict())
+    student.train(steps=4)
+    assert same(dict(D.state_dict()), dict(before))
+    assert all(p.grad is None and not p.requires_grad for p in D.parameters())
+    assert not D.training
+
+
+def test_a_teacher_keeps_its_own_minibatch_groups(tmp_path):
+    D = make_D(5, epilogue_kwargs={"mbstd_group_size": 2})
+    path = save_teacher(tmp_path, 5, channel_base=64, channel_max=8, epilogue_kwargs={"mbstd_group_size": 2})
+    student = Student([path], D_overrides={"epilogue_kwargs": {"mbstd_group_size": 4}})
+    img, c = rnd("img", (BATCH, 3, 16, 16)), student.inputs()["gen_c"]
+    scores = student.loss.teachers[0].scores(img, c)
+    assert torch.equal(scores, D(img, c))
+    assert not torch.allclose(scores, make_D(5, epilogue_kwargs={"mbstd_group_size": 4})(img, c))
+
+
+# Gradients: DGL-GAN's objective
+
+
+@pytest.mark.parametrize(
+    "term, slope",
+    [
+        (logistic_term, lambda s: -torch.sigmoid(-s)),
+        (lambda s: teacher_term(s, "plain"), lambda s: -torch.sigmoid(-s)),
+        (lambda s: teacher_term(s, "score"), lambda s: -(-s).clamp_min(0) * torch.sigmoid(-s)),
+        (hinge_term, lambda s: -torch.ones_like(s)),
+    ],
+    ids=["logistic", "plain", "score", "hinge"],
+)
+def test_slope_of_each_term(term, slope):
+    scores = torch.tensor([[-30.0], [-2.0], [-0.1], [0.0], [0.3], [2.0], [30.0]], dtype=torch.float64)
+    scores.requires_grad_(True)
+    N, weight = len(scores), 0.7
+    (weight * term(scores)).mean().backward()
+    torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "score"])
+@pytest.mark.parametrize("weight, gain", [(0.1, 1), (0.5, 4)])
+def test_slope_of_the_whole_generator_loss_in_each_teachers_scores(tmp_path, weighting, weight, gain):
+    paths = [save_teacher(tmp_path, seed, f"{seed}.pkl") for seed in (100, 101)]
+    student = Student(paths, dgl_weight=weight, dgl_weighting=weighting)
+    seen = spy_on(student)
+    student.gradients("Gmain", gain=gain)
+    for verdicts in seen:
+        (s,) = verdicts.scores
+        expected = -weight * gain * torch.sigmoid(-s) / BATCH
+        if weighting == "score":
+            expected = expected * (-s).clamp_min(0)
+        torch.testing.assert_close(verdicts.gradients[-1], expected, rtol=1e-5, atol=1e-9)
+    signs = torch.cat([verdicts.scores[0].sign() for verdicts in seen])
+    assert signs.unique().numel() == 2, "the case should hold scores of both signs"
+
+
+def test_an_ensemble_adds_up(tmp_path):
+    paths = [save_teacher(tmp_path, seed, f"{seed}.pkl") for seed in (100, 101)]
+    plain = Student().gradients("Gmain")
+    one, two, both = (Student(p, dgl_weight=1).gradients("Gmain") for p in (paths[:1], paths[1:], paths))
+    name = "G.synthesis.b8.conv1.weight"
+    torch.testing.assert_close(both[name] - plain[name], one[name] + two[name] - 2 * plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_conditional_teacher_sees_the_labels_of_the_fakes(teacher):
+    student = Student([teacher])
+    c = student.inputs()["gen_c"]
+    asked = []
+    ask = student.loss.teachers[0].scores
+    student.loss.teachers[0].scores = lambda img, c: asked.append(c) or ask(img, c)
+    student.gradients("Gmain")
+    assert torch.equal(asked[0], c)
+    img = rnd("img", (BATCH, 3, 16, 16))
+    assert not torch.equal(ask(img, c), ask(img, c.roll(1, 1)))
+
+
+@pytest.mark.parametrize("dgl_augment", [False, True])
+def test_teachers_see_clean_fakes_unless_asked(teacher, dgl_augment):
+    student = Student([teacher], augment_pipe=NoisyPipe(), dgl_augment=dgl_augment)
+    fakes, shown = [], []
+    own, ask = student.loss.run_D, student.loss.teachers[0].scores
+    student.loss.run_D = lambda img, c, sync: fakes.append(img) or own(img, c, sync)
+    student.loss.teachers[0].scores = lambda img, c: shown.append(img) or ask(img, c)
+    student.gradients("Gmain")
+    assert torch.equal(shown[0], fakes[0]) is not dgl_augment
+    if dgl_augment:
+        torch.testing.assert_close(shown[0], fakes[0] * 0.5, rtol=0, atol=1)
+
+
+# What the teacher has no part in
+
+
+@pytest.mark.parametrize("phase", ["Dmain", "Dboth", "Dreg", "Greg"])
+def test_discriminator_and_lazy_phases_are_those_without_a_teacher(teacher, phase):
+    plain, guided = Student(), Student([teacher], dgl_weight=3)
+    (verdicts,) = spy_on(guided)
+    stats = training_stats.Collector("Loss/(D|G|r1|pl).*", keep_previous=False)
+    results = []
+    for student in (plain, guided):
+        gradients = student.gradients(phase)
+        stats.update()
+        results.append((gradients, stats.as_dict()))
+    assert same(results[0][0], results[1][0])
+    assert repr(results[0][1]) == repr(results[1][1])
+    assert any(gradient is not None and gradient.any() for gradient in results[0][0].values())
+    assert not verdicts.scores
+
+
+def test_the_main_part_of_a_joint_phase_is_guided_once(teacher):
+    student = Student([teacher])
+    (verdicts,) = spy_on(student)
+    student.gradients("Gboth")
+    assert len(verdicts.scores) == 1
+
+
+# Statistics
+
+
+def test_statistics_of_scores_and_terms(tmp_path):
+    paths = [save_teacher(tmp_path, seed, f"{seed}.pkl") for seed in (100, 101)]
+    student = Student(paths, dgl_weighting="score")
+    seen = spy_on(student)
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+    student.gradients("Gmain")
+    stats.update()
+    assert {f"Loss/DGL/{n}{i}" for n in ("scores", "loss") for i in (0, 1)} <= set(stats.names())
+    for i, verdicts in enumerate(seen):
+        (s,) = verdicts.scores
+        assert stats.num(f"Loss/DGL/scores{i}") == BATCH
+        assert stats[f"Loss/DGL/scores{i}"] == pytest.approx(float(s.mean()), rel=1e-5)
+        assert stats[f"Loss/DGL/loss{i}"] == pytest.approx(float(teacher_term(s, "score").mean()), rel=1e-5)
+
+
+def test_gradient_ratio_is_measured_once_a_tick_and_right(teacher):
+    weight = 0.3
+    student = Student([teacher], dgl_weight=weight)
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+
+    def measured(new_tick):
+        student.loss.begin_iteration(0, new_tick)
+        student.gradients("Gmain")
+        student.gradients("Gmain")
+        stats.update()
+        return stats.num("Loss/DGL/grad_ratio")
+
+    assert [measured(new_tick) for new_tick in (True, False, True)] == [1, 0, 1]
+
+    fakes = []
+    own = student.loss.run_D
+    student.loss.run_D = lambda img, c, sync: fakes.append(img) or own(img, c, sync)
+    student.gradients("Gmain")
+    c = student.inputs()["gen_c"]
+    norms = []
+    for D in (student.loss.teachers[0].D, student.D):
+        img = fakes[0].detach().requires_grad_(True)
+        torch.nn.functional.softplus(-D(img, c)).sum().backward()
+        norms.append(img.grad.norm())
+    assert stats["Loss/DGL/grad_ratio"] == pytest.approx(float(weight * norms[0] / norms[1]), rel=1e-4)
+
+
+def test_measuring_the_gradient_ratio_changes_nothing(teacher):
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+    states = []
+    for measured in (True, False):
+        student = Student([teacher])
+        student.loss._ratio_due = measured
+        states.append(student.train(new_tick=measured))
+        stats.update()
+        assert stats.num("Loss/DGL/grad_ratio") == measured
+    assert same(*states)
+
+
+def test_no_gradient_ratio_where_d_has_no_gradient(teacher):
+    student = Student([teacher])
+    for tensor in student.D.parameters():
+        tensor.zero_()
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+    student.gradients("Gmain")
+    stats.update()
+    assert stats.num("Loss/DGL/grad_ratio") == 0 and "Loss/DGL/grad_ratio" in stats.names()
+
+
+# State of a run
+
+
+def test_state_names_the_teachers_and_comes_back(teacher):
+    student, again = Student([teacher], dgl_weight=0.2), Student([teacher], dgl_weight=0.2)
+    student.train()
+    state = student.loss.state_dict()
+    record = student.loss.teachers[0]
+    assert state["dgl"] == {"teachers": [{"path": teacher, "sha256": record.sha256}], "weight": 0.2}
+    again.loss.load_state_dict(state)
+    assert torch.equal(again.loss.pl_mean, student.loss.pl_mean) and student.loss.pl_mean != 0
+
+
+def test_state_of_other_teachers_is_refused(tmp_path, teacher):
+    other = save_teacher(tmp_path, 101, "other.pkl")
+    with pytest.raises(UserError, match=r"--dgl-teacher.*teacher\.pkl"):
+        Student([other]).loss.load_state_dict(Student([teacher]).loss.state_dict())

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+import pathlib
+import pickle
+
+import pytest
+import torch
+from training.snapshot import save_snapshot
+
+from dgl.loss import DGLLoss
+from dgl.teacher import check_teacher, open_teacher
+from dnnlib.util import UserError
+from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
+from tests.support import rnd
+from torch_utils import persistence
+
+FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
+
+
+@persistence.persistent_class
+class AlienGenerator(torch.nn.Module):
+    """A class that no part of the project knows how to rebuild."""
+
+    def __init__(self, secret):
+        super().__init__()
+        self.layer = torch.nn.Parameter(torch.zeros(3))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from the pickle ran",)
+
+
+def sentence(error: pytest.ExceptionInfo) -> str:
+    """The one sentence a user reads."""
+    text = str(error.value)
+    assert "\n" not in text and text.startswith("--dgl-teacher")
+    return text
+
+
+# Opening
+
+
+def test_a_teacher_is_the_d_of_the_pickle_frozen(tmp_path):
+    path = save_teacher(tmp_path, 7)
+    teacher = open_teacher(path)
+    expected = make_D(7, channel_base=128, channel_max=16)
+    assert same(dict(teacher.D.state_dict()), dict(expected.state_dict()))
+    assert not teacher.D.training and not any(p.requires_grad for p in teacher.D.parameters())
+    assert teacher.path == path
+    assert teacher.sha256 == hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def test_gradients_reach_the_images(tmp_path):
+    img = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)).requires_grad_(True)
+    open_teacher(save_teacher(tmp_path)).scores(img, torch.eye(C_DIM)[[0, 1, 2, 0]]).sum().backward()
+    assert img.grad.abs().sum() > 0
+
+
+def test_opening_draws_no_random_numbers(tmp_path):
+    path = save_teacher(tmp_path)
+    before = torch.get_rng_state()
+    teacher = open_teacher(path)
+    assert teacher.G is not None
+    teacher.match_precision(make_D(2, num_fp16_res=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_generator_is_there_for_the_size_table(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path, 7))
+    assert same(dict(teacher.G.state_dict()), dict(make_G(7, channel_base=128, channel_max=16).state_dict()))
+
+
+@pytest.mark.parametrize("G", [{}, {"G": None, "G_ema": None}, {"G": AlienGenerator(1), "G_ema": AlienGenerator(2)}])
+def test_a_pickle_without_a_usable_generator_still_teaches(tmp_path, G):
+    path = str(tmp_path / "d-only.pkl")
+    save_snapshot(path, {"D": make_D(7), "augment_pipe": None, "training_set_kwargs": {}, **G})
+    teacher = open_teacher(path)
+    assert teacher.G is None
+    assert same(dict(teacher.D.state_dict()), dict(make_D(7).state_dict()))
+    Student([path]).train(steps=1)
+
+
+def test_trusting_opens_the_same_teacher(tmp_path):
+    path = save_teacher(tmp_path)
+    assert same(dict(open_teacher(path, trust=True).D.state_dict()), dict(open_teacher(path).D.state_dict()))
+
+
+# Refusals on opening
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError) as error:
+        open_teacher(str(tmp_path / "nowhere.pkl"))
+    assert "nowhere.pkl" in sentence(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG not a pickle", pickle.dumps([1, 2, 3]), pickle.dumps({"a": 1})])
+def test_not_a_network_pickle(tmp_path, content):
+    path = tmp_path / "other.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_teacher(str(path))
+    assert "other.bin" in sentence(error)
+
+
+def test_unsafe_pickle(tmp_path, capsys):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"D": Evil(), "G": None, "G_ema": None}))
+    with pytest.raises(UserError) as error:
+        open_teacher(str(path))
+    assert "--trust-pickle" in sentence(error)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("D", [{}, {"D": None}])
+def test_no_discriminator(tmp_path, D):
+    path = str(tmp_path / "g-only.pkl")
+    save_snapshot(path, {"G": make_G(1), "G_ema": make_G(1), "augment_pipe": None, "training_set_kwargs": {}, **D})
+    with pytest.raises(UserError) as error:
+        open_teacher(path)
+    assert "g-only.pkl" in sentence(error) and "discriminator" in sentence(error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights(tmp_path, value):
+    D = make_D(1)
+    D.b8.conv0.weight[0, 0, 0, 0] = value
+    path = str(tmp_path / "broken.pkl")
+    save_snapshot(path, {"D": D})
+    with pytest.raises(UserError) as error:
+        open_teacher(path)
+    assert "b8.conv0.weight" in sentence(error)
+
+
+def test_a_file_that_changed_since_the_run_was_set_up(tmp_path):
+    path = save_teacher(tmp_path, 1)
+    sha256 = open_teacher(path).sha256
+    student = Student()
+    modules = (torch.device("cpu"), student.G.mapping, student.G.synthesis, student.D)
+    DGLLoss(*modules, teachers=[{"path": path, "sha256": sha256}])
+    save_teacher(tmp_path, 2)
+    with pytest.raises(UserError) as error:
+        DGLLoss(*modules, teachers=[{"path": path, "sha256": sha256}])
+    assert "changed" in sentence(error) and sha256 in sentence(error)
+
+
+# Fit to the run
+
+
+def test_a_fitting_teacher_passes(tmp_path):
+    check_teacher(open_teacher(save_teacher(tmp_path)), **FITS)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"resolution": 32}, ["16x16", "32x32", "--data"]),
+        ({"channels": 1}, ["3 channels", "images of 1", "--data"]),
+        ({"c_dim": 0}, ["3 dimensions", "has 0", "--cond=1"]),
+        ({"c_dim": 10}, ["3 dimensions", "has 10"]),
+        ({"batch_gpu": 6}, ["groups of 4", "takes 6", "--batch"]),
+        ({"batch_gpu": 2}, ["groups of 4", "takes 2", "--batch"]),
+    ],
+)
+def test_a_teacher_that_does_not_fit(tmp_path, change, words):
+    path = save_teacher(tmp_path)
+    with pytest.raises(UserError) as error:
+        check_teacher(open_teacher(path), **{**FITS, **change})
+    assert all(word in sentence(error) for word in [*words, path])
+
+
+def test_an_unconditional_teacher_of_a_conditional_run(tmp_path):
+    with pytest.raises(UserError) as error:
+        check_teacher(open_teacher(save_teacher(tmp_path, c_dim=0)), **FITS)
+    assert "--cond=0" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "epilogue_kwargs, group, allowed, refused",
+    [
+        ({}, 4, [4, 8], [1, 6]),
+        ({"mbstd_group_size": 2}, 2, [2, 4, 6], [1, 3]),
+        ({"mbstd_group_size": None}, None, [1, 3, 4], []),
+        ({"mbstd_num_channels": 0}, None, [1, 3, 4], []),
+    ],
+)
+def test_batches_fill_the_teachers_groups(tmp_path, epilogue_kwargs, group, allowed, refused):
+    teacher = open_teacher(save_teacher(tmp_path, epilogue_kwargs=epilogue_kwargs))
+    assert teacher.group_size == group
+    for batch_gpu in allowed:
+        check_teacher(teacher, **{**FITS, "batch_gpu": batch_gpu})
+    for batch_gpu in refused:
+        with pytest.raises(UserError):
+            check_teacher(teacher, **{**FITS, "batch_gpu": batch_gpu})
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    "teacher_precision, run_precision, expected",
+    [
+        ({"num_fp16_res": 2, "conv_clamp": 256}, {}, {"num_fp16_res": 0, "conv_clamp": 256}),
+        ({}, {"num_fp16_res": 1, "conv_clamp": 128}, {"num_fp16_res": 1, "conv_clamp": 128}),
+        ({"conv_clamp": 64}, {"num_fp16_res": 1, "conv_clamp": 128}, {"num_fp16_res": 1, "conv_clamp": 64}),
+        ({"num_fp16_res": 2}, {"num_fp16_res": 2, "conv_clamp": 256}, {"num_fp16_res": 2}),
+    ],
+)
+def test_the_teacher_runs_in_the_precision_of_the_run(tmp_path, teacher_precision, run_precision, expected):
+    path = save_teacher(tmp_path, 7, **teacher_precision)
+    teacher = Student([path], D_overrides=run_precision).loss.teachers[0]
+    kept = {name: value for name, value in teacher.D.init_kwargs.items() if name in ("num_fp16_res", "conv_clamp")}
+    assert kept == expected
+    assert same(dict(teacher.D.state_dict()), dict(make_D(7, channel_base=128, channel_max=16).state_dict()))
+    assert not teacher.D.training and not any(p.requires_grad for p in teacher.D.parameters())
+
+
+def test_a_loss_keeps_only_the_discriminator(tmp_path):
+    assert Student([save_teacher(tmp_path)]).loss.teachers[0].G is None
