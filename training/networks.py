@@ -623,7 +623,7 @@ class MinibatchStdLayer(torch.nn.Module):
 
 @persistence.persistent_class
 class DiscriminatorEpilogue(torch.nn.Module):
-    """4x4 features [N, I, 4, 4] (for 'skip', the image too) to logits [N, 1], projected on the label's map if `cmap_dim`."""
+    """4x4 features [N, I, 4, 4] (and the image, for 'skip') to logits [N, 1]; projected on the label if `cmap_dim`."""
 
     def __init__(
         self,

@@ -25,12 +25,11 @@ def build_phases(name: str, module: torch.nn.Module, opt_kwargs: dict, reg_inter
     Both share an optimiser. It steps k + 1 times in k iterations, so with c = k / (k + 1) its learning rate is scaled
     by c and its betas are raised to the power c, which keeps the pace of one step an iteration.
     """
-    if reg_interval is None:
-        opt = dnnlib.util.construct_class_by_name(module.parameters(), **opt_kwargs)
-        return [Phase(f"{name}both", module, opt, 1)]
-    c = reg_interval / (reg_interval + 1)
+    c = 1.0 if reg_interval is None else reg_interval / (reg_interval + 1)
     lazy = dict(opt_kwargs, lr=opt_kwargs["lr"] * c, betas=[beta**c for beta in opt_kwargs["betas"]])
     opt = dnnlib.util.construct_class_by_name(module.parameters(), **lazy)
+    if reg_interval is None:
+        return [Phase(f"{name}both", module, opt, 1)]
     return [Phase(f"{name}main", module, opt, 1), Phase(f"{name}reg", module, opt, reg_interval)]
 
 

@@ -56,7 +56,7 @@ class RunLog:
         return peak
 
     def flush(self, step: int, metrics: dict[str, float]) -> None:
-        """Write what was reported since the last call and the newest metrics; `step` in images. All processes take part."""
+        """Write what was reported since the last call, and the newest metrics. All processes take part."""
         self._stats.update()
         if self.write:
             timestamp = time.time()

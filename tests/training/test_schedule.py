@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule's parts: lazy phases, moving average, adaptive augmentation."""
+
+import math
+
+import pytest
+import torch
+
+from torch_utils import training_stats
+from training.ada import AdaController
+from training.ema import ema_beta, update_ema
+from training.phases import Phase, build_phases, run_phase
+
+ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
+
+
+class Recorder:
+    """A loss whose gradient is what the test says, and that writes down how it was called."""
+
+    def __init__(self, module, grad=1.0):
+        self.module, self.grad, self.calls = module, grad, []
+
+    def accumulate_gradients(self, **kwargs):
+        self.calls.append(kwargs)
+        (self.module.weight * self.grad * kwargs["gain"]).sum().backward()
+
+
+def frozen_linear():
+    return torch.nn.Linear(2, 1, bias=False).requires_grad_(False)
+
+
+def test_lazy_phases_share_a_corrected_optimiser():
+    main, reg = build_phases("D", frozen_linear(), ADAM, reg_interval=16)
+    assert (main.name, main.interval, reg.name, reg.interval) == ("Dmain", 1, "Dreg", 16)
+    assert main.opt is reg.opt
+    group = main.opt.param_groups[0]
+    assert group["lr"] == pytest.approx(0.002 * 16 / 17)
+    assert list(group["betas"]) == pytest.approx([0, 0.99 ** (16 / 17)])
+
+
+def test_joint_phase_keeps_the_plain_optimiser():
+    (both,) = build_phases("G", frozen_linear(), ADAM, reg_interval=None)
+    assert (both.name, both.interval, both.opt.param_groups[0]["lr"]) == ("Gboth", 1, 0.002)
+
+
+def test_accumulation_averages_micro_batches_and_syncs_last():
+    module = frozen_linear()
+    phase = Phase("Greg", module, torch.optim.SGD(module.parameters(), lr=1.0), interval=4)
+    before = module.weight.clone()
+    loss = Recorder(module)
+    run_phase(phase, loss, [{"gen_z": i} for i in range(3)])
+    assert [call["gen_z"] for call in loss.calls] == [0, 1, 2]
+    assert [call["sync"] for call in loss.calls] == [False, False, True]
+    torch.testing.assert_close(module.weight, before - 4)
+    assert not module.weight.requires_grad
+
+
+@pytest.mark.parametrize(("bad", "used"), [(math.nan, 0.0), (math.inf, 1e5), (-math.inf, -1e5)])
+def test_unusable_gradients_are_replaced(bad, used):
+    module = frozen_linear()
+    before = module.weight.clone()
+    phase = Phase("Gmain", module, torch.optim.SGD(module.parameters(), lr=1.0), interval=1)
+    run_phase(phase, Recorder(module, grad=bad), [{}])
+    torch.testing.assert_close(module.weight, before - used)
+
+
+def test_ema_half_life_and_rampup():
+    assert ema_beta(32, 10, cur_nimg=10**6) ** (10_000 / 32) == pytest.approx(0.5)
+    assert ema_beta(32, 10, cur_nimg=1000, ema_rampup=0.05) ** (50 / 32) == pytest.approx(0.5)
+    assert ema_beta(32, 10, cur_nimg=0, ema_rampup=0.05) == 0
+
+
+def test_ema_averages_parameters_and_copies_buffers():
+    ema, net = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    with torch.no_grad():
+        net.weight.fill_(5)
+    net.running_mean.fill_(7)
+    update_ema(ema, net, beta=0.75)
+    assert ema.weight.tolist() == [2.0, 2.0]
+    assert ema.running_mean.tolist() == [7.0, 7.0]
+    update_ema(ema, net, beta=0.0)
+    assert torch.equal(ema.weight, net.weight)
+
+
+class Pipe(torch.nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        self.register_buffer("p", torch.tensor(float(p)))
+
+
+@pytest.mark.parametrize(
+    ("sign", "start", "expected"), [(1, 0.2, 0.2 + 0.000256), (-1, 0.2, 0.2 - 0.000256), (-1, 0, 0)]
+)
+def test_ada_steps_towards_the_target(sign, start, expected):
+    ada = AdaController(Pipe(start), target=0.6, batch_size=32, interval=4, kimg=500)
+    training_stats.report("Loss/signs/real", torch.full([8, 1], float(sign)))
+    ada.update(iteration=3)
+    assert float(ada.augment_pipe.p) == pytest.approx(start)  # not due
+    ada.update(iteration=4)
+    assert float(ada.augment_pipe.p) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ada_waits_without_data():
+    ada = AdaController(Pipe(0.3), target=0.6, batch_size=32)
+    ada.signs.update()
+    ada.update(iteration=4)
+    assert float(ada.augment_pipe.p) == pytest.approx(0.3)
