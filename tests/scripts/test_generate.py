@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""generate.py: which images, the same bytes every time, refusals."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import dnnlib.cli
+import generate
+from tests.metrics import stand_ins
+from tests.support import ROOT
+from torch_utils import images
+from training.snapshot import save_snapshot
+
+
+@pytest.fixture
+def network(tmp_path):
+    """Makes a snapshot file: `network(c_dim=..., ...)` -> (path, generator)."""
+
+    def make(**kwargs):
+        G = stand_ins.tiny_generator(**kwargs)
+        path = str(tmp_path / "network.pkl")
+        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+        return path, G
+
+    return make
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process: `run_cli(flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
+
+    def run(outdir="out", **flags):
+        outdir = tmp_path / outdir
+        flags = {"outdir": outdir, "device": "cpu", **flags}
+        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", ["generate.py", *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            dnnlib.cli.run(generate.main)
+        return (exit_info.value.code, *capsys.readouterr(), outdir)
+
+    return run
+
+
+def refused(result, *words):
+    """Asserts status 2, one sentence with `words`, and nothing created."""
+    status, _, err, outdir = result
+    message = err[err.index("Error: ") :]
+    assert status == 2 and "Traceback" not in err
+    for word in words:
+        assert word in message
+    assert not outdir.exists()
+
+
+def pixels(path):
+    image = np.array(PIL.Image.open(path))
+    return torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_those_of_the_seeds(network, run_cli, channels):
+    path, G = network(channels=channels)
+    status, _, err, outdir = run_cli(network=path, seeds="3,85-86", trunc=0.7)
+    assert status == 0 and "Generating 3/3" in err
+    assert sorted(file.name for file in outdir.iterdir()) == ["seed0003.png", "seed0085.png", "seed0086.png"]
+    for seed in [3, 86]:
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim)).float()
+        img = G(z, torch.zeros(1, 0), truncation_psi=0.7, noise_mode="const")
+        assert torch.equal(pixels(outdir / f"seed{seed:04d}.png"), images.to_uint8(img)[0])
+
+
+@pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
+def test_the_same_bytes_on_every_run_and_in_any_company(network, run_cli, noise_mode):
+    path, _ = network()
+    *_, first = run_cli(network=path, seeds="0,1,7", noise_mode=noise_mode, outdir="first")
+    *_, second = run_cli(network=path, seeds="7", noise_mode=noise_mode, outdir="second")
+    assert (first / "seed0007.png").read_bytes() == (second / "seed0007.png").read_bytes()
+    assert (first / "seed0000.png").read_bytes() != (first / "seed0001.png").read_bytes()
+
+
+def test_noise_modes_differ(network, run_cli):
+    path, _ = network()
+    modes = ["const", "random", "none"]
+    outdirs = [run_cli(network=path, seeds="1", noise_mode=mode, outdir=mode)[-1] for mode in modes]
+    assert len({(outdir / "seed0001.png").read_bytes() for outdir in outdirs}) == 3
+
+
+def test_class_of_a_conditional_network(network, run_cli):
+    path, G = network(c_dim=3)
+    *_, outdir = run_cli(network=path, seeds="5", **{"class": 2})
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, G.z_dim)).float()
+    img = G(z, torch.tensor([[0.0, 0, 1]]), noise_mode="const")
+    assert torch.equal(pixels(outdir / "seed0005.png"), images.to_uint8(img)[0])
+
+
+def test_class_of_an_unconditional_network_is_a_notice(network, run_cli):
+    path, _ = network()
+    status, _, err, outdir = run_cli(network=path, seeds="5", **{"class": 2})
+    assert status == 0 and "--class has no effect" in err and (outdir / "seed0005.png").exists()
+
+
+def test_projected_latents(network, run_cli, tmp_path):
+    path, G = network()
+    ws = np.random.RandomState(0).randn(2, G.num_ws, G.w_dim).astype(np.float32)
+    np.savez(tmp_path / "w.npz", w=ws)
+    status, _, err, outdir = run_cli(network=path, projected_w=tmp_path / "w.npz", seeds="1")
+    assert status == 0 and "--seeds and --class have no effect" in err
+    assert sorted(file.name for file in outdir.iterdir()) == ["proj00.png", "proj01.png"]
+    img = G.synthesis(torch.from_numpy(ws[1:]), noise_mode="const")
+    assert torch.equal(pixels(outdir / "proj01.png"), images.to_uint8(img)[0])
+
+
+def test_latents_of_another_shape_are_refused(network, run_cli, tmp_path):
+    path, G = network()
+    np.savez(tmp_path / "w.npz", w=np.zeros([1, G.num_ws + 2, 512], dtype=np.float32))
+    shapes = (f"[1, {G.num_ws + 2}, 512]", f"[n, {G.num_ws}, {G.w_dim}]")
+    refused(run_cli(network=path, projected_w=tmp_path / "w.npz"), "--projected-w", *shapes)
+
+
+def _npy(path):
+    np.save(path, np.zeros(3))
+    path.with_name(path.name + ".npy").rename(path)
+
+
+def _other_name(path):
+    with open(path, "wb") as file:
+        np.savez(file, v=np.zeros([1, 2, 4]))
+
+
+def _objects(path):
+    with open(path, "wb") as file:
+        np.savez(file, w=np.array([{}], dtype=object))
+
+
+def _text(path):
+    with open(path, "wb") as file:
+        np.savez(file, w=np.array([["a"]]))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_bytes(b"x" * 50), lambda path: None, _npy, _other_name, _objects, _text]
+)
+def test_files_without_a_w_are_refused(network, run_cli, tmp_path, make):
+    make(tmp_path / "w.npz")
+    path, _ = network()
+    refused(run_cli(network=path, projected_w=tmp_path / "w.npz"), "--projected-w", "w.npz")
+
+
+@pytest.mark.parametrize(
+    ("c_dim", "flags", "words"),
+    [
+        (3, {}, ["--class", "0 to 2"]),
+        (3, {"class": 3}, ["--class=3", "0 to 2"]),
+        (3, {"class": -1}, ["--class"]),
+        (0, {"seeds": 2**32}, ["--seeds=4294967296"]),
+        (0, {"seeds": "x"}, ["--seeds"]),
+        (0, {"noise_mode": "loud"}, ["--noise-mode"]),
+        (0, {"network": "missing.pkl"}, ["missing.pkl"]),
+    ],
+)
+def test_refusals(network, run_cli, c_dim, flags, words):
+    path, _ = network(c_dim=c_dim)
+    refused(run_cli(**{"network": path, "seeds": "0", **flags}), *words)
+
+
+def test_seeds_are_required(network, run_cli):
+    path, _ = network()
+    refused(run_cli(network=path), "--seeds")
+
+
+def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):
+    path, _ = network()
+    (tmp_path / "file").write_text("in the way")
+    refused(run_cli(network=path, seeds="0", outdir="file/out"), "--outdir")
+
+
+@pytest.mark.parametrize("script", ["generate.py", "calc_metrics.py"])
+def test_help_needs_no_torch(script):
+    code = f"import sys, {script[:-3]}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--network" in result.stdout and time.monotonic() - start < 10
