@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network snapshots: pickles of G, D, G_ema, augment_pipe and training_set_kwargs, written for everyone, read safely.
+
+Reading runs no code from the file: each network is rebuilt, when first asked for, as our own class of the same name
+from its recorded constructor arguments, and its tensors are copied by name.
+"""
+
+import copy
+import glob
+import hashlib
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError, is_url, open_atomic, open_url
+from torch_utils import misc, persistence, safe_pickle
+from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
+from training import augment, networks
+
+NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
+KEYS = (*NETWORK_KEYS, "training_set_kwargs")
+
+_CLASSES = {
+    "Generator": networks.Generator,
+    "Discriminator": networks.Discriminator,
+    "AugmentPipe": augment.AugmentPipe,
+}
+_GENERATOR_KWARGS = ("mapping_kwargs", "synthesis_kwargs")
+_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_KWARGS)
+_STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
+_STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": 256}
+_STYLEGAN3_W_AVG_BETA = 0.998
+_LARGEST_ARGUMENT = 1 << 20
+_SPARE_ELEMENTS = 1 << 24
+_PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapshots travel to
+
+
+def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
+    """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
+
+    Networks are stored as copies in eval mode, on the CPU, with requires_grad off; those given stay as they are.
+    """
+    stored = {}
+    for key, value in data.items():
+        if isinstance(value, torch.nn.Module):
+            value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
+        stored[key] = value
+    with open_atomic(path) as file:
+        pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)
+
+
+def keep_newest(run_dir: str | os.PathLike, count: int) -> None:
+    """Delete all but the `count` newest network snapshots, by the number in their names, of a run directory."""
+    found = sorted(glob.glob(os.path.join(glob.escape(os.fspath(run_dir)), "network-snapshot-*.pkl")))
+    for path in found[: max(len(found) - count, 0)]:
+        os.remove(path)
+
+
+class Snapshot(Mapping):
+    """What a snapshot file holds, by key; networks are rebuilt when first asked for.
+
+    `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
+    file has it and it is not None; asking for another raises UserError. `path` is what was opened (file or URL),
+    `sha256` the hexadecimal digest of its bytes.
+    """
+
+    def __init__(self, entries: dict[str, Any], path: str, sha256: str):
+        self.path = path
+        self.sha256 = sha256
+        self._entries = {key: entries[key] for key in KEYS if entries.get(key) is not None}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """`self[key]`, or `default` where the file does not have it."""
+        return self[key] if key in self._entries else default
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._entries:
+            raise UserError(f"{self.path} holds no {key}; it has {', '.join(self._entries)}")
+        value = self._entries[key]
+        if isinstance(value, StoredObject):
+            # The rebuilt network takes the place of the stored one, whose memory is free from then on.
+            value = self._entries[key] = rebuild(value, f"{key} in {self.path}")
+        if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
+            wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
+            raise UserError(f"{key} in {self.path} is not {wanted}, but of type {type(value).__name__}")
+        return value
+
+
+def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
+    """Open a network pickle (file or URL): ours, or one of NVIDIA's StyleGAN2-ADA and StyleGAN3 repositories.
+
+    `trust` unpickles with Python's own semantics, which run the code in the file. Raises UserError, naming the file,
+    where there is no such file, or it is not a network pickle, is damaged, or asks for more than data.
+    """
+    path = os.fspath(url_or_path)
+    data = _read(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)
+    if isinstance(entries, (tuple, list)) and any(isinstance(entry, StoredTFNetwork) for entry in entries):
+        raise UserError(f"{path} is a TensorFlow network pickle; convert it first with legacy.py --source --dest")
+    if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
+        raise UserError(f"{path} is a pickle, but not one of networks: it holds none of {', '.join(NETWORK_KEYS)}")
+    return Snapshot(entries, path, sha256)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open_url(path) if is_url(path, allow_file_urls=True) else open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"there is no network pickle {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name the network pickle in it") from None
+    except PermissionError:
+        raise UserError(f"the network pickle {path} cannot be read: permission denied") from None
+
+
+def _unpickle_trusted(data: bytes, path: str) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        # The file's own code can fail in any way; to the user that is one thing.
+        raise UserError(
+            f"{path} cannot be loaded, even with --trust-pickle ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
+    """Our own network with the constructor arguments and the values of a stored one.
+
+    `name` is what messages call it. The result is in eval mode, on the CPU, with requires_grad off, and shares no
+    memory with `stored`. Raises UserError where the class is not one of ours, or where the arguments or tensors do not
+    fit it; every tensor that does not is named with both shapes.
+    """
+    cls = _CLASSES.get(stored.class_name)
+    if cls is None or stored.version != persistence.VERSION:
+        raise UserError(
+            f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
+            f"does not know; it reads {', '.join(_CLASSES)} of format version {persistence.VERSION}"
+        )
+    tensors = stored.tensors()
+    if stored.class_name == "Generator" and any(key.startswith("synthesis.input.") for key in tensors):
+        raise UserError(f"{name} is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
+    try:
+        args, kwargs = _constructor_arguments(stored, len(tensors))
+        with _Uninitialised(sum(tensor.numel() for tensor in tensors.values())):
+            network = cls(*args, **kwargs)
+    except Exception as error:
+        # Constructor arguments out of a file can fail in any way; to the user that is one thing.
+        raise UserError(
+            f"{name} has arguments that {cls.__name__} does not take ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
+    _check_tensors(tensors, network, name)
+    with torch.no_grad():
+        for key, target in misc.named_params_and_buffers(network):
+            target.copy_(tensors[key])
+    return network.eval().requires_grad_(False)
+
+
+class _Uninitialised(torch.overrides.TorchFunctionMode):
+    """Inside it, modules are made without drawing initial values, and not much larger than `elements` in all.
+
+    The global random generator stays untouched. Raises ValueError before a tensor is allocated that no honest file of
+    that many elements needs; the generous factor lets mismatches be found and named one by one.
+    """
+
+    _by_size = (torch.empty, torch.full, torch.ones, torch.randn, torch.zeros)
+
+    def __init__(self, elements: int):
+        super().__init__()
+        self.budget = 4 * elements + _SPARE_ELEMENTS
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Called by torch in place of each of its functions."""
+        if func in self._by_size:
+            size = args[0] if isinstance(args[0], (tuple, list)) else args
+            self.budget -= math.prod(size)
+            if self.budget < 0:
+                raise ValueError("they make a network much larger than the one stored")
+            func = torch.empty if func is torch.randn else func
+        return func(*args, **(kwargs or {}))
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, name: str) -> None:
+    ours = dict(misc.named_params_and_buffers(network))
+    faults = [f"{key} {list(tensors[key].shape)} is unknown here" for key in tensors.keys() - ours.keys()]
+    faults += [f"{key} {list(ours[key].shape)} is missing there" for key in ours.keys() - tensors.keys()]
+    for key in tensors.keys() & ours.keys():
+        if tensors[key].shape != ours[key].shape:
+            faults.append(f"{key} is {list(tensors[key].shape)} there and {list(ours[key].shape)} here")
+        elif tensors[key].is_complex():
+            faults.append(f"{key} is complex there and {ours[key].dtype} here")
+    if faults:
+        raise UserError(f"{name} does not fit {type(network).__name__}: {'; '.join(sorted(faults))}")
+
+
+def _constructor_arguments(stored: StoredObject, most_layers: int) -> tuple[tuple, dict[str, Any]]:
+    """Recorded arguments in terms of our constructors. Raises ValueError for what no constructor takes."""
+    args = tuple(_plain(value, most_layers) for value in stored.init_args)
+    kwargs = _plain(dict(stored.init_kwargs), most_layers)
+    from_stylegan3 = all(word in stored.module_src for word in _STYLEGAN3_WORDS)
+    if stored.class_name == "Generator":
+        kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
+        flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
+        if flat or from_stylegan3:
+            kwargs.update(_from_stylegan3_generator(kwargs, flat))
+        return (), kwargs
+    if stored.class_name == "Discriminator" and from_stylegan3:
+        kwargs = {**_STYLEGAN3_DEFAULTS, **kwargs}
+    return args, kwargs
+
+
+def _from_stylegan3_generator(kwargs: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+    """`mapping_kwargs` and `synthesis_kwargs` of a StyleGAN2 generator from StyleGAN3's repository.
+
+    There, synthesis arguments are the constructor's own, and some defaults and two switches of no effect here differ.
+    """
+    synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
+    return {
+        "mapping_kwargs": {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})},
+        "synthesis_kwargs": {**_STYLEGAN3_DEFAULTS, **synthesis},
+    }
+
+
+def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:
+    """A copy of a constructor argument: numbers of sane size, short text, flat lists of them, dicts in dicts.
+
+    Arguments come out of a file, and a network of a billion empty layers would take its time and memory too.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int) and abs(value) <= _LARGEST_ARGUMENT:
+        return value
+    if isinstance(value, str) and len(value) <= 100:
+        return value
+    if isinstance(value, (list, tuple)) and depth < 3 and not any(isinstance(v, (list, tuple, dict)) for v in value):
+        return type(value)(_plain(item, most_layers, depth + 1) for item in value)
+    if isinstance(value, dict) and depth < 3:
+        if isinstance(value.get("num_layers"), int) and value["num_layers"] > most_layers:
+            raise ValueError("num_layers is larger than the number of stored tensors")
+        return {str(key): _plain(item, most_layers, depth + 1) for key, item in value.items()}
+    raise ValueError(f"an argument of type {type(value).__name__} is too large or not plain")
