@@ -188,8 +188,11 @@ def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
     """Raise RuntimeError in each process whose tensors differ from those of process 0.
 
-    All processes must call it. `ignore_regex` leaves out tensors whose full name '<Class>.<dotted name>' it matches.
+    All processes must call it; with one process it does nothing. `ignore_regex` leaves out tensors whose full name
+    '<Class>.<dotted name>' it matches.
     """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
     for name, tensor in named_params_and_buffers(module):
         full_name = f"{type(module).__name__}.{name}"
         if ignore_regex is not None and re.fullmatch(ignore_regex, full_name):
