@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large a student is: parameters, multiply-accumulates, and the table printed at start-up.
 
-Networks built under `torch.device('meta')` can be counted as well: only shapes are read, so a 1024x1024 pair costs
-neither memory nor time.
+Only shapes are read, so networks built under `torch.device('meta')`, which takes no memory, can be counted as well.
 """
 
 import torch

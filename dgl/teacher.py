@@ -8,10 +8,10 @@ Source: DGL-GAN (arXiv 2112.06502), section 3.
 import functools
 
 import torch
-from training.snapshot import Snapshot, load_snapshot
 
 from dnnlib.util import UserError
 from torch_utils import misc
+from training.snapshot import Snapshot, load_snapshot
 
 ANOTHER = "name another pickle with --dgl-teacher"
 
@@ -58,7 +58,9 @@ class Teacher:
         """
         run, own = run_D.init_kwargs, self.D.init_kwargs
         num_fp16_res = run.get("num_fp16_res", 0)
-        if own.get("num_fp16_res", 0) == num_fp16_res:
+        if (
+            own.get("num_fp16_res") == num_fp16_res
+        ):  # Where it is not recorded, the default depends on whose class it is.
             return
         kwargs = {**own, "num_fp16_res": num_fp16_res}
         if num_fp16_res > 0 and own.get("conv_clamp") is None:
@@ -78,7 +80,8 @@ def open_teacher(path: str, trust: bool = False, device: torch.device | str | No
     """Opens the network pickle at `path` (file or URL) and returns its discriminator as a frozen teacher.
 
     `trust` loads with the pickle's own code, as --trust-pickle asks. Draws no random numbers from the global
-    generators. Raises UserError where the file cannot be read, is unsafe, has no D, or has a D with broken weights.
+    generators. Raises UserError where the file cannot be read, is unsafe, has no discriminator of
+    StyleGAN2's kind, or has one with broken weights.
     """
     try:
         with _rng_untouched():
@@ -88,6 +91,8 @@ def open_teacher(path: str, trust: bool = False, device: torch.device | str | No
             D = snapshot["D"]
     except UserError as err:
         raise UserError(f"--dgl-teacher: {err}") from err
+    if type(D).__name__ != "Discriminator" or not hasattr(D, "init_kwargs"):
+        raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a StyleGAN2 discriminator; {ANOTHER}")
     for name, tensor in misc.named_params_and_buffers(D):
         if not torch.isfinite(tensor).all():
             raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
@@ -108,7 +113,7 @@ def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, 
         )
     if D.img_channels != channels:
         raise UserError(
-            f"{name} takes {D.img_channels} channels but --data has images of {channels}; {ANOTHER}, or convert the data"
+            f"{name} takes {D.img_channels} channels but --data has images of {channels}; {ANOTHER} or convert the data"
         )
     if D.c_dim != c_dim:
         raise UserError(

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from training.snapshot import save_snapshot
 
 from dgl.loss import DGLLoss
 from dgl.teacher import check_teacher, open_teacher
@@ -13,6 +12,7 @@ from dnnlib.util import UserError
 from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
 from torch_utils import persistence
+from training.snapshot import save_snapshot
 
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
 
@@ -120,6 +120,14 @@ def test_no_discriminator(tmp_path, D):
     with pytest.raises(UserError) as error:
         open_teacher(path)
     assert "g-only.pkl" in sentence(error) and "discriminator" in sentence(error)
+
+
+def test_a_d_that_is_no_discriminator(tmp_path):
+    path = str(tmp_path / "mixed-up.pkl")
+    save_snapshot(path, {"D": make_G(1)})
+    with pytest.raises(UserError) as error:
+        open_teacher(path)
+    assert "mixed-up.pkl is a Generator" in sentence(error)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
