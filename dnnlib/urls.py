@@ -17,7 +17,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import open_atomic
 
 _TIMEOUT_S = 30
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 _ATTEMPTS_WITHOUT_A_BYTE = 3
 
 

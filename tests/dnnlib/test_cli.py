@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+import click
+import pytest
+
+from dnnlib import cli
+from dnnlib.util import UserError
+
+
+def _exit_status(body, *args, monkeypatch, options=()):
+    command = click.command()(body)
+    for option in options:
+        command = option(command)
+    monkeypatch.setattr("sys.argv", ["script.py", *args])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(command)
+    return caught.value.code
+
+
+def test_success_exits_0(monkeypatch):
+    assert _exit_status(lambda: None, monkeypatch=monkeypatch) == 0
+
+
+def test_help_exits_0(monkeypatch, capsys):
+    assert _exit_status(lambda: None, "--help", monkeypatch=monkeypatch) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_user_error_is_one_sentence_and_status_2(monkeypatch, capsys):
+    def body():
+        raise UserError("--data=x: no such file")
+
+    assert _exit_status(body, monkeypatch=monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "Error: --data=x: no such file\n" and captured.out == ""
+
+
+def test_wrong_flag_is_status_2(monkeypatch, capsys):
+    assert _exit_status(lambda: None, "--nonsense", monkeypatch=monkeypatch) == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_status_130_and_quiet(monkeypatch, capsys):
+    def body():
+        raise KeyboardInterrupt
+
+    assert _exit_status(body, monkeypatch=monkeypatch) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_other_exceptions_keep_their_traceback(monkeypatch):
+    def body():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(click.command()(body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        *((cli.BOOL, text, True) for text in ("1", "true", "True", "yes", "on")),
+        *((cli.BOOL, text, False) for text in ("0", "false", "no", "OFF")),
+        (cli.INT_LIST, "1,2,5-7", [1, 2, 5, 6, 7]),
+        (cli.INT_LIST, "3-3, 9", [3, 9]),
+        (cli.INT_LIST, [4, 5], [4, 5]),
+        (cli.CommaList(), "fid50k_full, kid50k_full", ["fid50k_full", "kid50k_full"]),
+        (cli.CommaList(), "none", []),
+        (cli.CommaList(), "", []),
+        (cli.CommaList(), ["a"], ["a"]),
+    ],
+)
+def test_flag_values(kind, text, value):
+    assert kind.convert(text, None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(cli.BOOL, "maybe"), (cli.BOOL, ""), *((cli.INT_LIST, t) for t in ("", "a", "1,,2", "7-5", "-3", "1.5"))],
+)
+def test_wrong_flag_values_name_the_flag(kind, text, monkeypatch, capsys):
+    options = [click.option("--flag", type=kind)]
+    assert _exit_status(lambda flag: None, f"--flag={text}", monkeypatch=monkeypatch, options=options) == 2
+    assert "--flag" in capsys.readouterr().err

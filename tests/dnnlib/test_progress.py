@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+
+import pytest
+
+from dnnlib import progress
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_rate_and_eta(clock):
+    stream = io.StringIO()
+    with progress.Progress(100, "Training", "img", stream=stream, min_interval=0) as bar:
+        clock[0] += 2
+        bar.update(20)
+        clock[0] += 8
+        bar.update(80)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "Training 20/100 img (20%), 10 img/s, ETA 8s"
+    assert lines[-1] == "Training 100/100 img (100%), 10s"
+
+
+def test_plain_lines_come_now_and_then(clock):
+    stream = io.StringIO()
+    bar = progress.Progress(100, stream=stream)
+    for _ in range(100):
+        clock[0] += 0.1
+        bar.update()
+    assert len(stream.getvalue().splitlines()) == 1
+    bar.close()
+    bar.close()
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_terminal_line_is_rewritten_and_fully_covered(clock):
+    stream = _Terminal()
+    bar = progress.Progress(3, "x", stream=stream, min_interval=0)
+    clock[0] += 1000
+    bar.update()
+    clock[0] += 1
+    bar.update(2)
+    bar.close()
+    pieces = stream.getvalue().split("\r")[1:]
+    assert len(pieces) == 3 and stream.getvalue().count("\n") == 1 and pieces[-1].endswith("\n")
+    assert len(pieces[1]) >= len(pieces[0].rstrip())
+
+
+def test_unknown_total_shows_the_rate_alone(clock):
+    stream = io.StringIO()
+    bar = progress.Progress(None, "Reading", stream=stream, min_interval=0)
+    clock[0] += 4
+    bar.update(2)
+    assert stream.getvalue() == "Reading 2 it, 0.5 it/s\n"
+
+
+def test_standard_error_is_the_default(capsys):
+    with progress.Progress(1) as bar:
+        bar.update()
+    assert "1/1 it (100%)" in capsys.readouterr().err
