@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test modules share: golden files and the recipe that makes their inputs (tests/golden/README.md)."""
 
+import io
 import json
 import pathlib
+import zipfile
 import zlib
 
 import numpy as np
 import torch
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
@@ -27,3 +30,19 @@ def golden_arrays(name: str) -> dict[str, np.ndarray]:
     """All arrays of `tests/golden/<name>.npz`."""
     with np.load(GOLDEN / f"{name}.npz") as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+def make_image_zip(path: pathlib.Path, resolution: int, num_images: int, num_labels: int = 0, channels: int = 3):
+    """Write a dataset zip of noise images, fixed by its shape; image i has label i mod `num_labels` (none for 0)."""
+    rng = np.random.RandomState(resolution)
+    labels = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(num_images):
+            name = f"00000/img{i:08d}.png"
+            pixels = rng.randint(0, 256, [resolution, resolution, channels], dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
+            archive.writestr(name, buffer.getvalue())
+            labels.append([name, i % num_labels] if num_labels else None)
+        archive.writestr("dataset.json", json.dumps({"labels": labels if num_labels else None}))
+    return path

@@ -23,7 +23,6 @@ class RunLog:
         self.start_time = self.tick_start = time.time()
         self.maintenance = 0.0
         self._stats = training_stats.Collector(regex=".*")
-        self._jsonl = open(os.path.join(run_dir, "stats.jsonl"), "a", encoding="utf-8") if write else None  # noqa: SIM115
         self._tfevents = None
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
@@ -61,8 +60,8 @@ class RunLog:
         if self.write:
             timestamp = time.time()
             values = self._stats.as_dict()
-            self._jsonl.write(json.dumps({**values, "timestamp": timestamp}) + "\n")
-            self._jsonl.flush()
+            with open(os.path.join(self.run_dir, "stats.jsonl"), "a", encoding="utf-8") as file:
+                file.write(json.dumps({**values, "timestamp": timestamp}) + "\n")
             self._write_tfevents(values, metrics, step, timestamp)
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:
@@ -86,7 +85,6 @@ class RunLog:
         self.maintenance = self.tick_start - self.tick_end
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (self._jsonl, self._tfevents):
-            if file is not None:
-                file.close()
+        """Close the event file, if there is one."""
+        if self._tfevents is not None:
+            self._tfevents.close()

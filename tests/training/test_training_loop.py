@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole run on a small dataset: what it writes, that it repeats itself, and that it changes what it should."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dnnlib.util import UserError
+from tests.support import make_image_zip
+from training.snapshot import load_snapshot
+from training.training_loop import TrainingOptions, training_loop
+
+WIDTHS = {"channel_base": 128, "channel_max": 8}
+ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
+
+
+def options(run_dir: pathlib.Path, data: pathlib.Path, **changes) -> dict:
+    """The smallest run that exercises everything: 5 iterations of 8 images, two ticks."""
+    run_dir.mkdir(exist_ok=True)
+    return {
+        "run_dir": str(run_dir),
+        "training_set_kwargs": {
+            "class_name": "training.dataset.ImageFolderDataset", "path": str(data), "use_labels": False,
+            "max_size": None, "xflip": False,
+        },
+        "data_loader_kwargs": {"num_workers": 0},
+        "G_kwargs": {
+            "class_name": "training.networks.Generator", "z_dim": 8, "w_dim": 8, "mapping_kwargs": {"num_layers": 1},
+            "synthesis_kwargs": dict(WIDTHS),
+        },
+        "D_kwargs": {"class_name": "training.networks.Discriminator", **WIDTHS},
+        "G_opt_kwargs": dict(ADAM),
+        "D_opt_kwargs": dict(ADAM),
+        "loss_kwargs": {"class_name": "training.loss.StyleGAN2Loss", "r1_gamma": 1},
+        "batch_size": 8,
+        "batch_gpu": 4,
+        "total_kimg": 0.04,
+        "kimg_per_tick": 0.016,
+        "image_snapshot_ticks": 1,
+        "network_snapshot_ticks": 1,
+        "device": "cpu",
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_image_zip(tmp_path_factory.mktemp("data") / "toy.zip", resolution=16, num_images=12, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("run")
+    training_loop(**options(path, data))
+    return path
+
+
+def weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest snapshot in a run directory."""
+    snap = load_snapshot(sorted(path.glob("network-snapshot-*.pkl"))[-1])
+    return {f"{key}.{name}": t for key in ("G", "D", "G_ema") for name, t in snap[key].state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_files_of_a_run(run_dir):
+    assert {p.name for p in run_dir.iterdir() if not p.name.startswith("events.out.tfevents")} == {
+        "reals.png", "fakes_init.png", "fakes000000.png", "stats.jsonl", "network-snapshot-000000.pkl",
+    }  # fmt: skip
+    with Image.open(run_dir / "fakes_init.png") as grid:
+        assert grid.size == (16 * 16, 8 * 16)
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert [line["Progress/tick"]["mean"] for line in lines] == [0, 1, 2]
+    assert lines[-1]["Progress/kimg"]["mean"] == pytest.approx(0.04)
+    assert {"num", "mean", "std"} == set(lines[0]["Loss/G/loss"]) and "timestamp" in lines[0]
+    assert lines[0]["Loss/pl_penalty"]["num"] == 4  # half of each micro-batch of 4, twice
+
+
+def test_tick_line(data, tmp_path, capsys):
+    training_loop(**options(tmp_path / "run", data, total_kimg=0.008))
+    number = r"[\d.]+"
+    pattern = (
+        rf"^tick 0 +kimg 0.0 +time \S.*? +sec/tick {number} +sec/kimg {number} +maintenance {number} +"
+        rf"cpumem {number} +gpumem {number} +augment 0.000$"
+    )
+    assert re.search(pattern, capsys.readouterr().out, flags=re.MULTILINE)
+
+
+def test_same_seed_same_weights(run_dir, data, tmp_path):
+    training_loop(**options(tmp_path / "again", data))
+    assert same(weights(run_dir), weights(tmp_path / "again"))
+    training_loop(**options(tmp_path / "other", data, random_seed=1))
+    assert not same(weights(run_dir), weights(tmp_path / "other"))
+
+
+def test_metrics_do_not_disturb_training(run_dir, data, tmp_path):
+    path = tmp_path / "measured"
+    training_loop(**options(path, data, metrics=["fid1k_full"], detector="mnist", network_snapshot_ticks=2))
+    assert same(weights(run_dir), weights(path))
+    (metric_file,) = path.glob("metric-*.jsonl")
+    assert metric_file.name == "metric-fid1k_full-mnist.jsonl"
+    assert json.loads(metric_file.read_text().splitlines()[-1])["snapshot_pkl"] == "network-snapshot-000000.pkl"
+
+
+def test_training_moves_weights_and_the_average_lags(run_dir):
+    tensors = weights(run_dir)
+    assert tensors["G.synthesis.b8.conv0.noise_strength"] != 0
+    assert not torch.equal(tensors["G.synthesis.b4.const"], tensors["G_ema.synthesis.b4.const"])
+
+
+def test_conditional_run_with_augmentation_and_frozen_layers(data, tmp_path):
+    changed = options(
+        tmp_path / "run",
+        data,
+        augment_kwargs={"class_name": "training.augment.AugmentPipe", "xflip": 1, "brightness": 1},
+        ada_target=-1,  # D is always more certain than this, so p can only rise
+        ada_kimg=0.1,
+        D_kwargs={"class_name": "training.networks.Discriminator", "block_kwargs": {"freeze_layers": 2}, **WIDTHS},
+    )
+    changed["training_set_kwargs"]["use_labels"] = True
+    training_loop(**changed)
+    snap = load_snapshot(tmp_path / "run" / "network-snapshot-000000.pkl")
+    assert snap["G"].c_dim == snap["D"].c_dim == 3
+    assert float(snap["augment_pipe"].p) == pytest.approx(8 * 4 / 100)
+    first = load_snapshot(tmp_path / "run" / "network-snapshot-000000.pkl")["D"]
+    assert "b16.fromrgb.weight" not in dict(first.named_parameters())
+
+
+def test_resume_takes_over_weights(run_dir, data, tmp_path):
+    source = run_dir / "network-snapshot-000000.pkl"
+    frozen = dict(ADAM, lr=0.0)
+    changed = options(tmp_path / "run", data, resume_pkl=str(source), G_opt_kwargs=frozen, D_opt_kwargs=frozen)
+    training_loop(**changed, random_seed=5)
+    expected, resumed = weights(run_dir), weights(tmp_path / "run")
+    for name in ("G.synthesis.b16.conv1.weight", "D.b4.out.weight"):
+        assert torch.equal(expected[name], resumed[name]), name
+
+
+def test_resume_from_other_widths_is_refused(run_dir, data, tmp_path):
+    changed = options(tmp_path / "run", data, resume_pkl=str(run_dir / "network-snapshot-000000.pkl"))
+    changed["G_kwargs"]["synthesis_kwargs"] = {"channel_base": 64, "channel_max": 4}
+    with pytest.raises(UserError, match="--resume"):
+        training_loop(**changed)
+
+
+def test_abort_ends_with_a_snapshot(data, tmp_path):
+    seen = []
+    training_loop(
+        abort_fn=lambda: True, progress_fn=lambda *a: seen.append(a), **options(tmp_path / "run", data, total_kimg=100)
+    )
+    assert (tmp_path / "run" / "network-snapshot-000000.pkl").exists()
+    assert seen == [(0.008, 100)]
+
+
+def test_old_snapshots_are_dropped(data, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    for kimg in (1, 2, 10):
+        (path / f"network-snapshot-9999{kimg:02d}.pkl").touch()
+    training_loop(**options(path, data, total_kimg=0.008, snapshots_keep=2))
+    assert [p.name for p in sorted(path.glob("*.pkl"))] == [
+        "network-snapshot-999902.pkl",
+        "network-snapshot-999910.pkl",
+    ]
+
+
+def test_micro_batches_give_the_same_losses_as_one_batch(data, tmp_path):
+    """Without minibatch statistics, noise, mixing and path length, accumulation must not change the update."""
+    results = []
+    for batch_gpu in (8, 2):
+        changed = options(tmp_path / str(batch_gpu), data, batch_gpu=batch_gpu, total_kimg=0.008)
+        changed["loss_kwargs"].update(style_mixing_prob=0, pl_weight=0)
+        changed["G_kwargs"]["synthesis_kwargs"]["use_noise"] = False
+        changed["D_kwargs"]["epilogue_kwargs"] = {"mbstd_num_channels": 0}
+        changed["G_opt_kwargs"] = changed["D_opt_kwargs"] = dict(ADAM, betas=[0, 0.99], eps=1.0)  # near plain descent
+        training_loop(**changed)
+        results.append(weights(tmp_path / str(batch_gpu)))
+    for name, tensor in results[0].items():
+        if not name.endswith("w_avg"):
+            torch.testing.assert_close(results[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="no_such_option"):
+        training_loop(no_such_option=1)
+    assert TrainingOptions().total_kimg == 25000
+
+
+def test_reals_grid_rows_share_a_class(data):
+    from training.dataset import ImageFolderDataset
+    from training.sample_grid import SampleGrid
+
+    grid = SampleGrid(ImageFolderDataset(path=str(data), use_labels=True), z_dim=8)
+    rows = grid.labels.reshape(grid.grid_size[1], grid.grid_size[0], 3).numpy()
+    assert all(len(np.unique(row, axis=0)) == 1 for row in rows)
+    assert len(np.unique(rows[:3, 0], axis=0)) == 3
