@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
+FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over all samples' channels at once.
 
 
 def setup_filter(
@@ -107,36 +108,57 @@ def _upfirdn2d_ref(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> torch.Tensor:
-    """`upfirdn2d` in plain PyTorch: strided depthwise convolutions of the zero-stuffed image."""
-    down_x, down_y = axis_factors(down, "down")
-    x = _stuff_and_pad(x, axis_factors(up, "up"), padding_sides(padding))
-    if f is None:
-        x = x[:, :, ::down_y, ::down_x]
+    """`upfirdn2d` in plain PyTorch: depthwise convolutions."""
+    (up_x, up_y), (down_x, down_y) = axis_factors(up, "up"), axis_factors(down, "down")
+    x0, x1, y0, y1 = padding_sides(padding)
+    if f is None and up_x == up_y == 1:
+        x = _pad(x, (x0, x1, y0, y1))[:, :, ::down_y, ::down_x]
         return x if gain == 1 else x * gain
+    f = x.new_ones([1, 1]) if f is None else f
     # The gain goes into the taps, in the wider of the two types, so that half precision rounds once.
     f = f.to(torch.promote_types(f.dtype, x.dtype))
-    if not flip_filter:
-        f = f.flip(list(range(f.ndim)))  # conv2d correlates.
     if f.ndim == 2:
-        return _depthwise(x, f * gain, (down_y, down_x))
-    x = _depthwise(x, f[None, :] * gain, (1, down_x))
-    return _depthwise(x, f[:, None], (down_y, 1))
+        return _resample(x, f * gain, (up_x, up_y), (down_x, down_y), (x0, x1, y0, y1), flip_filter)
+    x = _resample(x, f[None, :] * gain, (up_x, 1), (down_x, 1), (x0, x1, 0, 0), flip_filter)
+    return _resample(x, f[:, None], (1, up_y), (1, down_y), (0, 0, y0, y1), flip_filter)
 
 
-def _stuff_and_pad(x: torch.Tensor, up: tuple[int, int], sides: tuple[int, int, int, int]) -> torch.Tensor:
-    """Insert up-1 zeros after each pixel, then pad or crop each side."""
-    up_x, up_y = up
-    N, C, H, W = x.shape
-    if up_x > 1 or up_y > 1:
-        x = F.pad(x.reshape(N, C, H, 1, W, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
-        x = x.reshape(N, C, H * up_y, W * up_x)
+def _resample(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    flip_filter: bool,
+) -> torch.Tensor:
+    """`upfirdn2d` with a 2-D filter [fh, fw] in one convolution, which neither stores the inserted zeros nor computes
+    pixels that are not kept (unless both `up` and `down` exceed 1)."""
+    N, C = x.shape[:2]
+    if C < FEW_CHANNELS:
+        x = x.reshape(1, N * C, *x.shape[2:])
+    groups = x.shape[1]
+    transposed = up != (1, 1)
+    if transposed == flip_filter:
+        f = f.flip([0, 1])  # A transposed convolution convolves, the other correlates.
+    fh, fw = f.shape
+    f = f.to(x.dtype).expand(groups, 1, fh, fw)
+    x0, x1, y0, y1 = sides
+    if transposed:
+        # It is 'full' where ours is 'valid', and ends at the last pixel, without the up-1 zeros after it.
+        x0, x1, y0, y1 = x0 - (fw - 1), x1 - (fw - up[0]), y0 - (fh - 1), y1 - (fh - up[1])
+        crop_x, crop_y = max(min(-x0, -x1), 0), max(min(-y0, -y1), 0)
+        x = F.conv_transpose2d(x, f, stride=up[::-1], padding=(crop_y, crop_x), groups=groups)
+        x = _pad(x, (x0 + crop_x, x1 + crop_x, y0 + crop_y, y1 + crop_y))[:, :, :: down[1], :: down[0]]
+    else:
+        pad_x, pad_y = max(min(x0, x1), 0), max(min(y0, y1), 0)
+        x = _pad(x, (x0 - pad_x, x1 - pad_x, y0 - pad_y, y1 - pad_y))
+        x = F.conv2d(x, f, stride=down[::-1], padding=(pad_y, pad_x), groups=groups)
+    return x.reshape(N, C, *x.shape[2:])
+
+
+def _pad(x: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Tensor:
+    """Pad with zeros, or crop, each side."""
     return F.pad(x, sides) if any(sides) else x
-
-
-def _depthwise(x: torch.Tensor, f: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
-    """Correlate every channel with the one filter `f` [fh, fw], valid region."""
-    C = x.shape[1]
-    return F.conv2d(x, f.to(x.dtype).expand(C, 1, -1, -1), stride=stride, groups=C)
 
 
 def filter2d(
