@@ -83,6 +83,11 @@ def training_loop(
     trainer.run(abort_fn, progress_fn)
 
 
+def _num_processors() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Trainer:
     """The state of a run: data, networks, loss, phases, counters."""
 
@@ -121,6 +126,8 @@ class Trainer:
         loader_kwargs = dict(opt.data_loader_kwargs)
         if self.device.type != "cuda":
             loader_kwargs["pin_memory"] = False
+        # More workers than processors only take turns, and PyTorch warns about them.
+        loader_kwargs["num_workers"] = min(loader_kwargs.get("num_workers", 0), _num_processors())
         loader = torch.utils.data.DataLoader(
             dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
         )
