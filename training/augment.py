@@ -6,6 +6,7 @@ Letters: N batch, C channels, H W image, u source and q output position in pixel
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ SYM6 = [
 
 # Share of each frequency band, low to high, in the power of natural images.
 BAND_POWER = [10 / 13, 1 / 13, 1 / 13, 1 / 13]
+
+FINITE = 1 - 1e-6  # erfinv is infinite at ±1.
 
 
 def _filter_bank() -> np.ndarray:
@@ -75,7 +78,7 @@ class _Draws:
         """Normal with mean 0. Percentiles are those of the error function, narrower by sqrt(2)."""
         shape = (self.like.shape[0], *shape)
         if self.percentile is not None:
-            return self.like.new_full(shape, 2 * self.percentile - 1).erfinv() * std
+            return self.like.new_full(shape, 2 * self.percentile - 1).clamp(-FINITE, FINITE).erfinv() * std
         return torch.randn(shape, dtype=self.like.dtype, device=self.like.device) * std
 
     def lognormal(self, std: float, *shape: int) -> torch.Tensor:
@@ -143,35 +146,35 @@ class AugmentPipe(torch.nn.Module):
 
     def __init__(
         self,
-        xflip=0,
-        rotate90=0,
-        xint=0,
-        xint_max=0.125,
-        scale=0,
-        rotate=0,
-        aniso=0,
-        xfrac=0,
-        scale_std=0.2,
-        rotate_max=1,
-        aniso_std=0.2,
-        xfrac_std=0.125,
-        brightness=0,
-        contrast=0,
-        lumaflip=0,
-        hue=0,
-        saturation=0,
-        brightness_std=0.2,
-        contrast_std=0.5,
-        hue_max=1,
-        saturation_std=1,
-        imgfilter=0,
-        imgfilter_bands=[1, 1, 1, 1],
-        imgfilter_std=1,
-        noise=0,
-        cutout=0,
-        noise_std=0.1,
-        cutout_size=0.5,
-    ):
+        xflip: float = 0,
+        rotate90: float = 0,
+        xint: float = 0,
+        xint_max: float = 0.125,
+        scale: float = 0,
+        rotate: float = 0,
+        aniso: float = 0,
+        xfrac: float = 0,
+        scale_std: float = 0.2,
+        rotate_max: float = 1,
+        aniso_std: float = 0.2,
+        xfrac_std: float = 0.125,
+        brightness: float = 0,
+        contrast: float = 0,
+        lumaflip: float = 0,
+        hue: float = 0,
+        saturation: float = 0,
+        brightness_std: float = 0.2,
+        contrast_std: float = 0.5,
+        hue_max: float = 1,
+        saturation_std: float = 1,
+        imgfilter: float = 0,
+        imgfilter_bands: Sequence[float] = [1, 1, 1, 1],
+        imgfilter_std: float = 1,
+        noise: float = 0,
+        cutout: float = 0,
+        noise_std: float = 0.1,
+        cutout_size: float = 0.5,
+    ) -> None:
         super().__init__()
         self.xflip, self.rotate90, self.xint = float(xflip), float(rotate90), float(xint)
         self.xint_max = float(xint_max)
@@ -201,17 +204,19 @@ class AugmentPipe(torch.nn.Module):
 
         Args:
             images: [N, C, H, W]; the colour effects need C = 1 or 3.
-            debug_percentile: Number in (0, 1): apply every effect that is switched on, at that percentile of its
+            debug_percentile: Number in [0, 1]: apply every effect that is switched on, at that percentile of its
                 distribution (only the noise image stays random); None = draw.
 
         Returns:
             Images of the same shape and type.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images of another shape, or a percentile outside [0, 1].
         """
         if images.ndim != 4:
             raise ValueError(f"AugmentPipe: images must have shape [N, C, H, W], got {list(images.shape)}")
+        if debug_percentile is not None and not 0 <= debug_percentile <= 1:
+            raise ValueError(f"AugmentPipe: debug_percentile must lie in [0, 1], got {debug_percentile}")
         x = images.to(torch.promote_types(images.dtype, torch.float32))
         draws = _Draws(x, debug_percentile)
         if max(self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac) > 0:
@@ -279,7 +284,9 @@ class AugmentPipe(torch.nn.Module):
             a, b, c = G_inv[:, axis, :, None, None].unbind(1)
             return a * q_x[None, None, :] + b * q_y[None, :, None] + (c + (size - 1) / 2)
 
-        corners = torch.stack([source(a, s, q_x[[0, -1]], q_y[[0, -1]]) for a, s in ((0, W), (1, H))]).flatten(1)
+        corners = torch.stack(
+            [source(a, s, q_x[:: q_x.numel() - 1], q_y[:: q_y.numel() - 1]) for a, s in ((0, W), (1, H))]
+        ).flatten(1)
         bounds = torch.stack([corners.amin(1), corners.amax(1)], dim=1).floor().tolist()  # The one host sync.
 
         grid = []

@@ -48,7 +48,8 @@ def _grid_sample_ref(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     for ix, wx in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
         for iy, wy in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
             inside = (ix >= 0) & (ix < W) & (iy >= 0) & (iy < H)
-            index = (iy.clamp(0, H - 1) * W + ix.clamp(0, W - 1)).long().reshape(N, 1, h * w).expand(-1, C, -1)
+            index = iy.clamp(0, H - 1).long() * W + ix.clamp(0, W - 1).long()
+            index = index.reshape(N, 1, h * w).expand(-1, C, -1)
             weight = torch.where(inside, wx * wy, 0).to(input.dtype)
             total = total + pixels.gather(2, index).reshape(N, C, h, w) * weight.unsqueeze(1)
     return total
