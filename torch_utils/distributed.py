@@ -98,7 +98,7 @@ def launch(fn: Callable, num_processes: int, *args: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.multiprocessing.spawn(_worker, args=(fn, num_processes, folder, args), nprocs=num_processes)
-        except torch.multiprocessing.ProcessException as error:
+        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
             sentences = sorted(pathlib.Path(folder).glob("error-*"))
             if not sentences:
                 raise

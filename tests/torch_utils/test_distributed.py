@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import pathlib
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import distributed, misc, training_stats
+
+
+def _everything_at_once(rank, folder):
+    """What two processes can see; starting them is slow, so one start serves all checks."""
+    distributed.init(rank, 2, device="cpu")
+    seen = {"rank": distributed.rank(), "world_size": distributed.world_size(), "main": distributed.is_main()}
+    seen["sum"] = distributed.all_reduce_(torch.tensor([1.0, rank])).tolist()
+    seen["from_1"] = distributed.broadcast_(torch.tensor(10 * rank), src=1).item()
+    distributed.barrier()
+    distributed.print0("printed by", rank)
+
+    collector = training_stats.Collector()
+    training_stats.report("a", torch.arange(3) + 3 * rank)
+    training_stats.report0("zero", rank + 7)
+    training_stats.report("some", [1.0] if rank == 1 else [])
+    collector.update()
+    seen["stats"] = collector.as_dict()
+
+    net = torch.nn.Linear(2, 2)
+    for tensor in misc.params_and_buffers(net):
+        distributed.broadcast_(tensor.data)
+    misc.check_ddp_consistency(net)
+    if rank == 1:
+        net.bias.data[0] += 1
+    misc.check_ddp_consistency(net, ignore_regex=r".*\.bias")
+    try:
+        misc.check_ddp_consistency(net)
+        seen["differs"] = ""
+    except RuntimeError as error:
+        seen["differs"] = str(error)
+    pathlib.Path(folder, f"{rank}.json").write_text(json.dumps(seen))
+    distributed.barrier()
+    if rank == 1:
+        raise UserError("--data=x: no such file")
+
+
+def test_two_processes(tmp_path):
+    with pytest.raises(UserError, match=r"^--data=x: no such file$"):
+        distributed.launch(_everything_at_once, 2, str(tmp_path))
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (zero["rank"], zero["world_size"], zero["main"]) == (0, 2, True)
+    assert (one["rank"], one["world_size"], one["main"]) == (1, 2, False)
+    assert zero["sum"] == one["sum"] == [2, 1]
+    assert zero["from_1"] == one["from_1"] == 10
+    assert zero["stats"] == one["stats"]
+    assert zero["stats"]["a"] == {"num": 6, "mean": 2.5, "std": pytest.approx(35**0.5 / 12**0.5)}
+    assert zero["stats"]["zero"] == {"num": 1, "mean": 7, "std": 0}
+    assert zero["stats"]["some"]["num"] == 1
+    assert zero["differs"] == "" and "Linear.bias" in one["differs"]
+
+
+def test_one_process_is_a_direct_call(capsys):
+    seen = []
+    distributed.launch(lambda rank, word: seen.append((rank, word, os.getpid())), 1, "hello")
+    assert seen == [(0, "hello", os.getpid())]
+    distributed.init()
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    distributed.barrier()
+    distributed.print0("once")
+    assert capsys.readouterr().out == "once\n"
+    x = torch.ones(2)
+    assert distributed.all_reduce_(x) is x and distributed.broadcast_(x) is x and x.tolist() == [1, 1]
+
+
+def test_several_processes_need_a_meeting_point():
+    with pytest.raises(ValueError, match="init_file"):
+        distributed.init(0, 2)
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(False, "cpu"), (True, "cuda:1")])
+def test_auto_device(monkeypatch, cuda, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.resolve_device("auto", rank=1) == torch.device(device)
+    assert distributed.resolve_device("cpu", rank=1) == torch.device("cpu")
+
+
+def test_devices_that_are_not_there_name_the_flag(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("cuda", "mps", "tpu"):
+        with pytest.raises(UserError, match=f"--device={name}"):
+            distributed.resolve_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--gpus"):
+        distributed.resolve_device("cuda", rank=2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert distributed.resolve_device("mps").type == "mps"
+    with pytest.raises(UserError, match="--gpus=1"):
+        distributed.resolve_device("mps", rank=1)
+
+
+def _gradients_with_and_without_sync(rank, folder):
+    distributed.init(rank, 2)
+    seen = {}
+    net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1, bias=False))
+    for sync in (False, True):
+        with misc.ddp_sync(net, sync=sync):
+            net.zero_grad()
+            net(torch.full([1, 1], float(rank))).sum().backward()
+        seen[f"sync={sync}"] = net.module.weight.grad.item()
+    pathlib.Path(folder, f"{rank}.json").write_text(json.dumps(seen))
+
+
+@pytest.mark.slow
+def test_ddp_averages_gradients_only_where_asked(tmp_path):
+    distributed.launch(_gradients_with_and_without_sync, 2, str(tmp_path))
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert zero == {"sync=False": 0, "sync=True": 0.5}
+    assert one == {"sync=False": 1, "sync=True": 0.5}
