@@ -157,7 +157,10 @@ def _open_mnist(path: str, channels: int | None) -> Source:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays; anything else could run code and is refused."""
+    """Reads dicts, lists, strings, numbers and numpy arrays; anything else could run code and is refused.
+
+    Apart from `torch_utils.safe_pickle`, which reads networks and imports torch, for which a converter need not wait.
+    """
 
     def find_class(self, module: str, name: str):
         """Arrays are stored under numpy's old private name, whatever this numpy calls it."""
