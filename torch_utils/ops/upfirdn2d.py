@@ -225,15 +225,15 @@ def add_padding(padding, f: torch.Tensor | None, rule) -> tuple[int, int, int, i
 
 def axis_factors(factor: int | Sequence[int], name: str) -> tuple[int, int]:
     """A factor, or [x, y], as (x, y)."""
-    x, y = (factor, factor) if isinstance(factor, int) else tuple(factor)
-    if not (isinstance(x, int) and isinstance(y, int) and x >= 1 and y >= 1):
+    pair = tuple(factor) if isinstance(factor, Sequence) else (factor, factor)
+    if len(pair) != 2 or not all(isinstance(value, int) and value >= 1 for value in pair):
         raise ValueError(f"{name} must be a whole number from 1 up or [x, y] of them, got {factor!r}")
-    return x, y
+    return pair
 
 
 def padding_sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as a number, [x, y] or [x0, x1, y0, y1], as the last."""
-    sides = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    sides = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
     if len(sides) == 2:
         sides = (sides[0], sides[0], sides[1], sides[1])
     if len(sides) != 4 or not all(isinstance(side, int) for side in sides):
