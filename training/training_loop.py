@@ -228,7 +228,7 @@ class Trainer:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
         opt = self.opt
         local = opt.batch_size // opt.num_gpus
-        real_img, real_c = next(self.batches)
+        real_img, real_c = self._next_reals()
         real_img = from_uint8(real_img.to(self.device, non_blocking=True))
         real_c = real_c.to(self.device, non_blocking=True)
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
@@ -245,6 +245,15 @@ class Trainer:
         self.iteration += 1
         if self.ada is not None:
             self.ada.update(self.iteration)
+
+    def _next_reals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            return next(self.batches)
+        except UserError as error:
+            # From a data worker the sentence comes at the end of that process's traceback.
+            raise UserError(
+                str(error).strip().splitlines()[-1].removeprefix("training.dataset.DatasetError: ")
+            ) from error
 
     def tick(self, done: bool, tick_kimg: float) -> None:
         """End a tick: report, and write pictures, snapshot and metrics where they are due."""

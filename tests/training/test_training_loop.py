@@ -4,6 +4,7 @@
 import json
 import pathlib
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -148,6 +149,20 @@ def test_resume_from_other_widths_is_refused(run_dir, data, tmp_path):
     changed["G_kwargs"]["synthesis_kwargs"] = {"channel_base": 64, "channel_max": 4}
     with pytest.raises(UserError, match="--resume"):
         training_loop(**changed)
+
+
+def test_damaged_image_met_in_training_is_named(data, tmp_path):
+    with zipfile.ZipFile(data) as archive:
+        archive.extractall(tmp_path / "images")
+    path = tmp_path / "images" / "00000" / "img00000005.png"
+    png = bytearray(path.read_bytes())
+    start = png.index(b"IDAT") + 4
+    png[start : start + 20] = bytes(20)
+    path.write_bytes(png)
+    changed = options(tmp_path / "run", tmp_path / "images", data_loader_kwargs={"num_workers": 1})
+    with pytest.raises(UserError, match=r"img00000005\.png") as caught:
+        training_loop(**changed)
+    assert "\n" not in str(caught.value)
 
 
 def test_abort_ends_with_a_snapshot(data, tmp_path):
