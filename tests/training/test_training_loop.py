@@ -13,6 +13,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from tests.support import make_image_zip
+from torch_utils import distributed
 from training.snapshot import load_snapshot
 from training.training_loop import TrainingOptions, training_loop
 
@@ -200,6 +201,21 @@ def test_micro_batches_give_the_same_losses_as_one_batch(data, tmp_path):
     for name, tensor in results[0].items():
         if not name.endswith("w_avg"):
             torch.testing.assert_close(results[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def train_in_group(rank: int, settings: dict) -> None:
+    """One process of several; at top level so that a fresh process can import it."""
+    distributed.init(rank, settings["num_gpus"], torch.device("cpu"))
+    training_loop(rank=rank, **settings)
+
+
+def test_two_processes_train_one_network(data, tmp_path):
+    """The loop itself compares the processes' weights before each snapshot; statistics count the images of both."""
+    path = tmp_path / "run"
+    distributed.launch(train_in_group, 2, options(path, data, num_gpus=2, batch_gpu=4, total_kimg=0.016))
+    first = json.loads((path / "stats.jsonl").read_text().splitlines()[0])
+    assert first["Loss/scores/real"]["num"] == 16  # 8 images in Dmain and again in Dreg
+    assert all(tensor.isfinite().all() for tensor in weights(path).values())
 
 
 def test_unknown_option_is_an_error():
