@@ -75,15 +75,19 @@ class StoredObject:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the whole module tree by dotted name. Raises BrokenPickleError if it is none."""
-        found: dict[str, torch.Tensor] = {}
+        try:
+            return dict(self._tensors())
+        except TypeError as error:
+            raise BrokenPickleError(f"the stored {self.class_name[:100]} is damaged: {error}") from error
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for prefix, module in self._modules():
             for kind in ("_parameters", "_buffers"):
                 for name, value in _as_dict(module.state.get(kind, {})).items():
                     if isinstance(value, torch.Tensor):
-                        found[f"{prefix}{name}"] = value
+                        yield f"{prefix}{name}", value
                     elif value is not None:
-                        raise BrokenPickleError(f"{self.class_name} holds no tensor under {prefix}{name}")
-        return found
+                        raise TypeError(f"{prefix}{name} is no tensor")
 
     def _modules(self) -> Iterator[tuple[str, "StoredObject"]]:
         waiting = collections.deque([("", self)])
@@ -98,7 +102,7 @@ class StoredObject:
                 if isinstance(child, StoredObject):
                     waiting.append((f"{prefix}{name}.", child))
                 elif child is not None:
-                    raise BrokenPickleError(f"{self.class_name} holds no module under {prefix}{name}")
+                    raise TypeError(f"{prefix}{name} is no stored module")
 
 
 class StoredTFNetwork(Unfinished):
@@ -144,7 +148,7 @@ def loads(data: bytes, name: str = "the pickle") -> Any:
 
 def _as_dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise BrokenPickleError("the pickle holds an object whose state is not a dict with text keys")
+        raise TypeError("an object's state is not a dict with text keys")
     return value
 
 
@@ -314,14 +318,14 @@ class _Rebuilder:
 
     def persistent_object(self, meta: Any) -> StoredObject:
         meta = _as_dict(meta)
-        texts_and_state = (meta.get("class_name"), meta.get("module_src"), meta.get("state"))
-        if meta.get("type") != "class" or not all(map(isinstance, texts_and_state, (str, str, dict))):
-            raise BrokenPickleError(f"{self.name} holds a stored object that is not of the type 'class'")
-        class_name, module_src, state = texts_and_state
+        class_name, module_src, state = (meta.get(key) for key in ("class_name", "module_src", "state"))
+        if meta.get("type") != "class" or not isinstance(class_name, str) or not isinstance(module_src, str):
+            raise TypeError("a stored object that is not of the type 'class'")
+        state = _as_dict(state)
         args, kwargs = state.get("_init_args", ()), state.get("_init_kwargs", {})
         if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
-            raise BrokenPickleError(f"{self.name} holds a {class_name[:100]} without proper constructor arguments")
-        return StoredObject(class_name, module_src, _as_dict(state), meta.get("version"))
+            raise TypeError("a stored object without proper constructor arguments")
+        return StoredObject(class_name, module_src, state, meta.get("version"))
 
     def storage(self, data: Any) -> _Storage:
         """A storage as torch nests it: the header pickles of torch.save's first format, then the elements."""

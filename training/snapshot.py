@@ -152,7 +152,10 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
             f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
             f"does not know; it reads {', '.join(_CLASSES)} of format version {persistence.VERSION}"
         )
-    tensors = stored.tensors()
+    try:
+        tensors = stored.tensors()
+    except UserError as error:
+        raise UserError(f"{name} cannot be read: {error}") from error
     if stored.class_name == "Generator" and any(key.startswith("synthesis.input.") for key in tensors):
         raise UserError(f"{name} is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
     try:

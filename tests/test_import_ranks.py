@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports go down only (docs/architecture.md): each package knows those below it and none above."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.support import ROOT
+from torch_utils.images import save_png
+
+RANKS = [  # first prefix that matches
+    ("dnnlib", 0),
+    ("torch_utils", 1),
+    ("training.networks", 2),
+    ("training.augment", 2),
+    ("training.dataset", 2),
+    ("training.training_loop", 5),
+    ("training.config", 6),
+    ("training", 3),
+    ("metrics", 4),
+    ("dgl", 4),
+]
+PACKAGES = sorted({prefix.split(".")[0] for prefix, _rank in RANKS})
+SCRIPT_RANK = 7
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+FILES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
+
+
+def rank_of(module: str) -> int:
+    matching = (rank for prefix, rank in RANKS if module.startswith(prefix))
+    return next(matching, SCRIPT_RANK)
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules and names imported anywhere in `source`, also inside functions; '.' stands for a relative import."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." if node.level else node.module
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def faults(name: str, source: str) -> list[str]:
+    """Imports of the module `name` that are relative, climb, or reach a root script."""
+    found = []
+    for target in sorted(imported_modules(source)):
+        package = target.split(".")[0]
+        if package == "":
+            found.append(f"{name} imports relatively")
+        elif package in SCRIPTS:
+            found.append(f"{name} imports the script {package}")
+        elif package in PACKAGES and rank_of(target) > rank_of(name):
+            found.append(f"{name} imports {target}, which is above it")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    assert faults(module_name(path), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("dnnlib.util", "import torch_utils.misc"),
+        ("torch_utils.misc", "def f():\n    from training import networks"),
+        ("training.loss", "from dgl.loss import DGLLoss"),
+        ("training.networks", "from training.loss import Loss"),
+        ("metrics.metric_main", "from training.training_loop import training_loop"),
+        ("training.training_loop", "from training import config"),
+        ("dgl.teacher", "from . import loss"),
+        ("metrics.metric_main", "import train"),
+        ("generate", "from train import main"),
+    ],
+)
+def test_a_climbing_import_is_found(name, source):
+    assert len(faults(name, source)) == 1
+
+
+def test_training_without_a_teacher_does_not_import_dgl(tmp_path):
+    for index in range(4):
+        image = np.random.RandomState(index).randint(0, 256, (3, 8, 8)).astype(np.uint8)
+        save_png(image, tmp_path / f"{index}.png")
+    code = (
+        "import runpy, sys\n"
+        "import training.training_loop\n"
+        f"sys.argv = ['train.py', '--outdir={tmp_path}/runs', '--data={tmp_path}', '--metrics=none', '--dry-run']\n"
+        "try:\n    runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as done:\n    assert not done.code, done.code\n"
+        "assert 'training.config' in sys.modules\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'dgl']\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
