@@ -24,8 +24,8 @@ def main(network, metrics, data, mirror, gpus, detector, device, trust_pickle, v
     Each result is printed as a line of JSON. A pickle in a run directory also has them appended there, to
     metric-NAME.jsonl.
 
-      python calc_metrics.py --network=runs/00000-ffhq/network-snapshot-000200.pkl --metrics=fid50k_full,kid50k_full
-
+    \b
+      python calc_metrics.py --network=runs/00000-ffhq/network-snapshot-000200.pkl
       python calc_metrics.py --network=digits.pkl --data=data/mnist5k-32x32.zip --metrics=fid5k_full --detector=mnist
 
     \b

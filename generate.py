@@ -19,12 +19,12 @@ from dnnlib import cli
 def main(network, seeds, psi, class_idx, noise_mode, projected_w, outdir, device, trust_pickle):
     """Generate images from a network pickle.
 
+    \b
     One PNG per seed, the same on every run:
-
       python generate.py --network=ffhq.pkl --seeds=0-35 --trunc=0.7 --outdir=out
 
+    \b
     The image of a projected latent:
-
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
     """
     if not seeds and projected_w is None:
@@ -35,23 +35,18 @@ def main(network, seeds, psi, class_idx, noise_mode, projected_w, outdir, device
     import torch
 
     from dnnlib.progress import Progress
-    from dnnlib.util import UserError
     from torch_utils import distributed, images
-    from training.snapshot import load_snapshot
+    from training import sampling
 
     device = distributed.resolve_device(device)
-    G = load_snapshot(network, trust=trust_pickle)["G_ema"].eval().requires_grad_(False).to(device)
+    G = sampling.open_generator(network, trust_pickle, device)
     if projected_w is None:
         latents = _latents_of_seeds(G, seeds, class_idx, psi, device)
     else:
         if seeds or class_idx is not None:
             click.echo("Note: --seeds and --class have no effect beside --projected-w.", err=True)
         latents = _latents_of_file(G, projected_w, device)
-    try:
-        os.makedirs(outdir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--outdir={outdir} cannot be created: {error.strerror}.") from error
-    with Progress(len(latents), "Generating", "img") as progress:
+    with sampling.output_folder(outdir), Progress(len(latents), "Generating", "img") as progress:
         for name, noise_seed, make_ws in latents:
             torch.manual_seed(noise_seed)
             img = G.synthesis(make_ws(), noise_mode=noise_mode)
@@ -61,28 +56,11 @@ def main(network, seeds, psi, class_idx, noise_mode, projected_w, outdir, device
 
 def _latents_of_seeds(G, seeds, class_idx, psi, device):
     """(file name, seed of the noise, function giving ws [1, num_ws, w_dim]) for each seed. Raises UserError."""
-    import numpy as np
-    import torch
+    from training import sampling
 
-    from dnnlib.util import UserError
-
-    if max(seeds) >= 2**32:
-        raise UserError(f"--seeds={max(seeds)} is too large: seeds are below 2**32.")
-    c = torch.zeros([1, G.c_dim], device=device)
-    if G.c_dim == 0 and class_idx is not None:
-        click.echo("Note: --class has no effect, as the network is unconditional.", err=True)
-    elif G.c_dim > 0:
-        if class_idx is None:
-            raise UserError(f"The network is conditional: choose a class with --class, 0 to {G.c_dim - 1}.")
-        if class_idx >= G.c_dim:
-            raise UserError(f"--class={class_idx} is out of range: the network has classes 0 to {G.c_dim - 1}.")
-        c[:, class_idx] = 1
-
-    def ws_of(seed):
-        z = np.random.RandomState(seed).randn(1, G.z_dim)
-        return G.mapping(torch.from_numpy(z).to(device, torch.float32), c, truncation_psi=psi)
-
-    return [(f"seed{seed:04d}.png", seed, lambda seed=seed: ws_of(seed)) for seed in seeds]
+    sampling.check_seeds("--seeds", seeds)
+    c = sampling.class_label(G, class_idx, device)
+    return [(f"seed{seed:04d}.png", seed, lambda seed=seed: sampling.seed_to_ws(G, seed, c, psi)) for seed in seeds]
 
 
 def _latents_of_file(G, path, device):

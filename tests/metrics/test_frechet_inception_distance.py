@@ -44,6 +44,15 @@ def test_fewer_items_than_dimensions_keep_full_accuracy():
     assert frechet_distance(*stats, *stats) == pytest.approx(0, abs=1e-11 * np.trace(stats[1]))
 
 
+def test_few_items_against_many_agree_with_the_data_themselves():
+    few, many = (rnd(key, (n, 200)).double().numpy() * 3 for key, n in [("few", 20), ("many", 500)])
+    (mean1, cov1), (mean2, cov2) = mean_and_covariance(few), mean_and_covariance(many)
+    # tr (Σ1Σ2)^½ from the centred data needs no covariance, so no rounding hides in its zero eigenvalues.
+    overlap = np.linalg.svd((few - mean1) @ (many - mean2).T, compute_uv=False).sum() / np.sqrt(20 * 500)
+    expected = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * overlap
+    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-12)
+
+
 def test_sets_in_orthogonal_subspaces_add_their_traces():
     features = rnd("orthogonal", (50, 6)).numpy()
     left, right = np.pad(features, ((0, 0), (0, 6))), np.pad(features, ((0, 0), (6, 0)))
