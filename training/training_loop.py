@@ -16,7 +16,7 @@ import torch
 import dnnlib
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from metrics import metric_main
+from metrics import metric_main, metric_utils
 from torch_utils import distributed, misc
 from torch_utils.images import from_uint8
 from training import snapshot
@@ -298,6 +298,7 @@ class Trainer:
                 num_gpus=opt.num_gpus,
                 rank=self.rank,
                 device=self.device,
+                progress=metric_utils.ProgressMonitor(verbose=True),
                 detector=opt.detector,
             )
             if self.rank == 0:
