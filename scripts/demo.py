@@ -202,16 +202,13 @@ def make_entries(folder: pathlib.Path, networks: list[Network], budget: Budget) 
         pickles[network.key] = snapshot_of(folder, network)
     entries = []
     for network in networks:
-        home, pkl = folder / network.key, pickles[network.key]
-        name = network.title.lower()
+        home, pkl, name = folder / network.key, pickles[network.key], network.title.lower()
         measure = ["calc_metrics.py", f"--network={pkl}", f"--metrics={METRIC}", f"--detector={DETECTOR}"]
         measure.append(f"--data={DATA}")
-        generate = ["generate.py", f"--network={pkl}", f"--seeds=0-{SEEDS - 1}", f"--trunc={budget.trunc}"]
-        generate.append(f"--outdir={home / 'samples'}")
         run_stage(Stage(f"measure the {name}", measure, "fakes", home / "metrics.log", MEASURE_PLAN), board)
-        run_stage(
-            Stage(f"generate from the {name}", generate, "Generating", home / "generate.log", GENERATE_PLAN), board
-        )
+        draw = ["generate.py", f"--network={pkl}", f"--seeds=0-{SEEDS - 1}", f"--trunc={budget.trunc}"]
+        draw.append(f"--outdir={home / 'samples'}")
+        run_stage(Stage(f"sample the {name}", draw, "Generating", home / "generate.log", GENERATE_PLAN), board)
         entries.append(
             Entry(
                 title=network.title,

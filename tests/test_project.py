@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house rules, held over every file: licence lines, sizes, what the README promises, what the packaging says."""
+
+import ast
+import functools
+import os
+import pathlib
+import re
+
+import pytest
+
+from tests.support import ROOT
+
+SKIPPED = {"runs", "build", "__pycache__"}
+MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 60, 120
+LONG_FILES = {"training/networks.py"}  # its text travels in every checkpoint, so it stays one file
+
+
+def python_files() -> list[str]:
+    """Paths of the project's own Python files from the root on."""
+    found = []
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED and not name.startswith(".")]
+        found += [pathlib.Path(folder, name).relative_to(ROOT).as_posix() for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
+FILES = python_files()
+
+# Imports go down only; the first prefix that fits gives a module its rank.
+RANKS = [
+    ("dnnlib", 0),
+    ("torch_utils", 1),
+    ("training.networks", 2),
+    ("training.augment", 2),
+    ("training.dataset", 2),
+    ("training.training_loop", 5),
+    ("training.config", 6),
+    ("training", 3),
+    ("metrics", 4),
+    ("dgl", 4),
+    ("scripts", 7),
+]
+SCRIPT = 7
+
+
+@functools.cache
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_tree_is_found():
+    assert {"train.py", "training/networks.py", "dnnlib/util.py", "tests/test_project.py"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_keeps_the_house_rules(name):
+    lines = read(name).splitlines()
+    assert not lines or "# SPDX-License-Identifier: Apache-2.0" in lines[:2]
+    assert len(lines) <= MAX_FILE or name in LONG_FILES
+    assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE] == []
+    faults = []
+    for node in ast.walk(ast.parse(read(name))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not name.startswith("tests/"):
+            length = node.end_lineno - node.lineno + 1
+            if length > MAX_FUNCTION:
+                faults.append(f"line {node.lineno}: {node.name} has {length} lines")
+        if isinstance(node, ast.ExceptHandler):
+            silent = all(isinstance(statement, ast.Pass) for statement in node.body)
+            if node.type is None or silent:
+                faults.append(f"line {node.lineno}: bare or silent except")
+    assert faults == []
+
+
+def rank(module: str) -> int:
+    return next((rank for prefix, rank in RANKS if module.startswith(prefix)), SCRIPT)
+
+
+def module_name(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_name(name) for name in FILES if not name.startswith("tests/")}
+
+
+def imported_modules(name: str) -> set[str]:
+    """The project's own modules that a file imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(read(name))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}:{node.lineno}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    # `from a.b import c` names the module a.b.c, or something in a.b.
+    return {n if n in MODULES else n.rpartition(".")[0] for n in names} & MODULES
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("tests/")])
+def test_imports_go_down_the_ranks_only(name):
+    module = module_name(name)
+    climbing = {other for other in imported_modules(name) if rank(other) > rank(module)}
+    assert climbing == set()
+    root_scripts = {other for other in imported_modules(name) if rank(other) == SCRIPT and "." not in other}
+    assert root_scripts == set(), "root scripts are imported by nobody"
+
+
+def test_training_reaches_dgl_by_name_only():
+    reached, open_names = set(), ["training/training_loop.py"]
+    while open_names:
+        name = open_names.pop()
+        for module in imported_modules(name) - reached:
+            reached.add(module)
+            path = module.replace(".", "/")
+            open_names.append(f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py")
+    assert {"training.phases", "training.snapshot", "metrics.metric_main"} <= reached
+    assert {module for module in reached if module.startswith("dgl")} == set()
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", ".ci/run"])
+def test_make_commands_of_the_pages_exist(page):
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)\b", " ".join(commands(read(page)))))
+    assert named
+    assert named <= make_targets()
+
+
+def commands(page: str) -> list[str]:
+    """Code of a page: fenced or indented blocks and code spans; a shell script is code as a whole."""
+    if page.startswith("#!"):
+        return [page]
+    return re.findall(r"```.*?```|`[^`\n]+`|^    .+$", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))])
+def test_scripts_and_files_named_on_a_page_exist(page):
+    text = read(page)
+    scripts = set(re.findall(r"python (\w+\.py)", text))
+    assert {name for name in scripts if not (ROOT / name).is_file()} == set()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    folder = (ROOT / page).parent
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_flags_of_train_py_on_the_pages_exist():
+    known = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', read("train.py"))) | {"--help"}
+    pages = ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+    for page in pages:
+        for command in re.findall(r"python train\.py((?:[^\n`]*\\\n)*[^\n`]*)", read(page)):
+            used = set(re.findall(r"(--[a-z][a-z0-9-]*)", command))
+            assert used <= known, f"{page}: {sorted(used - known)}"
+
+
+def test_packaging_says_what_the_lock_and_the_tree_say():
+    pyproject, lock = read("pyproject.toml"), read("requirements.lock")
+    assert 'requires-python = ">=3.10"' in pyproject
+    assert '"torch>=2.5,<2.14"' in pyproject
+    assert re.search(r"^torch==2\.13\.0$", lock, re.MULTILINE)
+    loose = [line for line in lock.splitlines() if line and not line.startswith("#") and "==" not in line]
+    assert loose == []
+    listed = set(re.findall(r'"([\w.]+)"', re.search(r"^packages = \[(.*)\]$", pyproject, re.MULTILINE)[1]))
+    packages = {name.removesuffix("/__init__.py").replace("/", ".") for name in FILES if name.endswith("/__init__.py")}
+    found = {name for name in packages if name.split(".")[0] != "tests"}
+    assert listed == found
+
+
+def test_direct_dependencies_are_pinned():
+    declared = re.search(r"^dependencies = \[(.*?)^\]", read("pyproject.toml"), re.MULTILINE | re.DOTALL)[1]
+    names = set(re.findall(r'"([a-z0-9-]+)[<>=]', declared))
+    assert {"torch", "numpy"} <= names
+    assert names <= set(re.findall(r"^([a-z0-9-]+)==", read("requirements.lock"), re.MULTILINE))
+
+
+def test_licence_is_the_full_apache_text():
+    text = read("LICENSE")
+    for line in ("Apache License", "Version 2.0, January 2004", "END OF TERMS AND CONDITIONS"):
+        assert line in text
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert "make test" in read(".ci/run")
+    assert "make test" in read("README.md")
