@@ -41,7 +41,7 @@ def test_first_gradients_equal_torch():
 @pytest.mark.parametrize("grid_grad", [False, True])
 def test_derivatives(grid_grad):
     x, grid = tensors()
-    x, grid = x[:, :1].clone().requires_grad_(), grid[:, :2].clone().requires_grad_(grid_grad)
+    x, grid = x[:, :1, 1:4, 1:5].clone().requires_grad_(), grid[:, :2, :3].clone().requires_grad_(grid_grad)
     assert torch.autograd.gradcheck(grid_sample, (x, grid))
     assert torch.autograd.gradgradcheck(grid_sample, (x, grid))
     assert torch.autograd.gradgradcheck(lambda x, grid: grid_sample(x, grid) ** 3, (x, grid))

@@ -88,10 +88,10 @@ def test_crops_to_less_than_the_image():
 @pytest.mark.parametrize("name", ["none", "4", "3x2"])
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2), ([2, 3], [3, 2])], ids=str)
 def test_derivatives(name, up, down):
-    x = rnd("x", (1, 2, 4, 5), torch.float64).requires_grad_()
+    x = rnd("x", (1, 1, 4, 5), torch.float64).requires_grad_()
 
     def func(x):
-        return upfirdn2d(x, FILTERS[name], up, down, [3, 1, -1, 4], gain=2)
+        return upfirdn2d(x, FILTERS[name], up, down, [2, 1, -1, 3], gain=2)
 
     assert torch.autograd.gradcheck(func, x)
     assert torch.autograd.gradgradcheck(lambda x: func(x).square(), x)
