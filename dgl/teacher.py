@@ -32,6 +32,7 @@ class Teacher:
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
+        """The moving average where the file has one, else the trained generator, else None."""
         for key in ("G_ema", "G"):
             if self._snapshot is not None and key in self._snapshot:
                 try:
