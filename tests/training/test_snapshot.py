@@ -350,3 +350,30 @@ def test_mutated_snapshots_never_fail_in_another_way(path):
         except UserError:
             refused += 1
     assert refused > 0
+
+
+MEASURE = """
+import re, sys, time
+from training import snapshot
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+before, start = peak(), time.perf_counter()
+snap = snapshot.load_snapshot(sys.argv[1])
+networks = [snap[key] for key in ("G", "D", "G_ema")]
+print(time.perf_counter() - start, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_a_large_snapshot_opens_quickly_in_little_memory(tmp_path):
+    path = tmp_path / "net.pkl"
+    shape = {"c_dim": 0, "img_resolution": 1024, "img_channels": 3}
+    G = networks.Generator(z_dim=512, w_dim=512, **shape)
+    snapshot.save_snapshot(path, {"G": G, "D": networks.Discriminator(**shape), "G_ema": G})
+    run = subprocess.run([sys.executable, "-c", MEASURE, path], cwd=ROOT, check=True, capture_output=True, text=True)
+    seconds, peak = map(float, run.stdout.split())
+    print(f"{seconds:.1f} s, {peak / path.stat().st_size:.2f} times the file's size")
+    assert seconds < 5 and 1 < peak / path.stat().st_size < 2.5
