@@ -37,7 +37,7 @@ def main(network, target, num_steps, seed, save_video, class_idx, batch, outdir,
     import torch
 
     from dnnlib.progress import Progress
-    from metrics import detectors
+    from metrics import lpips
     from torch_utils import distributed, images
     from training import projection, projection_files, sampling
 
@@ -45,9 +45,7 @@ def main(network, target, num_steps, seed, save_video, class_idx, batch, outdir,
     G = sampling.open_generator(network, trust_pickle, device)
     c = sampling.class_label(G, class_idx, device)
     targets = projection_files.read_targets(target, G.img_resolution, G.img_channels)
-    spec = detectors.resolve(detector, "vgg16")
-    compare = detectors.load(spec, device)
-    projection.check_detector(compare, spec.name)
+    features = lpips.open_features(detector, device)
     torch.backends.cudnn.deterministic = True
 
     paths, summary = {}, []
@@ -60,7 +58,7 @@ def main(network, target, num_steps, seed, save_video, class_idx, batch, outdir,
                     os.makedirs(os.path.join(outdir, name), exist_ok=True)
                     images.save_png(targets[name], os.path.join(outdir, name, "target.png"))
                 wanted = torch.stack([targets[name] for name in group])
-                found = projection.project(G, wanted, compare, c=c, num_steps=num_steps, seed=seed, progress=progress)
+                found = projection.project(G, wanted, features, c=c, num_steps=num_steps, seed=seed, progress=progress)
                 for index, name in enumerate(group):
                     projection_files.save_result(os.path.join(outdir, name), G, found, index)
                     paths[name] = found.w[index]

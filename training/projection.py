@@ -8,14 +8,13 @@ map side. Time `t` is the fraction of the optimisation that is over, from 0 to b
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from metrics import detectors
-from metrics.perceptual_path_length import lpips_input
 from torch_utils import images
 from training import sampling
 
@@ -91,20 +90,10 @@ def renormalize_(noise: torch.Tensor) -> None:
     noise *= noise.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
 
 
-def check_detector(detector: torch.nn.Module, name: str) -> None:
-    """Raises UserError, with the detector's `name`, unless it can give LPIPS features (metrics.detectors)."""
-    missing = sorted({"resize_images", "return_lpips"} - detectors.accepted_arguments(detector))
-    if missing:
-        raise UserError(
-            f"Detector '{name}' cannot compare images, as its network takes no {' or '.join(missing)}: choose a VGG16 "
-            f"with LPIPS weights for --detector, or leave it out."
-        )
-
-
 def project(
     G: torch.nn.Module,
     targets: torch.Tensor,
-    detector: torch.nn.Module,
+    features: Callable[[torch.Tensor], torch.Tensor],
     *,
     c: torch.Tensor | None = None,
     num_steps: int = 1000,
@@ -119,19 +108,20 @@ def project(
     Args:
         G: Generator; a copy is worked on. Its device is where the work is done.
         targets: uint8 [N, C, R, R] of the generator's size and channels.
-        detector: VGG16 with LPIPS weights (metrics.detectors), on the same device.
+        features: From images [N, C, R, R] in [-1, 1] to features [N, d] whose squared differences sum to the LPIPS
+            distance, such as metrics.lpips.open_features gives.
         c: Label [1, Y] shared by all images; needed for a conditional network only.
         num_steps: T. The first step has size 0, so a single one finds the mean w.
         seed: Of the noise maps' initial values and of the exploration of w.
         progress: Is told of each step.
 
-    Raises UserError where the label is missing, or the detector cannot look at images of this size.
+    Raises UserError where the label is missing, or `features` cannot look at images of this size.
     """
     _check_arguments(G, targets, num_steps)
     device = next(G.parameters()).device
     c = sampling.class_label(G, None, device) if c is None else c
     G = copy.deepcopy(G).eval().requires_grad_(False)
-    wanted = _target_features(detector, images.from_uint8(targets.to(device)))
+    wanted = _target_features(features, images.from_uint8(targets.to(device)))
     mean, std = w_statistics(G, c)
     random = torch.Generator().manual_seed(seed)
     noise = _noise_of_their_own(G.synthesis, len(targets), random)
@@ -146,7 +136,7 @@ def project(
         ws = (w + offset).unsqueeze(1).repeat(1, G.num_ws, 1)
         # Half precision would lose gradients of single pixels, which are near its smallest numbers.
         img = G.synthesis(ws, noise_mode="const", force_fp32=True)
-        distance = (_features(detector, img) - wanted).square().sum(dim=1)  # [N]
+        distance = (features(img) - wanted).square().sum(dim=1)  # [N]
         loss = distance + _NOISE_WEIGHT * sum(noise_regularizer(n) for n in noise.values())
         optimizer.zero_grad(set_to_none=True)
         loss.sum().backward(inputs=[w, *noise.values()])
@@ -183,16 +173,10 @@ def _noise_of_their_own(
     return noise
 
 
-def _features(detector: torch.nn.Module, img: torch.Tensor) -> torch.Tensor:
-    """LPIPS features [N, d] of images [N, C, R, R] in [-1, 1]."""
-    img = lpips_input(img, img.shape[-1], crop=False)
-    return detector(img, resize_images=False, return_lpips=True).float().flatten(1)
-
-
 @torch.no_grad()
-def _target_features(detector: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
+def _target_features(features: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
     try:
-        return _features(detector, targets)
+        return features(targets)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
