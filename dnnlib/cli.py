@@ -33,6 +33,7 @@ class _Bool(click.ParamType):
     _values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
     def convert(self, value, param, ctx) -> bool:
+        """The truth value a word stands for."""
         if isinstance(value, bool):
             return value
         key = str(value).strip().lower()
@@ -45,6 +46,7 @@ class _IntList(click.ParamType):
     name = "list"
 
     def convert(self, value, param, ctx) -> list[int]:
+        """The numbers, in the order given, ranges written out."""
         if isinstance(value, list):
             return value
         numbers: list[int] = []

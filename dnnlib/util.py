@@ -63,6 +63,7 @@ class _Tee:
         self._should_flush = should_flush
 
     def write(self, text: str | bytes) -> int:
+        """Write to the stream and to the log."""
         if isinstance(text, bytes):
             text = text.decode()
         if text:

@@ -284,6 +284,7 @@ class _Rebuilder:
         return complex(float(real), float(imag))
 
     def ordered_dict(self, items: Any = ()) -> dict:
+        """A dict from a dict or a list of pairs."""
         pairs = list(items.items()) if isinstance(items, dict) else items
         if not isinstance(pairs, (list, tuple)):
             raise TypeError("the items of a dict are not in a list")
@@ -303,6 +304,7 @@ class _Rebuilder:
         return torch.device(kind) if index is None else torch.device(kind, index)
 
     def array(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+        """An array of its own, in native byte order, that `data` fills exactly."""
         dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
         if not isinstance(dtype, np.dtype) or not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError("a numpy array that is not made of bytes")
@@ -317,6 +319,7 @@ class _Rebuilder:
         return self.array(data, dtype, ())[()]
 
     def persistent_object(self, meta: Any) -> StoredObject:
+        """What `torch_utils.persistence` would rebuild, left as data."""
         meta = _as_dict(meta)
         class_name, module_src, state = (meta.get(key) for key in ("class_name", "module_src", "state"))
         if meta.get("type") != "class" or not isinstance(class_name, str) or not isinstance(module_src, str):
