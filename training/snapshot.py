@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch
 from dnnlib.util import UserError, is_url, open_atomic, open_url
 from torch_utils import misc, persistence, safe_pickle
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
-from training import augment, networks
+from training import augment, networks, tf_import
 
 NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
 KEYS = (*NETWORK_KEYS, "training_set_kwargs")
@@ -37,6 +37,7 @@ _STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": 256}
 _STYLEGAN3_W_AVG_BETA = 0.998
 _LARGEST_ARGUMENT = 1 << 20
 _SPARE_ELEMENTS = 1 << 24
+_FOLLOWS_FROM_ARGUMENTS = "resample_filter"  # a tensor with the right value from the start, which files may leave out
 _PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapshots travel to
 
 
@@ -90,28 +91,39 @@ class Snapshot(Mapping):
     def __getitem__(self, key: str) -> Any:
         if key not in self._entries:
             raise UserError(f"{self.path} holds no {key}; it has {', '.join(self._entries)}")
-        value = self._entries[key]
+        value, name = self._entries[key], f"{key} in {self.path}"
+        if isinstance(value, StoredTFNetwork):
+            value = tf_import.to_stored_object(value, "Discriminator" if key == "D" else "Generator", name)
         if isinstance(value, StoredObject):
             # The rebuilt network takes the place of the stored one, whose memory is free from then on.
-            value = self._entries[key] = rebuild(value, f"{key} in {self.path}")
+            value = self._entries[key] = rebuild(value, name)
         if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
             wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
-            raise UserError(f"{key} in {self.path} is not {wanted}, but of type {type(value).__name__}")
+            raise UserError(f"{name} is not {wanted}, but of type {type(value).__name__}")
         return value
 
 
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
-    """Open a network pickle (file or URL): ours, or one of NVIDIA's StyleGAN2-ADA and StyleGAN3 repositories.
+    """Open a network pickle (file or URL): ours, or one of NVIDIA's TensorFlow and PyTorch repositories.
 
     `trust` unpickles with Python's own semantics, which run the code in the file. Raises UserError, naming the file,
     where there is no such file, or it is not a network pickle, is damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
-    data = _read(path)
+    return _open(_read(path), path, trust)
+
+
+def read_snapshot(file: IO[bytes]) -> Snapshot:
+    """As `load_snapshot`, for an open file."""
+    name = getattr(file, "name", None)
+    return _open(file.read(), name if isinstance(name, str) else "the network pickle", trust=False)
+
+
+def _open(data: bytes, path: str, trust: bool) -> Snapshot:
     sha256 = hashlib.sha256(data).hexdigest()
     entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)
     if isinstance(entries, (tuple, list)) and any(isinstance(entry, StoredTFNetwork) for entry in entries):
-        raise UserError(f"{path} is a TensorFlow network pickle; convert it first with legacy.py --source --dest")
+        entries = tf_import.entries(entries, path)
     if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
         raise UserError(f"{path} is a pickle, but not one of networks: it holds none of {', '.join(NETWORK_KEYS)}")
     return Snapshot(entries, path, sha256)
@@ -133,6 +145,8 @@ def _unpickle_trusted(data: bytes, path: str) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith("dnnlib.tflib."):
+            return safe_pickle.loads(data, path)  # there is no code of TensorFlow's that could run here
         # The file's own code can fail in any way; to the user that is one thing.
         raise UserError(
             f"{path} cannot be loaded, even with --trust-pickle ({type(error).__name__}: {str(error)[:200]})"
@@ -170,7 +184,8 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     _check_tensors(tensors, network, name)
     with torch.no_grad():
         for key, target in misc.named_params_and_buffers(network):
-            target.copy_(tensors[key])
+            if key in tensors:
+                target.copy_(tensors[key])
     return network.eval().requires_grad_(False)
 
 
@@ -201,7 +216,8 @@ class _Uninitialised(torch.overrides.TorchFunctionMode):
 def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, name: str) -> None:
     ours = dict(misc.named_params_and_buffers(network))
     faults = [f"{key} {list(tensors[key].shape)} is unknown here" for key in tensors.keys() - ours.keys()]
-    faults += [f"{key} {list(ours[key].shape)} is missing there" for key in ours.keys() - tensors.keys()]
+    missing = [key for key in ours.keys() - tensors.keys() if not key.endswith(_FOLLOWS_FROM_ARGUMENTS)]
+    faults += [f"{key} {list(ours[key].shape)} is missing there" for key in missing]
     for key in tensors.keys() & ours.keys():
         if tensors[key].shape != ours[key].shape:
             faults.append(f"{key} is {list(tensors[key].shape)} there and {list(ours[key].shape)} here")

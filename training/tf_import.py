@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the TensorFlow codebases (StyleGAN2, StyleGAN2-ADA), put in the terms of ours.
+
+Such a network lies in its pickle as constructor arguments and named variables. Both are translated by the tables
+below into what our own pickles hold, and `training.snapshot.rebuild` makes the network, with all its checks.
+"""
+
+import numbers
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import persistence
+from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
+
+_OLDEST_VERSION = 4
+_ENTRIES = ("G", "D", "G_ema")
+
+# Our argument, the TensorFlow one, and its default there.
+_BOTH_ARGUMENTS = (
+    ("c_dim", "label_size", 0),
+    ("img_resolution", "resolution", 1024),
+    ("img_channels", "num_channels", 3),
+)
+_GENERATOR_ARGUMENTS = (
+    *_BOTH_ARGUMENTS,
+    ("z_dim", "latent_size", 512),
+    ("w_dim", "dlatent_size", 512),
+    ("mapping_kwargs.num_layers", "mapping_layers", 8),
+    ("mapping_kwargs.embed_features", "label_fmaps", None),
+    ("mapping_kwargs.layer_features", "mapping_fmaps", None),
+    ("mapping_kwargs.activation", "mapping_nonlinearity", "lrelu"),
+    ("mapping_kwargs.lr_multiplier", "mapping_lrmul", 0.01),
+    ("mapping_kwargs.w_avg_beta", "w_avg_beta", 0.995),
+    ("synthesis_kwargs.channel_base", "fmap_base", 16384),
+    ("synthesis_kwargs.channel_max", "fmap_max", 512),
+    ("synthesis_kwargs.num_fp16_res", "num_fp16_res", 0),
+    ("synthesis_kwargs.conv_clamp", "conv_clamp", None),
+    ("synthesis_kwargs.architecture", "architecture", "skip"),
+    ("synthesis_kwargs.resample_filter", "resample_kernel", [1, 3, 3, 1]),
+    ("synthesis_kwargs.use_noise", "use_noise", True),
+    ("synthesis_kwargs.activation", "nonlinearity", "lrelu"),
+)
+_DISCRIMINATOR_ARGUMENTS = (
+    *_BOTH_ARGUMENTS,
+    ("architecture", "architecture", "resnet"),
+    ("channel_base", "fmap_base", 16384),
+    ("channel_max", "fmap_max", 512),
+    ("num_fp16_res", "num_fp16_res", 0),
+    ("conv_clamp", "conv_clamp", None),
+    ("cmap_dim", "mapping_fmaps", None),
+    ("block_kwargs.activation", "nonlinearity", "lrelu"),
+    ("block_kwargs.resample_filter", "resample_kernel", [1, 3, 3, 1]),
+    ("block_kwargs.freeze_layers", "freeze_layers", 0),
+    ("mapping_kwargs.num_layers", "mapping_layers", 0),
+    ("mapping_kwargs.embed_features", "mapping_fmaps", None),
+    ("mapping_kwargs.layer_features", "mapping_fmaps", None),
+    ("mapping_kwargs.activation", "nonlinearity", "lrelu"),
+    ("mapping_kwargs.lr_multiplier", "mapping_lrmul", 0.1),
+    ("epilogue_kwargs.mbstd_group_size", "mbstd_group_size", None),
+    ("epilogue_kwargs.mbstd_num_channels", "mbstd_num_features", 1),
+    ("epilogue_kwargs.activation", "nonlinearity", "lrelu"),
+)
+_IGNORED_ARGUMENTS = {"truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure"}
+
+# Layers: pattern of the TensorFlow scope, and our module.
+_GENERATOR_LAYERS = (
+    (r"", r"mapping"),
+    (r"mapping/LabelEmbed", r"mapping.embed"),
+    (r"mapping/Dense(\d+)", r"mapping.fc\1"),
+    (r"synthesis/4x4/Const", r"synthesis.b4"),
+    (r"synthesis/4x4/Conv", r"synthesis.b4.conv1"),
+    (r"synthesis/(\d+)x\1/Conv0_up", r"synthesis.b\1.conv0"),
+    (r"synthesis/(\d+)x\1/Conv1", r"synthesis.b\1.conv1"),
+    (r"synthesis/(\d+)x\1/ToRGB", r"synthesis.b\1.torgb"),
+    (r"synthesis/(\d+)x\1/Skip", r"synthesis.b\1.skip"),
+)
+_DISCRIMINATOR_LAYERS = (
+    (r"LabelEmbed", r"mapping.embed"),
+    (r"Mapping(\d+)", r"mapping.fc\1"),
+    (r"(\d+)x\1/FromRGB", r"b\1.fromrgb"),
+    (r"(\d+)x\1/Conv0", r"b\1.conv0"),
+    (r"(\d+)x\1/Conv1_down", r"b\1.conv1"),
+    (r"(\d+)x\1/Skip", r"b\1.skip"),
+    (r"4x4/Conv", r"b4.conv"),
+    (r"4x4/Dense0", r"b4.fc"),
+    (r"Output", r"b4.out"),
+)
+
+
+def _as_it_is(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def _outputs_first(value: torch.Tensor) -> torch.Tensor:
+    """Dense [in, out] to [out, in]; convolution [H, W, in, out] to [out, in, H, W]."""
+    return value.movedim((-1, -2), (0, 1)) if value.ndim >= 2 else value
+
+
+# What a layer holds: the TensorFlow variable, our tensor, and how the one becomes the other.
+_TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "weight": ("weight", _outputs_first),
+    "bias": ("bias", _as_it_is),
+    "mod_weight": ("affine.weight", _outputs_first),
+    "mod_bias": ("affine.bias", lambda value: value + 1),  # there, the 1 is added where styles are used
+    "noise_strength": ("noise_strength", _as_it_is),
+    "noise": ("noise_const", lambda value: value.squeeze(0).squeeze(0)),  # [1, 1, H, W]
+    "const": ("const", lambda value: value.squeeze(0)),  # [1, C, 4, 4]
+    "dlatent_avg": ("w_avg", _as_it_is),
+}
+# Up-sampling layers there are transposed convolutions, which apply their kernels mirrored.
+_MIRRORED = re.compile(r"synthesis/\d+x\d+/(Conv0_up|Skip)/weight")
+_NOISE_MAP = re.compile(r"synthesis/noise(\d{1,2})")
+_LEVEL_OF_DETAIL = re.compile(r"(.*)(ToRGB|FromRGB)_lod(\d{1,2})(/.*)")
+
+
+def entries(networks: tuple | list, name: str) -> dict[str, Any]:
+    """Snapshot entries out of the (G, D, Gs) that a TensorFlow pickle holds. `name` is what messages call the pickle.
+
+    Raises UserError for another number of networks.
+    """
+    if len(networks) != len(_ENTRIES):
+        raise UserError(f"{name} holds {len(networks)} TensorFlow networks, not the three of a GAN: G, D and Gs")
+    return dict(zip(_ENTRIES, networks))
+
+
+def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> StoredObject:
+    """A TensorFlow network as one of our own pickles would hold it, for `training.snapshot.rebuild`.
+
+    `class_name` is 'Generator' or 'Discriminator', `name` what messages call the network. Variables that our networks
+    have no place for keep their TensorFlow names. Raises UserError for a network that is too old or damaged, or has
+    arguments that ours do not.
+    """
+    version = network.state.get("version")
+    if not isinstance(version, int) or version < _OLDEST_VERSION:
+        raise UserError(
+            f"{name} is a TensorFlow network of format version {version if isinstance(version, int) else None}; only "
+            f"version {_OLDEST_VERSION} and later (StyleGAN2, StyleGAN2-ADA) can be read"
+        )
+    is_generator = class_name == "Generator"
+    kwargs = _arguments(network, _GENERATOR_ARGUMENTS if is_generator else _DISCRIMINATOR_ARGUMENTS, name)
+    layers = _GENERATOR_LAYERS if is_generator else _DISCRIMINATOR_LAYERS
+    variables = _variables(network, name)
+    if any(_LEVEL_OF_DETAIL.fullmatch(key) for key, _ in variables):
+        # Networks that were grown name their image layers by level of detail; they know no other architecture.
+        (kwargs["synthesis_kwargs"] if is_generator else kwargs)["architecture"] = "orig"
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in variables:
+        if _is_leftover(key, value, kwargs):
+            continue
+        our_name, tensor = _translated(_named_by_resolution(key, kwargs["img_resolution"]), value, layers)
+        if our_name in tensors:
+            raise UserError(f"{name} holds more than one TensorFlow variable for {our_name[:100]}")
+        tensors[our_name] = tensor
+    state = {"_init_args": (), "_init_kwargs": kwargs, "_parameters": tensors}
+    return StoredObject(class_name, "", state, persistence.VERSION)
+
+
+def _arguments(network: StoredTFNetwork, table: tuple, name: str) -> dict[str, Any]:
+    """Our constructor arguments. Raises UserError for a TensorFlow one that is not in the table."""
+    given = network.state.get("static_kwargs")
+    if not isinstance(given, dict):
+        raise UserError(f"{name} is damaged: its TensorFlow arguments (static_kwargs) are not a dict")
+    unknown = given.keys() - {theirs for _, theirs, _ in table} - _IGNORED_ARGUMENTS
+    if unknown:
+        listed = ", ".join(sorted(str(key)[:100] for key in unknown))
+        raise UserError(f"{name} has TensorFlow arguments that have no counterpart in this project: {listed}")
+    kwargs: dict[str, Any] = {}
+    for ours, theirs, default in table:
+        *group, key = ours.split(".")
+        value = given.get(theirs, default)
+        if theirs == "fmap_base":
+            if not isinstance(value, numbers.Real):
+                raise UserError(f"{name} has a TensorFlow argument fmap_base that is not a number")
+            value *= 2  # there, feature maps are counted from half the resolution on
+        elif theirs == "w_avg_beta" and value is None:
+            value = 1  # None there means that the average stays as it is
+        (kwargs.setdefault(group[0], {}) if group else kwargs)[key] = value
+    return kwargs
+
+
+def _variables(network: StoredTFNetwork, name: str) -> list[tuple[str, torch.Tensor]]:
+    """Values of a network and its components with their TensorFlow names. Raises UserError unless they are arrays."""
+    found = []
+    try:
+        parts = {"": network, **{f"{key}/": part for key, part in network.state.get("components", {}).items()}}
+        for prefix, part in parts.items():
+            for key, value in part.state["variables"]:
+                # Single numbers may come as arrays without dimensions or as numpy scalars.
+                if not isinstance(key, str) or not isinstance(value, (np.ndarray, np.generic)):
+                    raise TypeError(f"a {type(value).__name__} under a {type(key).__name__}")
+                found.append((prefix + key, torch.from_numpy(np.asarray(value))))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} is damaged: its TensorFlow variables are not pairs of name and array ({str(error)[:100]})"
+        ) from error
+    return found
+
+
+def _is_leftover(key: str, value: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a variable served training alone, so that the finished network computes the same without it."""
+    if key in ("lod", "synthesis/lod"):  # how far growth is from its end
+        return value.numel() == 1 and value.item() == 0
+    if _NOISE_MAP.fullmatch(key):
+        return kwargs.get("synthesis_kwargs", {}).get("use_noise") is False
+    level = _LEVEL_OF_DETAIL.fullmatch(key)
+    return level is not None and int(level[3]) > 0  # showed the image, or read it, while it was smaller
+
+
+def _named_by_resolution(key: str, img_resolution: Any) -> str:
+    """The name of a variable with its layer's resolution in it, where TensorFlow counted layers instead."""
+    if match := _NOISE_MAP.fullmatch(key):
+        index = int(match[1])
+        resolution = 2 ** ((index + 5) // 2)
+        layer = "Conv" if index == 0 else "Conv1" if index % 2 == 0 else "Conv0_up"
+        return f"synthesis/{resolution}x{resolution}/{layer}/noise"
+    match = _LEVEL_OF_DETAIL.fullmatch(key)
+    if match and isinstance(img_resolution, int):  # level 0; the others are leftovers
+        return f"{match[1]}{img_resolution}x{img_resolution}/{match[2]}{match[4]}"
+    return key
+
+
+def _translated(key: str, value: torch.Tensor, layers: tuple) -> tuple[str, torch.Tensor]:
+    """Our name and tensor for a TensorFlow variable; the variable itself where ours have no such thing."""
+    scope, _, variable = key.rpartition("/")
+    for pattern, module in layers:
+        match = re.fullmatch(pattern, scope)
+        if match and variable in _TENSORS:
+            our_name, convert = _TENSORS[variable]
+            value = convert(value)
+            if _MIRRORED.fullmatch(key) and value.ndim == 4:
+                value = value.flip(-1, -2)
+            return f"{match.expand(module)}.{our_name}", value
+    return key, value
