@@ -59,6 +59,7 @@ def _latents_of_seeds(G, seeds, class_idx, psi, device):
     from training import sampling
 
     sampling.check_seeds("--seeds", seeds)
+    sampling.check_truncation(G, psi)
     c = sampling.class_label(G, class_idx, device)
     return [(f"seed{seed:04d}.png", seed, lambda seed=seed: sampling.seed_to_ws(G, seed, c, psi)) for seed in seeds]
 

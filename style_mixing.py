@@ -41,6 +41,7 @@ def main(network, rows, cols, styles, psi, class_idx, noise_mode, outdir, device
     G = sampling.open_generator(network, trust_pickle, device)
     if max(styles) >= G.num_ws:
         raise UserError(f"--styles={max(styles)} is out of range: the network has styles 0 to {G.num_ws - 1}.")
+    sampling.check_truncation(G, psi)
     c = sampling.class_label(G, class_idx, device)
     ws = {seed: sampling.seed_to_ws(G, seed, c, psi) for seed in {*rows, *cols}}
 

@@ -50,13 +50,14 @@ def seed_to_z(seed: int, z_dim: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
 
 
-def seed_to_ws(G: torch.nn.Module, seed: int, c: torch.Tensor, psi: float) -> torch.Tensor:
-    """ws [1, L, D] of `seed` with label `c` [1, Y], truncated to `psi`.
-
-    Raises UserError where truncation is asked of a network that does not know its mean w.
-    """
+def check_truncation(G: torch.nn.Module, psi: float) -> None:
+    """Raises UserError where truncation to `psi` is asked of a network that does not know its mean w."""
     if psi != 1 and G.mapping.w_avg_beta is None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not hold: use --trunc=1.")
+
+
+def seed_to_ws(G: torch.nn.Module, seed: int, c: torch.Tensor, psi: float) -> torch.Tensor:
+    """ws [1, L, D] of `seed` with label `c` [1, Y], truncated to `psi`."""
     return G.mapping(seed_to_z(seed, G.z_dim).to(c.device), c, truncation_psi=psi)
 
 

@@ -1,65 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """generate.py: which images, the same bytes every time, refusals."""
 
+import functools
 import subprocess
 import sys
 import time
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
-import dnnlib.cli
 import generate
-from tests.metrics import stand_ins
+from tests.scripts.outcome import pixels, refused
 from tests.support import ROOT
 from torch_utils import images
+from training.networks import Generator
 from training.snapshot import save_snapshot
 
 
 @pytest.fixture
-def network(tmp_path):
-    """Makes a snapshot file: `network(c_dim=..., ...)` -> (path, generator)."""
-
-    def make(**kwargs):
-        G = stand_ins.tiny_generator(**kwargs)
-        path = str(tmp_path / "network.pkl")
-        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
-        return path, G
-
-    return make
-
-
-@pytest.fixture
-def run_cli(monkeypatch, capsys, tmp_path):
-    """Runs the command in this process: `run_cli(flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
-
-    def run(outdir="out", **flags):
-        outdir = tmp_path / outdir
-        flags = {"outdir": outdir, "device": "cpu", **flags}
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", ["generate.py", *argv])
-        with pytest.raises(SystemExit) as exit_info:
-            dnnlib.cli.run(generate.main)
-        return (exit_info.value.code, *capsys.readouterr(), outdir)
-
-    return run
-
-
-def refused(result, *words):
-    """Asserts status 2, one sentence with `words`, and nothing created."""
-    status, _, err, outdir = result
-    message = err[err.index("Error: ") :]
-    assert status == 2 and "Traceback" not in err
-    for word in words:
-        assert word in message
-    assert not outdir.exists()
-
-
-def pixels(path):
-    image = np.array(PIL.Image.open(path))
-    return torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)
+def run_cli(run_script):
+    return functools.partial(run_script, generate.main)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -179,7 +140,13 @@ def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):
     refused(run_cli(network=path, seeds="0", outdir="file/out"), "--outdir")
 
 
-@pytest.mark.parametrize("script", ["generate.py", "calc_metrics.py"])
+def test_truncation_without_a_mean_w_is_refused(run_cli, tmp_path):
+    G = Generator(4, 0, 4, 8, 3, mapping_kwargs={"num_layers": 1, "w_avg_beta": None}).eval()
+    save_snapshot(tmp_path / "net.pkl", {"G_ema": G})
+    refused(run_cli(network=tmp_path / "net.pkl", seeds=1, trunc=0.5), "--trunc=0.5")
+
+
+@pytest.mark.parametrize("script", ["generate.py", "calc_metrics.py", "style_mixing.py", "projector.py"])
 def test_help_needs_no_torch(script):
     code = f"import sys, {script[:-3]}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the scripts that take a network and write into --outdir."""
+
+import sys
+
+import pytest
+
+import dnnlib.cli
+from tests.metrics import stand_ins
+from training.snapshot import save_snapshot
+
+
+@pytest.fixture
+def network(tmp_path):
+    """Makes a snapshot file: `network(c_dim=..., ...)` -> (path, generator)."""
+
+    def make(**kwargs):
+        G = stand_ins.tiny_generator(**kwargs)
+        path = str(tmp_path / "network.pkl")
+        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+        return path, G
+
+    return make
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys, tmp_path):
+    """Runs a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
+
+    def run(command, outdir="out", **flags):
+        outdir = tmp_path / outdir
+        flags = {"outdir": outdir, "device": "cpu", **flags}
+        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", ["script.py", *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            dnnlib.cli.run(command)
+        return (exit_info.value.code, *capsys.readouterr(), outdir)
+
+    return run
