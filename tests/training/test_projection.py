@@ -106,6 +106,37 @@ def test_renormalized_noise_has_no_mean_and_unit_variance():
     assert torch.cosine_similarity(direction.flatten(), noise[0].flatten(), dim=0) > 0.9999
 
 
+def test_the_first_steps_in_slow_motion(G, features):
+    """Adam by hand on one w and the maps, with losses as the paper writes them."""
+    target = random_targets(1)
+    found = projection.project(G, target, features, num_steps=4, seed=9)
+
+    random = torch.Generator().manual_seed(9)
+    mean, std = projection.w_statistics(G, torch.zeros(1, 0))
+    layers = [module for module in G.synthesis.modules() if hasattr(module, "noise_const")]
+    values = [mean.clone(), *(torch.randn([1, 1, *layer.noise_const.shape], generator=random) for layer in layers)]
+    moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+    for step in range(4):
+        t = step / 4
+        values = [value.requires_grad_() for value in values]
+        for layer, noise in zip(layers, values[1:]):
+            layer.noise_const = noise
+        w = values[0] + torch.randn([1, G.w_dim], generator=random) * std * 0.05 * max(0, 1 - t / 0.75) ** 2
+        img = G.synthesis(w.unsqueeze(1).repeat(1, G.num_ws, 1), noise_mode="const")
+        distance = (features(img) - features(images.from_uint8(target))).square().sum()
+        assert found.distance[0, step].item() == pytest.approx(distance.item(), rel=1e-3)
+        loss = distance + 1e5 * sum(projection.noise_regularizer(noise).sum() for noise in values[1:])
+        for i, gradient in enumerate(torch.autograd.grad(loss, values)):
+            first, second = (b * m + (1 - b) * gradient**p for b, m, p in zip((0.9, 0.999), moments[i], (1, 2)))
+            moments[i] = first, second
+            change = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            values[i] = (values[i] - [0, 0.1, 0.1, 0.1][step] * change).detach()
+        values[1:] = [(noise - noise.mean()) / noise.std(unbiased=False) for noise in values[1:]]
+        torch.testing.assert_close(found.w[0, step], values[0], atol=2e-3, rtol=0)
+    for noise, expected in zip(found.noise.values(), values[1:]):
+        assert (noise - expected).abs().mean() < 1e-2
+
+
 def test_distance_falls(G, features):
     found = projection.project(G, random_targets(1), features, num_steps=30)
     first, last = found.distance[0, [0, -1]]
