@@ -24,7 +24,8 @@ def main(network, rows, cols, styles, psi, class_idx, noise_mode, outdir, device
     above, the rows' own images on the left, the mixtures where they cross. Low styles are coarse, such as pose and
     shape; high ones are fine, such as colours.
 
-      python style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
+    \b
+      python style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --outdir=out
     """
     import os
 
