@@ -92,6 +92,7 @@ def test_every_variable_that_does_not_fit_is_named():
     variables["16x16/Conv1/weight"] = np.zeros([3, 3, 8, 2], np.float32)
     variables["4x4/ToRGB/bias"] = np.zeros([], np.float32)
     variables["4x4/Conv/weight"] = np.zeros([4], np.float32)
+    variables["8x8/Conv0_up/weight"] = np.zeros([12], np.float32)
     variables["noise0"] = np.zeros([4, 4, 1], np.float32)
     variables["8x8/Conv2/weight"] = np.zeros([3, 3, 8, 8], np.float32)
     network.components["synthesis"].variables = list(variables.items())
@@ -105,6 +106,7 @@ def test_every_variable_that_does_not_fit_is_named():
         "synthesis.b16.conv1.weight is [2, 8, 3, 3] there and [8, 8, 3, 3] here",
         "synthesis.b4.torgb.bias is [] there and [1] here",
         "synthesis.b4.conv1.weight is [4] there and [12, 12, 3, 3] here",
+        "synthesis.b8.conv0.weight is [12] there and [12, 12, 3, 3] here",
         "synthesis.b4.conv1.noise_const is [4, 4, 1] there and [4, 4] here",
         "synthesis/8x8/Conv2/weight [3, 3, 8, 8] is unknown here",
         "Dense0/kernel [2, 1] is unknown here",
@@ -139,6 +141,7 @@ def cyclic() -> Network:
         Network(variables=5),
         Network(variables=[("a", 1.0)]),
         Network(variables=[(1, np.zeros(1))]),
+        Network(variables=[(np.zeros(1), np.zeros(1))]),
         Network(variables=[("a", np.zeros(1), 3)]),
         Network({"resolution": 4}, {"4x4/Conv/bias": np.complex64(1), "synthesis/4x4/Conv/bias": np.complex64(1)}),
         Network(components=[1]),
