@@ -81,7 +81,8 @@ def _convert(image: PIL.Image.Image, channels: int | None) -> PIL.Image.Image:
     return image.convert({1: "L", 3: "RGB"}[channels])
 
 
-def _decode(data: bytes, where: str, channels: int | None) -> PIL.Image.Image:
+def decode(data: bytes, where: str, channels: int | None) -> PIL.Image.Image:
+    """The image in the bytes of a file, of 1 or 3 `channels` or its own (None). Faults name it as `where`."""
     mode = read_header(data, where)[0]
     if mode in ("L", "RGB") or channels is None:
         return _convert(PIL.Image.fromarray(_without_single_channel(decode_image(data, where))), channels)
@@ -111,7 +112,7 @@ def _open_files(path: str, channels: int | None, labels_from: str | None) -> Sou
     def images() -> Iterator[SourceImage]:
         for name in names:
             where = f"Image '{name}' in '{path}'"
-            yield SourceImage(where, _decode(files.read(name), where, channels), labels and labels[name])
+            yield SourceImage(where, decode(files.read(name), where, channels), labels and labels[name])
         files.close()
 
     return Source(len(names), images())
@@ -211,6 +212,6 @@ def _open_lsun(path: str, channels: int | None) -> Source:
         with database, database.begin(buffers=True) as transaction:
             for key, data in transaction.cursor():
                 where = f"Image '{bytes(key).decode(errors='replace')}' in '{path}'"
-                yield SourceImage(where, _decode(bytes(data), where, channels), None)
+                yield SourceImage(where, decode(bytes(data), where, channels), None)
 
     return Source(database.stat()["entries"], images())

@@ -15,7 +15,7 @@ from dnnlib.util import open_atomic
 from torch_utils import images
 from training.dataset_convert import make_transform
 from training.dataset_files import DatasetError, image_names
-from training.dataset_sources import _decode
+from training.dataset_sources import decode
 from training.projection import Projection
 
 _FRAMES_PER_SECOND = 30
@@ -49,7 +49,7 @@ def _read_target(path: str, resolution: int, channels: int) -> torch.Tensor:
             data = file.read()
     except OSError as error:
         raise DatasetError(f"--target={path} cannot be read: {error.strerror}.") from error
-    image = _decode(data, f"--target={path}", channels)
+    image = decode(data, f"--target={path}", channels)
     image = make_transform("center-crop", resolution, resolution, "lanczos")(image)
     pixels = np.array(image).reshape(resolution, resolution, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1)
