@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic image augmentations for discriminators (StyleGAN2-ADA, arXiv 2006.06676, appendix B).
 
-The text of this file travels inside every checkpoint, so it leans on nothing but PyTorch, NumPy and a few fixed names.
+The text of this file travels inside every checkpoint, so it leans on nothing but PyTorch, NumPy and a few fixed names,
+and keeps to what Python 3.7 and PyTorch 1.7 know.
 Letters: N batch, C channels, H W image, u source and q output position in pixels; images are in [-1, 1].
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -90,7 +93,7 @@ class _Draws:
         if self.percentile is not None:
             return value
         fires = self.uniform() < probability
-        return torch.where(fires.reshape(-1, *[1] * (value.ndim - 1)), value, neutral)
+        return torch.where(fires.reshape(-1, *[1] * (value.ndim - 1)), value, torch.full_like(value, neutral))
 
 
 def _matrix(*rows: list) -> torch.Tensor:

@@ -2,13 +2,15 @@
 """The StyleGAN2 generator and discriminator (arXiv 1912.04958), conditional and in half precision (2006.06676).
 
 The text of this file travels inside every network pickle and runs beside other people's `torch_utils`, so it stays one
-file, imports absolutely, and calls only the few project functions that every StyleGAN2-ADA tree has.
+file, imports absolutely, calls only the few project functions that every StyleGAN2-ADA tree has, and keeps to what
+Python 3.7 and PyTorch 1.7 know.
 
 Letters in shape comments: N batch, C channels (I in, O out), H W image, K kernel size, L number of w vectors,
 Z Y D widths of z, label and w. Images are float, nominally in [-1, 1].
 """
 
-import itertools
+from __future__ import annotations
+
 import math
 
 import torch
@@ -212,8 +214,8 @@ class MappingNetwork(torch.nn.Module):
         widths = [z_dim + embed_features] + [hidden] * (num_layers - 1) + [w_dim] * min(num_layers, 1)
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, embed_features)
-        for i, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
-            layer = FullyConnectedLayer(width_in, width_out, activation=activation, lr_multiplier=lr_multiplier)
+        for i in range(num_layers):
+            layer = FullyConnectedLayer(widths[i], widths[i + 1], activation=activation, lr_multiplier=lr_multiplier)
             setattr(self, f"fc{i}", layer)
         if num_ws is not None and w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros([w_dim]))
