@@ -77,7 +77,7 @@ def test_networks_are_still_and_opening_draws_nothing(golden):
 
 
 @pytest.mark.parametrize("trust", [False, True])
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickles_of_every_protocol_trusted_or_not(tmp_path, protocol, trust):
     networks = tensorflow_pickle.golden_networks("uncond")
     path = tensorflow_pickle.write(tmp_path / "network.pkl", networks, protocol)
