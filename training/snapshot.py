@@ -6,11 +6,13 @@ from its recorded constructor arguments, and its tensors are copied by name.
 """
 
 import copy
+import functools
 import glob
 import hashlib
 import math
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -18,9 +20,9 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError, is_url, open_atomic, open_url
-from torch_utils import misc, persistence, safe_pickle
+from torch_utils import distributed, misc, persistence, safe_pickle
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
-from training import augment, networks, tf_import
+from training import augment, networks, safetensors_io, tf_import
 
 NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
 KEYS = (*NETWORK_KEYS, "training_set_kwargs")
@@ -36,6 +38,7 @@ _STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
 _STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": 256}
 _STYLEGAN3_W_AVG_BETA = 0.998
 _LARGEST_ARGUMENT = 1 << 20
+_MOST_ARGUMENTS = 32  # AugmentPipe takes 28
 _SPARE_ELEMENTS = 1 << 24
 _FOLLOWS_FROM_ARGUMENTS = "resample_filter"  # a tensor with the right value from the start, which files may leave out
 _PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapshots travel to
@@ -106,6 +109,7 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL): ours, or one of NVIDIA's TensorFlow and PyTorch repositories.
 
+    The safetensors files that export.py writes open the same way; what a file is, its first bytes tell.
     `trust` unpickles with Python's own semantics, which run the code in the file. Raises UserError, naming the file,
     where there is no such file, or it is not a network pickle, is damaged, or asks for more than data.
     """
@@ -121,11 +125,14 @@ def read_snapshot(file: IO[bytes]) -> Snapshot:
 
 def _open(data: bytes, path: str, trust: bool) -> Snapshot:
     sha256 = hashlib.sha256(data).hexdigest()
-    entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)
+    if safetensors_io.starts_like_safetensors(data):
+        entries = safetensors_io.read(data, path)
+    else:
+        entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)
     if isinstance(entries, (tuple, list)) and any(isinstance(entry, StoredTFNetwork) for entry in entries):
         entries = tf_import.entries(entries, path)
     if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
-        raise UserError(f"{path} is a pickle, but not one of networks: it holds none of {', '.join(NETWORK_KEYS)}")
+        raise UserError(f"{path} is not a file of networks: it holds none of {', '.join(NETWORK_KEYS)}")
     return Snapshot(entries, path, sha256)
 
 
@@ -141,7 +148,14 @@ def _read(path: str) -> bytes:
         raise UserError(f"the network pickle {path} cannot be read: permission denied") from None
 
 
+@functools.cache  # one notice a file, however often it is opened
+def _announce_trust(path: str) -> None:
+    if distributed.is_main():
+        print(f"WARNING: --trust-pickle: the code inside {path} is being run with your rights.", file=sys.stderr)
+
+
 def _unpickle_trusted(data: bytes, path: str) -> Any:
+    _announce_trust(path)
     try:
         return pickle.loads(data)
     except Exception as error:
@@ -164,7 +178,8 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     if cls is None or stored.version != persistence.VERSION:
         raise UserError(
             f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
-            f"does not know; it reads {', '.join(_CLASSES)} of format version {persistence.VERSION}"
+            f"does not know; it reads {', '.join(_CLASSES)} of format version {persistence.VERSION}; "
+            "only if you trust whoever made it with your machine, use --trust-pickle, which runs the code in it"
         )
     try:
         tensors = stored.tensors()
@@ -174,7 +189,7 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
         raise UserError(f"{name} is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
     try:
         args, kwargs = _constructor_arguments(stored, len(tensors))
-        with _Uninitialised(sum(tensor.numel() for tensor in tensors.values())):
+        with _Uninitialised(_elements(tensors)):
             network = cls(*args, **kwargs)
     except Exception as error:
         # Constructor arguments out of a file can fail in any way; to the user that is one thing.
@@ -187,6 +202,15 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
             if key in tensors:
                 target.copy_(tensors[key])
     return network.eval().requires_grad_(False)
+
+
+def _elements(tensors: dict[str, torch.Tensor]) -> int:
+    """How many numbers lie behind tensors, which may repeat some and share others."""
+    storages = {}
+    for tensor in tensors.values():
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+    return sum(storages.values())
 
 
 class _Uninitialised(torch.overrides.TorchFunctionMode):
@@ -229,7 +253,9 @@ def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, n
 
 def _constructor_arguments(stored: StoredObject, most_layers: int) -> tuple[tuple, dict[str, Any]]:
     """Recorded arguments in terms of our constructors. Raises ValueError for what no constructor takes."""
-    args = tuple(_plain(value, most_layers) for value in stored.init_args)
+    if len(stored.init_args) > _MOST_ARGUMENTS:
+        raise ValueError(f"{len(stored.init_args)} arguments")
+    args = tuple(_plain(value, most_layers, 1) for value in stored.init_args)
     kwargs = _plain(dict(stored.init_kwargs), most_layers)
     from_stylegan3 = all(word in stored.module_src for word in _STYLEGAN3_WORDS)
     if stored.class_name == "Generator":
@@ -256,7 +282,7 @@ def _from_stylegan3_generator(kwargs: dict[str, Any], flat: dict[str, Any]) -> d
 
 
 def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:
-    """A copy of a constructor argument: numbers of sane size, short text, flat lists of them, dicts in dicts.
+    """A copy of a constructor argument: numbers of sane size, short text, short flat lists of them, dicts in a dict.
 
     Arguments come out of a file, and a network of a billion empty layers would take its time and memory too.
     """
@@ -264,13 +290,15 @@ def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:
         value = value.item()
     if value is None or isinstance(value, (bool, float)):
         return value
+    if isinstance(value, (list, tuple, dict)) and len(value) > _MOST_ARGUMENTS:
+        raise ValueError(f"{len(value)} values for one argument")
     if isinstance(value, int) and abs(value) <= _LARGEST_ARGUMENT:
         return value
     if isinstance(value, str) and len(value) <= 100:
         return value
     if isinstance(value, (list, tuple)) and depth < 3 and not any(isinstance(v, (list, tuple, dict)) for v in value):
         return type(value)(_plain(item, most_layers, depth + 1) for item in value)
-    if isinstance(value, dict) and depth < 3:
+    if isinstance(value, dict) and depth < 2:
         if isinstance(value.get("num_layers"), int) and value["num_layers"] > most_layers:
             raise ValueError("num_layers is larger than the number of stored tensors")
         return {str(key): _plain(item, most_layers, depth + 1) for key, item in value.items()}
