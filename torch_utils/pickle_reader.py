@@ -14,6 +14,9 @@ from typing import Any
 
 _BLOB_BYTES = 4096  # longer byte strings stay in the file's buffer, as read-only memory views
 _LONGEST_INT_BYTES = 64
+_LONGEST_KEY = 16  # members of a tuple that serves as a key: each use hashes them all
+_LARGEST_KEY = 1 << 60  # larger integers can be chosen to have equal hashes
+_MOST_STEPS = 1 << 19  # an object takes a few hundred bytes, an opcode that makes one is a single byte of the file
 _KEY_TYPES = frozenset([str, int, float, bool, bytes, type(None)])
 _NEWLINE = re.compile(rb"\n")
 
@@ -63,7 +66,7 @@ class PickleReader:
         """The next object."""
         self._stack, self._marks, self._memo = [], [], {}
         stop = pickle.STOP[0]
-        while True:
+        for _ in range(_MOST_STEPS):
             opcode = self._data[self.position]
             self.position += 1
             if opcode == stop:
@@ -72,6 +75,7 @@ class PickleReader:
             if handler is None:
                 raise ValueError(f"no pickle opcode of use here: {opcode:#04x}")
             handler(self)
+        raise ValueError("it takes too many steps")
 
     def take(self, size: int) -> memoryview:
         """The next `size` bytes."""
@@ -179,6 +183,11 @@ class PickleReader:
             raise TypeError("a call of something that cannot be called")
         self._push(builder.function(*arguments))
 
+    def _instance(self) -> None:
+        # The oldest protocol's way to name and call at once: no network file has it, but a refusal should name it.
+        self._resolve(self._line(), self._line())
+        raise ValueError("an instance in the form of protocol 0")
+
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack.pop()
         if not isinstance(target, Unfinished):
@@ -195,10 +204,16 @@ class PickleReader:
 
 
 def checked_key(key: Any) -> Any:
-    """`key`, if it is a plain scalar or a flat tuple of them; hashing anything deeper could take for ever."""
-    if type(key) in _KEY_TYPES or (type(key) is tuple and all(type(item) in _KEY_TYPES for item in key)):
+    """`key`, if it is a plain scalar or a short tuple of them; hashing anything else could take for ever."""
+    if type(key) is tuple and len(key) <= _LONGEST_KEY and all(map(_is_scalar_key, key)):
+        return key
+    if _is_scalar_key(key):
         return key
     raise TypeError(f"a key of type {type(key).__name__}")
+
+
+def _is_scalar_key(key: Any) -> bool:
+    return type(key) in _KEY_TYPES and not (type(key) is int and abs(key) > _LARGEST_KEY)
 
 
 _HANDLERS: dict[int, Callable[[PickleReader], None]] = {
@@ -246,6 +261,7 @@ _HANDLERS: dict[int, Callable[[PickleReader], None]] = {
         pickle.LONG_BINGET: lambda r: r._get(r._number("I")),
         pickle.GLOBAL: lambda r: r._global(r._line(), r._line()),
         pickle.STACK_GLOBAL: PickleReader._stack_global,
+        pickle.INST: PickleReader._instance,
         pickle.REDUCE: PickleReader._call,
         pickle.NEWOBJ: PickleReader._call,
         pickle.NEWOBJ_EX: lambda r: r._call(with_keywords=True),

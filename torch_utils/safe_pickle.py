@@ -2,13 +2,13 @@
 """The one place that reads foreign pickles: an allow-list, data only, no code from the file ever runs.
 
 What a file names outside the list is refused with UnsafePickleError. What it may name is rebuilt by the functions
-below, not by the libraries' own: each checks its arguments, and together they copy no more bytes than the file holds.
+below, not by the libraries' own: each checks its arguments, and together they copy no more than the file's bytes a few
+times over.
 """
 
 import collections
 import os
 import re
-from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -37,6 +37,9 @@ _TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C
 _NUMPY_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16))")
 _MOST_DIMENSIONS = 32
 _SMALL_TENSOR = 1 << 20  # elements up to which a tensor may repeat its storage's elements
+_COPIES = 4  # in protocol 2, a storage is text, then bytes, then a tensor
+_MOST_MEMBERS = 2000  # modules and tensors of one network; the largest have a few hundred
+_LONGEST_NAME = 200  # dotted
 
 
 class UnsafePickleError(UserError):
@@ -75,34 +78,37 @@ class StoredObject:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the whole module tree by dotted name. Raises BrokenPickleError if it is none."""
-        try:
-            return dict(self._tensors())
-        except TypeError as error:
-            raise BrokenPickleError(f"the stored {self.class_name[:100]} is damaged: {error}") from error
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for prefix, module in self._modules():
-            for kind in ("_parameters", "_buffers"):
-                for name, value in _as_dict(module.state.get(kind, {})).items():
-                    if isinstance(value, torch.Tensor):
-                        yield f"{prefix}{name}", value
-                    elif value is not None:
-                        raise TypeError(f"{prefix}{name} is no tensor")
-
-    def _modules(self) -> Iterator[tuple[str, "StoredObject"]]:
+        found: dict[str, torch.Tensor] = {}
         waiting = collections.deque([("", self)])
         seen = set()
-        while waiting:
-            prefix, module = waiting.popleft()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            yield prefix, module
-            for name, child in _as_dict(module.state.get("_modules", {})).items():
-                if isinstance(child, StoredObject):
-                    waiting.append((f"{prefix}{name}.", child))
-                elif child is not None:
-                    raise TypeError(f"{prefix}{name} is no stored module")
+        try:
+            while waiting:
+                name, module = waiting.popleft()
+                if id(module) in seen:
+                    continue
+                seen.add(id(module))
+                prefix = f"{name}." if name else ""
+                for kind in ("_parameters", "_buffers"):
+                    found.update(module._members(kind, torch.Tensor, prefix))
+                waiting.extend(module._members("_modules", StoredObject, prefix))
+                if len(found) + len(waiting) + len(seen) > _MOST_MEMBERS:
+                    raise TypeError("it has too many parts")
+        except TypeError as error:
+            raise BrokenPickleError(f"the stored {self.class_name[:100]!r} is damaged: {error}") from error
+        return found
+
+    def _members(self, kind: str, wanted: type, prefix: str) -> list[tuple[str, Any]]:
+        """(dotted name, value) of each entry of `state[kind]` that is not None, all of the type `wanted`."""
+        members = self.state.get(kind, {})
+        if len(members) > _MOST_MEMBERS:
+            raise TypeError("it has too many parts")
+        found = [(prefix + name, value) for name, value in _as_dict(members).items() if value is not None]
+        for name, value in found:
+            if len(name) > _LONGEST_NAME or not name.isprintable():
+                raise TypeError("a part of it has a name that is none")
+            if not isinstance(value, wanted):
+                raise TypeError(f"{name} is of type {type(value).__name__}")
+        return found
 
 
 class StoredTFNetwork(Unfinished):
@@ -136,7 +142,7 @@ def loads(data: bytes, name: str = "the pickle") -> Any:
     if len(data) == 0:
         raise BrokenPickleError(f"{name} is empty, not a network pickle")
     try:
-        return PickleReader(data, _Rebuilder(name, len(data)).resolve).load()
+        return PickleReader(data, _Rebuilder(name, _COPIES * len(data)).resolve).load()
     except UserError:
         raise
     except Exception as error:
@@ -223,6 +229,7 @@ class _Rebuilder:
             "torch.Size": self.size,
             "torch.device": self.device,
             "torch._utils._rebuild_parameter": self.parameter,
+            "torch._utils._rebuild_parameter_with_state": self.parameter,
             "torch._utils._rebuild_tensor": self.tensor,
             "torch._utils._rebuild_tensor_v2": self.tensor,
             "torch.storage._load_from_bytes": self.storage,
@@ -320,10 +327,12 @@ class _Rebuilder:
 
     def persistent_object(self, meta: Any) -> StoredObject:
         """What `torch_utils.persistence` would rebuild, left as data."""
+        self.spend(len(meta))
         meta = _as_dict(meta)
         class_name, module_src, state = (meta.get(key) for key in ("class_name", "module_src", "state"))
         if meta.get("type") != "class" or not isinstance(class_name, str) or not isinstance(module_src, str):
             raise TypeError("a stored object that is not of the type 'class'")
+        self.spend(len(state))
         state = _as_dict(state)
         args, kwargs = state.get("_init_args", ()), state.get("_init_kwargs", {})
         if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
@@ -334,6 +343,7 @@ class _Rebuilder:
         """A storage as torch nests it: the header pickles of torch.save's first format, then the elements."""
         if not isinstance(data, (bytes, memoryview)):
             raise TypeError("a storage that is not made of bytes")
+        self.spend(len(data))
         reader = PickleReader(data, self.resolve, _storage_reference)
         magic, _protocol, system = reader.load(), reader.load(), reader.load()
         if magic != _TORCH_SAVE_MAGIC or not isinstance(system, dict) or system.get("little_endian") is False:

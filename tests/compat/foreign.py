@@ -11,8 +11,8 @@ from tests.compat.opcodes import Raw, call, filled, named, new, op
 RAISES = "raise RuntimeError('the stored source was executed')\n"
 STYLEGAN3 = RAISES + "def f(self, fused_modconv_default='inference_only', update_emas=False): pass\n"
 _STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage"}
-_LISTS_OF_HOOKS = ["_backward_hooks", "_forward_hooks", "_forward_pre_hooks"]
-_LISTS_OF_HOOKS += ["_state_dict_hooks", "_load_state_dict_pre_hooks"]
+_HOOKS = ["_backward_hooks", "_forward_hooks", "_forward_pre_hooks"]
+_HOOKS += ["_state_dict_hooks", "_load_state_dict_pre_hooks"]
 _CLASSES = {
     "mapping": "MappingNetwork",
     "synthesis": "SynthesisNetwork",
@@ -24,8 +24,8 @@ _CLASSES = {
 }
 
 
-def storage(array: np.ndarray, location: str = "cpu", module: str = "torch") -> Raw:
-    """A storage as `torch.save` wrote it before it made zip files, nested as bytes."""
+def storage_bytes(array: np.ndarray, location: str = "cpu", module: str = "torch") -> bytes:
+    """The elements of a storage as `torch.save` wrote them before it made zip files."""
     array = np.ascontiguousarray(array)
     storage_type = named(f"{module}.{_STORAGES[array.dtype.str[1:]]}")
     sizes = {"short": 2, "int": 4, "long": 4}
@@ -33,7 +33,12 @@ def storage(array: np.ndarray, location: str = "cpu", module: str = "torch") -> 
     reference = op(("storage", storage_type, "94023", location, array.size, None)) + b"Q"
     parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
     parts += [b"\x80\x02" + reference + b".", pickle.dumps(["94023"], 2)]
-    return call("torch.storage._load_from_bytes", b"".join(parts) + array.size.to_bytes(8, "little") + array.tobytes())
+    return b"".join(parts) + array.size.to_bytes(8, "little") + array.tobytes()
+
+
+def storage(array: np.ndarray, **where: str) -> Raw:
+    """A storage, nested as bytes."""
+    return call("torch.storage._load_from_bytes", storage_bytes(array, **where))
 
 
 def tensor(array: np.ndarray, **where: str) -> Raw:
@@ -84,7 +89,7 @@ def module(
         "_parameters": parameters,
         "_buffers": buffers,
         "_modules": modules,
-        **dict.fromkeys(_LISTS_OF_HOOKS, {}),
+        **{hooks: {} for hooks in _HOOKS},
     }
     state = {key: filled(call("collections.OrderedDict"), items) for key, items in ordered.items()}
     state |= {"training": False, "_non_persistent_buffers_set": call("__builtin__.set", []), "weight_gain": scalar(0.5)}

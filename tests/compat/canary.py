@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch for side effects: what the interpreter's audit events tell, and how much memory a step may ask for."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+# Whatever a pickle could do to a machine goes through one of these. 'pickle.find_class' tells that Python's own
+# unpickler is at work, which a foreign file must never reach.
+WATCHED = (
+    *("code.__new__", "compile", "ctypes.", "exec", "function.__new__", "import", "marshal.", "open", "os."),
+    *("pickle.find_class", "pty.", "shutil.", "socket.", "subprocess.", "tempfile.", "urllib.", "webbrowser."),
+)
+_listeners: list[list[str]] = []
+
+
+def _hear(event: str, arguments: tuple) -> None:
+    if _listeners and event.startswith(WATCHED):
+        _listeners[-1].append(f"{event} {arguments!r:.200}")
+
+
+sys.addaudithook(_hear)  # it cannot be removed again, so it is one for all tests, and silent while nobody listens
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """A list of the side effects that happen inside, in words."""
+    heard: list[str] = []
+    _listeners.append(heard)
+    try:
+        yield heard
+    finally:
+        _listeners.pop()
+
+
+@contextlib.contextmanager
+def at_most(extra_bytes: int) -> Iterator[None]:
+    """Inside it, more than so much additional address space makes allocations fail. No limit where none can be set."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + extra_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether a lack of memory is among the causes of an error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
