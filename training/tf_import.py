@@ -18,6 +18,8 @@ from torch_utils import persistence
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 
 _OLDEST_VERSION = 4
+_MOST_VARIABLES = 2000  # the largest networks have a few hundred
+_LONGEST_NAME = 200
 _ENTRIES = ("G", "D", "G_ema")
 
 # Our argument, the TensorFlow one, and its default there.
@@ -193,6 +195,8 @@ def _variables(network: StoredTFNetwork, name: str) -> list[tuple[str, torch.Ten
                 # Single numbers may come as arrays without dimensions or as numpy scalars.
                 if not isinstance(value, (np.ndarray, np.generic)):
                     raise TypeError(f"one holds a {type(value).__name__}")
+                if len(prefix) + len(key) > _LONGEST_NAME or len(found) == _MOST_VARIABLES:
+                    raise ValueError("no network has so many, or such long names")
                 found.append((prefix + key, torch.from_numpy(np.asarray(value))))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(

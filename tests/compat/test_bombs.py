@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from tests.compat.foreign import module, storage, storage_bytes, stored, tensor
-from tests.compat.opcodes import Raw, built, call, named, op, pickled
+from tests.compat.foreign import module, scalar, storage, storage_bytes, stored, tensor
+from tests.compat.opcodes import Raw, built, call, named, new, op, pickled
 
 
 def keys(count: int) -> list[str]:
@@ -29,6 +29,7 @@ def again_and_again(function: str, argument, times: int) -> Raw:
     return Raw(prepared + (get(8) + get(9) + b"\x85R0") * times + b"N")
 
 
+TENSORFLOW = "dnnlib.tflib.network.Network"
 LITTLE = {"c_dim": 0, "img_resolution": 8, "img_channels": 1, "channel_max": 2}
 
 
@@ -58,6 +59,14 @@ def repeated_element(count: int, **kwargs) -> Raw:
     name, shape = "torch._utils._rebuild_tensor_v2", (1 << 20,)
     tensors = {f"x{i}": call(name, where, 0, shape, (0,), False, {}) for i, where in enumerate(storages)}
     return module("Discriminator", tensors, init_kwargs={**LITTLE, **kwargs})
+
+
+def tensorflow_network(parts: list[str], variables: list[str]) -> Raw:
+    """A network of many components, which are all the same one."""
+    names = [(key, put(scalar(1.5), 1) if i == 0 else get(1)) for i, key in enumerate(variables)]
+    part = put(built(new(TENSORFLOW), {"version": 4, "static_kwargs": {}, "variables": names}), 2)
+    components = {key: part if i == 0 else get(2) for i, key in enumerate(parts)}
+    return built(new(TENSORFLOW), {"version": 4, "static_kwargs": {}, "variables": [], "components": components})
 
 
 STATE = {"type": "class", "version": 6, "module_src": "", "class_name": "A", "state": dict.fromkeys(keys(20_000))}
@@ -100,6 +109,21 @@ BOMBS = {
         (1, (2**40,), Raw(call("numpy.dtype", "f8", False, True)), False, bytes(64)),
     ),
 }
+
+TENSORFLOW_BOMBS = {
+    "components that share their variables": tensorflow_network(keys(10_000), keys(10_000)),
+    "long names": tensorflow_network(["x" * 1_000_000], keys(10_000)),
+    "a network in itself": Raw(
+        put(new(TENSORFLOW))
+        + op({"version": 4, "static_kwargs": {}, "variables": [], "components": {"a": get()}})
+        + b"b"
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", TENSORFLOW_BOMBS)
+def test_no_tensorflow_bomb_goes_off(bomb, refusal):
+    refusal(pickled((None, TENSORFLOW_BOMBS[bomb], None)), "D")
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
