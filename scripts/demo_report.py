@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dnnlib.util import open_atomic
 
-COLUMNS = ("network", "channels, low to high res.", "parameters", "MACs per image", "FID", "training", "budget")
+HEADER = ("network", "channels, low to high res.", "parameters", "MACs per image", "FID", "training", "budget")
 MARGIN, GAP, LINE = 24, 24, 26
 INK, FAINT, RULE, PAPER = (24, 24, 27), (96, 96, 104), (212, 212, 216), (255, 255, 255)
 
@@ -59,7 +59,7 @@ def make_grid(images: list[np.ndarray], columns: int, zoom: int = 2) -> np.ndarr
 
 
 def table(entries: list[Entry]) -> list[tuple[str, ...]]:
-    """The cells under COLUMNS, one row an entry; sizes also as a share of the first entry's."""
+    """The cells under HEADER, one row an entry; sizes also as a share of the first entry's."""
     first = entries[0]
 
     def size(value: int, unit: int, suffix: str, reference: int) -> str:
@@ -91,7 +91,7 @@ def write_html(path: str | os.PathLike, heading: str, entries: list[Entry], note
     )
     page = _PAGE.format(
         heading=html.escape(heading),
-        columns=_cells("th", COLUMNS),
+        columns=_cells("th", HEADER),
         cells=cells,
         figures=figures,
         notes="".join(f"<p>{html.escape(note)}</p>\n" for note in notes),
@@ -104,7 +104,7 @@ def write_png(path: str | os.PathLike, heading: str, entries: list[Entry], notes
     """Write the same report as one picture. Atomic."""
     fonts = {name: ImageFont.load_default(size=size) for name, size in (("heading", 28), ("text", 17))}
     grids = [Image.fromarray(entry.grid).convert("RGB") for entry in entries]
-    cells = [COLUMNS, *table(entries)]
+    cells = [HEADER, *table(entries)]
     offsets, table_width = _column_offsets(cells, fonts["text"])
     width = 2 * MARGIN + max(table_width, sum(grid.width for grid in grids) + GAP * (len(grids) - 1))
     lines = [line for note in notes for line in _wrap(note, fonts["text"], width - 2 * MARGIN)]

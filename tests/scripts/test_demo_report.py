@@ -13,7 +13,8 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from scripts import demo
-from scripts.demo_report import COLUMNS, Entry, make_grid, table, write_html, write_png
+from scripts.demo_jobs import Job, run_jobs, time_left
+from scripts.demo_report import HEADER, Entry, make_grid, table, write_html, write_png
 from tests.support import ROOT
 
 
@@ -54,7 +55,7 @@ def test_grid_with_an_incomplete_row_is_refused(count):
 def test_html_holds_every_cell_and_carries_its_pictures_inside(tmp_path):
     write_html(tmp_path / "report.html", "Heading & more", ENTRIES, ["A note."])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for text in [*COLUMNS, "Heading &amp; more", "Student &lt;1&gt;", "2.00 M (25%)", "A note."]:
+    for text in [*HEADER, "Heading &amp; more", "Student &lt;1&gt;", "2.00 M (25%)", "A note."]:
         assert text in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
@@ -77,24 +78,52 @@ def test_png_shows_the_grids_side_by_side_unchanged(tmp_path):
     assert corners[1][1] >= corners[0][1] + ENTRIES[0].grid.shape[1]
 
 
-def test_a_failing_stage_stops_the_demo_with_its_own_words(tmp_path):
-    stage = demo.Stage("break", ["-c", "print('all is lost'); raise SystemExit(3)"], "x", tmp_path / "log.txt", 1)
-    with pytest.raises(UserError, match=r"'break' \(exit status 3\)[\s\S]*all is lost"):
-        demo.run_stage(stage, demo.Board([1]))
+def job(name: str, code: str, tmp_path, **changes) -> Job:
+    return Job(name, lambda: ["-c", code], "work", tmp_path / f"{name}.log", plan=10, **changes)
 
 
-def test_progress_tells_the_stage_and_what_is_left(tmp_path, capsys, monkeypatch):
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
-    board = demo.Board([100, 60])
-    board.begin("train")
-    board.reached(0.5)
-    left, total = board.remaining(30)
-    # Started at 0; the stage began at 10 and was half done at 20, so it has nothing left at 30. 30 s for a plan of
-    # 100 s: the other stage's 60 s become 18.
-    assert (left, total) == (0, 18)
-    board.show()
-    assert "[1/2] train: 50%" in capsys.readouterr().err
+def test_jobs_wait_for_what_they_need(tmp_path):
+    mark = tmp_path / "mark"
+    first = job("first", f"import time; time.sleep(0.3); open({str(mark)!r}, 'w').close()", tmp_path)
+    second = job("second", f"import os, sys; sys.exit(not os.path.exists({str(mark)!r}))", tmp_path, needs=("first",))
+    beside = job("beside", "", tmp_path)
+    run_jobs([first, second, beside])
+    assert beside.start < first.start + first.seconds
+    assert min(j.seconds for j in (first, second, beside)) > 0
+    assert second.start >= first.start + first.seconds
+
+
+def test_a_failing_job_stops_the_others_and_says_its_own_words(tmp_path):
+    bad = job("break", "print('all is lost'); raise SystemExit(3)", tmp_path)
+    endless = job("go on", "import time; time.sleep(60)", tmp_path)
+    with pytest.raises(UserError, match=r"could not break \(exit status 3\)[\s\S]*all is lost"):
+        run_jobs([endless, bad])
+    assert endless.seconds is None
+
+
+def test_progress_is_read_from_the_output_and_shown(tmp_path, capsys):
+    run_jobs([job("dig", "print('work 3/4 m (75%)', flush=True); import time; time.sleep(1)", tmp_path)])
+    shown = capsys.readouterr().err
+    assert "[0/1 done" in shown
+    assert "ETA" in shown
+    assert "[1/1 done" in shown
+
+
+def test_time_left_follows_plans_progress_and_needs(tmp_path):
+    teacher, control = job("teacher", "", tmp_path), job("control", "", tmp_path)
+    guided = job("guided", "", tmp_path, needs=("teacher",))
+    jobs = [teacher, control, guided]
+    for running in (teacher, control):
+        running.start = 100.0
+    assert time_left(jobs, now=100.0) == 20  # as planned: 10 s both, then the guided one
+    teacher.reached(0.5, now=110.0)
+    control.reached(0.5, now=110.0)
+    # Twice as slow as planned: 10 s left for both, then 20 s.
+    assert time_left(jobs, now=110.0) == 30
+    control.seconds = 20.0
+    assert time_left(jobs, now=120.0) == 20
+    teacher.seconds = guided.start = guided.seconds = 20.0
+    assert time_left(jobs, now=140.0) == 0
 
 
 def test_older_runs_are_removed_and_nothing_else(tmp_path):
@@ -110,7 +139,7 @@ def test_the_quick_demo_runs_from_end_to_end(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "scripts.demo", "--quick", f"--outdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "[9/9]" in done.stderr
+    assert "[9/9 done" in done.stderr
     assert "ETA" in done.stderr
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == 3
