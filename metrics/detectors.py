@@ -58,7 +58,7 @@ def locate(source: "str | DetectorSpec") -> DetectorSpec:
         raise UserError(
             f"Detector '{source}' is neither a file nor one of the names in {NAMED_FOLDER} ({names}): check --detector."
         )
-    return DetectorSpec(source, detector_name(source), _sha256(path, os.stat(path).st_mtime_ns), path)
+    return DetectorSpec(source, detector_name(source), file_sha256(path, os.stat(path).st_mtime_ns), path)
 
 
 def detector_name(detector: str) -> str:
@@ -113,7 +113,8 @@ def _load(path: str, sha256: str, device: torch.device) -> torch.jit.ScriptModul
 
 
 @functools.lru_cache(maxsize=16)
-def _sha256(path: str, mtime_ns: int) -> str:
+def file_sha256(path: str, mtime_ns: int) -> str:
+    """Hexadecimal SHA-256 of the file; `mtime_ns`, its time of change, lets a known one be answered at once."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of many images, gathered over processes, and their mean and covariance. Legend: n items, d dimensions."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -80,8 +82,14 @@ class FeatureStats:
         assert self.capture_mean_cov and self._mean is not None
         return self._mean.copy(), self._scatter / self.num_items
 
-    def save(self, path: str) -> None:
-        """Write everything to an npz file. Raises OSError."""
+    def first(self, num_items: int) -> "FeatureStats":
+        """Statistics of the first `num_items` features alone. All features must have been kept."""
+        stats = FeatureStats(self.capture_all, self.capture_mean_cov, num_items)
+        stats.append(self.get_all())
+        return stats
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything as named arrays, for an npz file."""
         arrays = {
             "settings": np.array(
                 [self.capture_all, self.capture_mean_cov, -1 if self.max_items is None else self.max_items]
@@ -92,20 +100,34 @@ class FeatureStats:
             arrays["features"] = self.get_all()
         if self._mean is not None:
             arrays["mean"], arrays["scatter"] = self._mean, self._scatter
+        return arrays
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> "FeatureStats":
+        """What `to_arrays` gave. Raises KeyError, ValueError or TypeError for other arrays."""
+        capture_all, capture_mean_cov, max_items = (int(value) for value in arrays["settings"])
+        stats = FeatureStats(bool(capture_all), bool(capture_mean_cov), None if max_items < 0 else max_items)
+        stats.num_items = int(arrays["num_items"])
+        if stats.capture_all and stats.num_items:
+            stats._parts = [arrays["features"]]
+            stats.num_features = stats._parts[0].shape[-1]
+        if stats.capture_mean_cov and stats.num_items:
+            stats._mean, stats._scatter = arrays["mean"], arrays["scatter"]
+            stats.num_features = stats._mean.shape[-1]
+        d = stats.num_features
+        if any(part.shape != (stats.num_items, d) or part.dtype != np.float32 for part in stats._parts):
+            raise ValueError("features of another shape or type")
+        if stats._mean is not None and (stats._mean.shape, stats._scatter.shape) != ((d,), (d, d)):
+            raise ValueError("a mean and covariance of another shape")
+        return stats
+
+    def save(self, path: str) -> None:
+        """Write everything to an npz file. Raises OSError."""
         with open_atomic(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, **self.to_arrays())
 
     @staticmethod
     def load(path: str) -> "FeatureStats":
         """Read what `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile for a damaged file."""
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            capture_all, capture_mean_cov, max_items = (int(value) for value in arrays["settings"])
-            stats = FeatureStats(bool(capture_all), bool(capture_mean_cov), None if max_items < 0 else max_items)
-            stats.num_items = int(arrays["num_items"])
-            if "features" in arrays:
-                stats._parts = [arrays["features"]]
-                stats.num_features = stats._parts[0].shape[1]
-            if "mean" in arrays:
-                stats._mean, stats._scatter = arrays["mean"], arrays["scatter"]
-                stats.num_features = len(stats._mean)
-        return stats
+            return FeatureStats.from_arrays(arrays)

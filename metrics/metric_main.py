@@ -21,25 +21,40 @@ class DetectorNeeds:
 
 
 @dataclasses.dataclass(frozen=True)
+class RealNeeds:
+    """What a metric takes of the real images.
+
+    Fields: at most `max_items` of them (None: all); `xflip` False for none of the mirrored copies, None for as many as
+    the dataset has; whether the `features` themselves are needed beside their mean and covariance.
+    """
+
+    max_items: int | None
+    xflip: bool | None
+    features: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class _Family:
     func_name: str  # opts, **options -> one number for each of `outputs`
     detector: DetectorNeeds
     outputs: tuple[str, ...]  # endings of the names in the results
-    uses_reals: bool
+    reals: str = ""  # what it takes of the real images: "" nothing, "moments" (mean and covariance), or "features"
 
 
 _FEATURES = ("return_features",)
 _LPIPS = ("resize_images", "return_lpips")
 _FAMILIES = {
     "fid": _Family(
-        "metrics.frechet_inception_distance.compute_fid", DetectorNeeds("inception", _FEATURES), ("",), True
+        "metrics.frechet_inception_distance.compute_fid", DetectorNeeds("inception", _FEATURES), ("",), "moments"
     ),
-    "kid": _Family("metrics.kernel_inception_distance.compute_kid", DetectorNeeds("inception", _FEATURES), ("",), True),
+    "kid": _Family(
+        "metrics.kernel_inception_distance.compute_kid", DetectorNeeds("inception", _FEATURES), ("",), "features"
+    ),
     "pr": _Family(
-        "metrics.precision_recall.compute_pr", DetectorNeeds("vgg16", _FEATURES), ("_precision", "_recall"), True
+        "metrics.precision_recall.compute_pr", DetectorNeeds("vgg16", _FEATURES), ("_precision", "_recall"), "features"
     ),
-    "ppl": _Family("metrics.perceptual_path_length.compute_ppl", DetectorNeeds("vgg16", _LPIPS), ("",), False),
-    "is": _Family("metrics.inception_score.compute_is", DetectorNeeds("inception", ()), ("_mean", "_std"), False),
+    "ppl": _Family("metrics.perceptual_path_length.compute_ppl", DetectorNeeds("vgg16", _LPIPS), ("",)),
+    "is": _Family("metrics.inception_score.compute_is", DetectorNeeds("inception", ()), ("_mean", "_std")),
 }
 
 _FULL = {"max_size": None, "xflip": False}
@@ -90,7 +105,21 @@ def detector_needs(metric: str) -> DetectorNeeds | None:
 
 def uses_reals(metric: str) -> bool:
     """Whether `metric` compares with real images."""
-    return metric in _REGISTERED or _FAMILIES[_find(metric)[0]].uses_reals
+    return metric in _REGISTERED or real_needs(metric) is not None
+
+
+def real_needs(metric: str) -> RealNeeds | None:
+    """What `metric` takes of the real images; None if nothing, or if it was registered from outside."""
+    if metric in _REGISTERED:
+        return None
+    family, dataset_changes, options = _find(metric)
+    reals = _FAMILIES[family].reals
+    return RealNeeds(options["max_real"], dataset_changes.get("xflip"), reals == "features") if reals else None
+
+
+def num_fakes(metric: str) -> int | None:
+    """How many generated images `metric` looks at; None if images alone are not enough, as it needs the network."""
+    return None if metric in _REGISTERED else _find(metric)[2].get("num_gen")
 
 
 def calc_metric(metric: str, **kwargs) -> EasyDict:

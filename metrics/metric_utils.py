@@ -8,14 +8,14 @@ that all of them end with the same statistics, in the order one process would ha
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 
 from dnnlib.progress import Progress
 from dnnlib.util import EasyDict, UserError, construct_class_by_name
-from metrics import detectors, real_cache
+from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
 from torch_utils import distributed, images
 
@@ -29,6 +29,7 @@ __all__ = [
     "compute_feature_stats_for_generator",
     "evaluation_copy",
     "get_feature_detector",
+    "require_fakes",
 ]
 
 # Pixels that G makes in one go: enough to fill a small network's batch, few enough for 1024x1024.
@@ -92,6 +93,8 @@ class MetricOptions:
         cache: Whether to keep and reuse the reals' statistics.
         detector: What `--detector` says: a name, path or URL; None for the metric's own detector.
         seed: Of latents, labels, noise and subsets. The global random generators are left alone.
+        fakes_kwargs: Class name and arguments of a dataset of fakes, which then takes the place of `G`.
+        real_stats: File of saved statistics, which then takes the place of the dataset of reals.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class MetricOptions:
         cache: bool = True,
         detector: str | None = None,
         seed: int = 0,
+        fakes_kwargs: dict = {},
+        real_stats: str | None = None,
     ):
         assert 0 <= rank < num_gpus
         if device is None:
@@ -120,14 +125,16 @@ class MetricOptions:
         self.cache = cache
         self.detector = detector
         self.seed = seed
+        self.fakes_kwargs = EasyDict(fakes_kwargs)
+        self.real_stats = real_stats
         self.provenance = EasyDict(
-            resolution=getattr(G, "img_resolution", None),
+            resolution=getattr(G, "img_resolution", self.fakes_kwargs.get("resolution")),
             seed=seed,
             versions={"torch": torch.__version__, "numpy": np.__version__},
         )
 
-    def record(self, spec: detectors.DetectorSpec, **facts: int) -> None:
-        """Note in `provenance` the detector and the numbers of images a result rests on."""
+    def record(self, spec: detectors.DetectorSpec, **facts: int | str) -> None:
+        """Note in `provenance` the detector, and the numbers and files of images that a result rests on."""
         self.provenance.update(detector=spec.name, detector_sha256=spec.sha256, **facts)
 
 
@@ -226,6 +233,24 @@ def _dataset_loader(opts: MetricOptions, dataset, num_items: int, batch_size: in
     )
 
 
+def _stats_of_images(
+    opts: MetricOptions,
+    spec: detectors.DetectorSpec,
+    detector_kwargs: dict,
+    batches: Iterable,
+    progress: ProgressMonitor,
+    **stats_kwargs,
+) -> FeatureStats:
+    """Statistics of the features of (images, labels) that all processes load in turn."""
+    detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
+    stats = FeatureStats(**stats_kwargs)
+    for batch, _labels in batches:
+        features = _detect(detector, batch.to(opts.device), detector_kwargs)
+        stats.append_torch(features, opts.num_gpus, opts.rank)
+        progress.update(stats.num_items)
+    return stats
+
+
 def _agreed(opts: MetricOptions, stats: FeatureStats | None) -> FeatureStats | None:
     """`stats` if all processes have them, else None."""
     if opts.num_gpus > 1:
@@ -249,9 +274,14 @@ def compute_feature_stats_for_dataset(
     """Statistics of the features of the first `max_items` reals (None, or more than there are: all), cached.
 
     The cache answers only for the same dataset options, file contents, detector and arguments. `stats_kwargs` are those
-    of `FeatureStats`. Raises DatasetError or UserError for unusable data or detector.
+    of `FeatureStats`. Raises DatasetError or UserError for unusable data, saved statistics or detector.
     """
     spec = detectors.locate(detector_url)
+    if opts.real_stats is not None:
+        saved = saved_stats.load(opts.real_stats)
+        stats = saved.take(spec, detector_kwargs, max_items, opts.dataset_kwargs.get("xflip"), **stats_kwargs)
+        opts.record(spec, num_reals=stats.num_items, real_stats=saved.path, real_stats_sha256=saved.sha256)
+        return stats
     dataset = construct_class_by_name(**opts.dataset_kwargs)
     num_items = len(dataset) if max_items is None else min(len(dataset), max_items)
     identity = {
@@ -263,19 +293,25 @@ def compute_feature_stats_for_dataset(
     path = real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity) if opts.cache else None
     stats = _agreed(opts, real_cache.load(path) if path else None)
     if stats is None:
-        detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
-        stats = FeatureStats(max_items=num_items, **stats_kwargs)
         progress = opts.progress.sub(f"{spec.name} features of reals", num_items, rel_lo, rel_hi)
-        for batch, _labels in _dataset_loader(opts, dataset, num_items, batch_size, data_loader_kwargs):
-            features = _detect(detector, batch.to(opts.device), detector_kwargs)
-            stats.append_torch(features, opts.num_gpus, opts.rank)
-            progress.update(stats.num_items)
+        loaded = _dataset_loader(opts, dataset, num_items, batch_size, data_loader_kwargs)
+        stats = _stats_of_images(opts, spec, detector_kwargs, loaded, progress, max_items=num_items, **stats_kwargs)
         # Data that changed under our hands belong to neither the old key nor the new one.
         if path and opts.rank == 0 and path == real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity):
             real_cache.save(path, stats)
     dataset.close()
     opts.record(spec, num_reals=stats.num_items)
     return stats
+
+
+def require_fakes(dataset, num_items: int) -> None:
+    """Raises UserError where a dataset of fakes has fewer than `num_items` images."""
+    thousands = len(dataset) // 1000
+    if len(dataset) < num_items:
+        raise UserError(
+            f"The metric takes {num_items} fakes, and '{dataset.name}' has {len(dataset)}: give more with --fakes"
+            + (f", or use one that takes fewer, such as fid{thousands}k_full." if thousands else ".")
+        )
 
 
 @contextlib.contextmanager
@@ -313,15 +349,26 @@ def compute_feature_stats_for_generator(
     """Statistics of the features of `max_items` fakes; a function of the network and `opts.seed`.
 
     Images are rounded to uint8 before they are looked at. `batch_gen` is how many G makes at once (None: by
-    resolution). `stats_kwargs` are those of `FeatureStats`. Raises UserError for an unusable detector or labels.
+    resolution). `stats_kwargs` are those of `FeatureStats`. Where there is a dataset of fakes, its first `max_items`
+    are looked at instead. Raises UserError for an unusable detector or labels, or too few fakes in the dataset.
     """
     spec = detectors.locate(detector_url)
+    stats_kwargs = {"max_items": max_items, **stats_kwargs}
+    if opts.fakes_kwargs:
+        progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
+        dataset = construct_class_by_name(**opts.fakes_kwargs)
+        require_fakes(dataset, max_items)
+        batches = _dataset_loader(opts, dataset, max_items, batch_size, None)
+        stats = _stats_of_images(opts, spec, detector_kwargs, batches, progress, **stats_kwargs)
+        dataset.close()
+        opts.record(spec, num_fakes=stats.num_items, fakes=opts.fakes_kwargs["path"])
+        return stats
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     G = evaluation_copy(opts)
     if batch_gen is None:
         batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
     sampler = LatentSampler(opts, G)
-    stats = FeatureStats(max_items=max_items, **stats_kwargs)
+    stats = FeatureStats(**stats_kwargs)
     progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
     with _own_random_streams(opts.device, opts.seed + opts.rank):
         while not stats.is_full():

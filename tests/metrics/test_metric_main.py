@@ -152,3 +152,13 @@ def test_a_report_without_a_run_directory_is_only_printed(tmp_path, capsys, opti
     metric_main.report_metric(metric_main.calc_metric("fid1k_full", **options), snapshot_pkl="net.pkl")
     assert json.loads(capsys.readouterr().out)["snapshot_pkl"] == "net.pkl"
     assert {path.name for path in set(tmp_path.iterdir()) - set(before)} <= {"cache"}
+
+
+def test_what_metrics_take_of_reals_and_fakes():
+    needs = metric_main.real_needs
+    assert needs("fid5k_full") == metric_main.RealNeeds(None, xflip=False, features=False)
+    assert needs("kid50k_full") == metric_main.RealNeeds(1_000_000, xflip=False, features=True)
+    assert needs("pr50k3") == metric_main.RealNeeds(50_000, xflip=None, features=True)
+    assert needs("is50k") is None and needs("ppl2_wend") is None
+    names = ["fid5k_full", "pr50k3", "is50k", "ppl2_wend"]
+    assert [metric_main.num_fakes(name) for name in names] == [5_000, 50_000, 50_000, None]

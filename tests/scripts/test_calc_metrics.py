@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """calc_metrics.py: results and where they go, several processes, refusals."""
 
+import hashlib
 import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 import calc_metrics
 import dnnlib.cli
-from metrics import detectors, metric_main
+from metrics import detectors, metric_main, saved_stats
+from metrics.frechet_inception_distance import frechet_distance, mean_and_covariance
 from tests.metrics import stand_ins
+from training.dataset import ImageFolderDataset
 from training.snapshot import save_snapshot
 
 
@@ -162,3 +167,153 @@ def test_a_dataset_class_named_by_the_pickle_is_not_called(run_cli, work):
     save(work, training_set_kwargs={"class_name": "os.makedirs", "name": str(work / "created")})
     refused(run_cli(), "os.makedirs", "--trust-pickle", "--data")
     assert not (work / "created").exists()
+
+
+@pytest.fixture
+def zips(work):
+    """Two datasets of 1,000 images each, without labels, that differ in brightness."""
+    images = stand_ins.make_images(1000, seed=5)
+    return [
+        stand_ins.write_zip(work / f"{name}.zip", images // divisor) for name, divisor in (("bright", 1), ("dark", 3))
+    ]
+
+
+@pytest.fixture
+def redefine(monkeypatch):
+    """Makes a metric cheaper: `redefine(name, option=value, ...)`."""
+
+    def change(name, **options):
+        family, dataset_changes, usual = metric_main._METRICS[name]
+        monkeypatch.setitem(metric_main._METRICS, name, (family, dataset_changes, {**usual, **options}))
+        metric_main._find.cache_clear()
+
+    yield change
+    metric_main._find.cache_clear()
+
+
+def results(outcome):
+    status, out, _ = outcome
+    assert status == 0
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def features_of(path):
+    """float64 [n, d] through the stand-in detector."""
+    dataset = ImageFolderDataset(path=path)
+    batch = torch.from_numpy(np.stack([dataset[i][0] for i in range(len(dataset))]))
+    return stand_ins.Inception()(batch, return_features=True).double().numpy()
+
+
+def test_images_against_images(run_cli, work, zips):
+    bright, dark = zips
+    (same,) = results(run_cli(network=None, fakes=bright, data=bright))
+    assert abs(same["results"]["fid1k_full-digits"]) < 1e-6
+    folder = work / "folder"
+    shutil.unpack_archive(dark, folder)
+    (other,) = results(run_cli(network=None, fakes=folder, data=bright))
+    moments = [mean_and_covariance(features_of(path)) for path in (dark, bright)]
+    wanted = frechet_distance(*moments[0], *moments[1])
+    assert wanted > 1 and other["results"]["fid1k_full-digits"] == pytest.approx(wanted, rel=1e-5)
+    said = other["provenance"]
+    assert (said["num_reals"], said["num_fakes"], said["resolution"]) == (1000, 1000, 8)
+    assert said["detector"] == "digits" and said["fakes"] == str(folder) and other["snapshot_pkl"] is None
+
+
+def test_the_first_fakes_are_taken_and_too_few_are_refused(run_cli, work, zips):
+    images = stand_ins.make_images(1100, seed=5)
+    (more,) = results(run_cli(network=None, fakes=stand_ins.write_zip(work / "more.zip", images), data=zips[0]))
+    images[1000:] = 0
+    (less,) = results(run_cli(network=None, fakes=stand_ins.write_zip(work / "more.zip", images), data=zips[0]))
+    assert more["provenance"]["num_fakes"] == 1000 and more["results"] == less["results"]
+    refused(run_cli(network=None, fakes=zips[0], data=zips[0], metrics="fid2k_full"), "2000", "1000", "fid1k_full")
+    few = stand_ins.write_zip(work / "few.zip", images[:10])
+    refused(run_cli(network=None, fakes=few, data=zips[0]), "1000", "10", "--fakes")
+
+
+def test_metrics_of_images_alone_need_no_reals(run_cli, zips, redefine):
+    redefine("is50k", num_gen=100)
+    (line,) = results(run_cli(network=None, fakes=zips[0], metrics="is50k"))
+    assert set(line["results"]) == {"is50k_mean-digits", "is50k_std-digits"}
+
+
+def test_saved_statistics_give_the_same_numbers_as_the_images(run_cli, work, zips, redefine):
+    redefine("kid50k_full", num_subsets=2)
+    metrics, stats = "fid1k_full,kid1k_full", work / "bright.npz"
+    status, out, err = run_cli(network=None, data=zips[0], metrics=metrics, save_stats=stats)
+    assert (status, out) == (0, "") and "features of reals 1000/1000" in err
+    save(work, c_dim=0)
+    for fakes in ({"network": None, "fakes": zips[1]}, {}):
+        from_images, from_stats = (results(run_cli(data=data, metrics=metrics, **fakes)) for data in (zips[0], stats))
+        for a, b in zip(from_images, from_stats, strict=True):
+            assert list(a["results"].values()) == pytest.approx(list(b["results"].values()), rel=1e-9)
+            extra = {"real_stats": str(stats), "real_stats_sha256": hashlib.sha256(stats.read_bytes()).hexdigest()}
+            assert {**a["provenance"], **extra} == b["provenance"]
+    assert "features of reals" not in run_cli(data=stats, metrics="fid1k_full")[2]
+
+
+def test_precision_and_recall_from_saved_statistics(run_cli, work, zips, redefine):
+    redefine("pr50k3", max_real=100, num_gen=100)
+    stats = work / "bright.npz"
+    assert run_cli(network=None, data=zips[0], metrics="fid1k_full,pr50k3", save_stats=stats)[0] == 0
+    (line,) = results(run_cli(network=None, fakes=zips[0], data=stats, metrics="pr50k3"))
+    assert line["results"] == {"pr50k3_precision-digits": 1, "pr50k3_recall-digits": 1}
+    assert line["provenance"]["num_reals"] == 100
+
+
+def test_statistics_without_features_serve_fid_only(run_cli, work, zips):
+    stats = work / "bright.npz"
+    run_cli(network=None, data=zips[0], save_stats=stats)
+    assert run_cli(network=None, fakes=zips[1], data=stats)[0] == 0
+    refused(run_cli(network=None, fakes=zips[1], data=stats, metrics="kid1k_full"), "features", "--metrics")
+    other = stand_ins.save_detector(stand_ins.Inception(seed=1), work / "other.pt")
+    refused(run_cli(network=None, fakes=zips[1], data=stats, detector=other), "digits", "--detector")
+
+
+def test_mirrored_reals_are_saved_for_metrics_that_count_them(run_cli, work, zips):
+    stats = work / "bright.npz"
+    run_cli(network=None, data=zips[0], metrics="fid50k", mirror="yes", save_stats=stats)
+    assert saved_stats.load(str(stats)).about.num_images == 2000
+    refused(run_cli(network=None, fakes=zips[0], data=stats), "mirrored", "--mirror")
+    flags = {"network": None, "data": zips[0], "save_stats": work / "x.npz", "metrics": "fid50k,fid50k_full"}
+    refused(run_cli(mirror="yes", **flags), "fid50k,fid50k_full", "--mirror")
+    assert run_cli(**flags)[0] == 0
+
+
+def test_flags_that_do_not_go_together_are_refused(run_cli, work, zips):
+    stats = work / "bright.npz"
+    run_cli(network=None, data=zips[0], save_stats=stats)
+    fakes = {"network": None, "fakes": zips[0]}
+    saving = {"network": None, "save_stats": work / "new.npz"}
+    refused(run_cli(network=None), "--network, --fakes and --save-stats")
+    refused(run_cli(fakes=zips[0]), "--network, --fakes and --save-stats")
+    refused(run_cli(save_stats=work / "new.npz", data=zips[0]), "--network, --fakes and --save-stats")
+    refused(run_cli(**fakes), "--data")
+    refused(run_cli(**fakes, data=zips[0], metrics="fid1k_full,ppl2_wend"), "ppl2_wend", "--network")
+    refused(run_cli(**fakes, data=stats, mirror="yes"), "--mirror", "bright.npz")
+    refused(run_cli(data=stats), "conditional", "--data")
+    refused(run_cli(**saving), "--data")
+    refused(run_cli(**saving, data=stats), "--data")
+    refused(run_cli(**saving, data=zips[0], metrics="fid1k_full,is50k"), "is50k", "--save-stats")
+    refused(run_cli(network=None, data=zips[0], save_stats=work / "new.zip"), ".npz", "--save-stats")
+    refused(run_cli(network=None, data=zips[0], save_stats=work / "no" / "new.npz"), "folder", "--save-stats")
+    (work / "taken.npz").mkdir()
+    assert "cannot be written" in run_cli(network=None, data=zips[0], save_stats=work / "taken.npz")[2]
+    assert not (work / "new.npz").exists()
+
+
+def test_detectors_of_several_kinds_do_not_share_a_file(run_cli, work, zips):
+    downloads = work / "cache" / "downloads"
+    stand_ins.save_detector(stand_ins.Inception(), downloads / detectors.FILES["inception"])
+    stand_ins.save_detector(stand_ins.VGG16(), downloads / detectors.FILES["vgg16"])
+    flags = {"network": None, "data": zips[0], "detector": None, "save_stats": work / "x.npz"}
+    refused(run_cli(**flags, metrics="fid50k_full,pr50k3_full"), "fid50k_full,pr50k3_full", "one file for each")
+
+
+def test_unusable_images_are_refused_by_their_flag(run_cli, work, zips):
+    larger = stand_ins.write_zip(work / "larger.zip", stand_ins.make_images(6, resolution=16))
+    refused(run_cli(network=None, fakes=work / "nowhere.zip", data=zips[0]), "nowhere.zip", "--fakes")
+    refused(run_cli(network=None, fakes=zips[0], data=work / "nowhere.zip"), "nowhere.zip", "--data")
+    refused(run_cli(network=None, fakes=zips[0], data=work / "nowhere.npz"), "nowhere.npz", "--data")
+    refused(run_cli(network=None, fakes=zips[0], data=larger), "16x16", "8x8", "--data")
+    run_cli(network=None, data=larger, save_stats=work / "larger.npz")
+    refused(run_cli(network=None, fakes=zips[0], data=work / "larger.npz"), "16x16", "8x8", "--data")

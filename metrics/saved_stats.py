@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of real images in a file of the user's, to measure against without the images themselves.
+
+An npz with what FeatureStats holds, and `about`: JSON that says which images, seen through which detector.
+"""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from dnnlib.util import UserError, open_atomic
+from metrics import detectors
+from metrics.feature_stats import FeatureStats
+
+ENDING = ".npz"
+_FORMAT = "stylegan2-feature-statistics"
+_FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What statistics were made of: a dataset of `num_images` (`xflip`: half of them mirrored), through a detector."""
+
+    dataset: str
+    num_images: int
+    resolution: int
+    xflip: bool
+    detector: str
+    detector_sha256: str
+    detector_kwargs: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedStats:
+    """The content of the file at `path`, whose digest is `sha256`."""
+
+    path: str
+    sha256: str
+    about: About
+    stats: FeatureStats
+
+    def take(
+        self,
+        spec: detectors.DetectorSpec,
+        detector_kwargs: dict,
+        max_items: int | None,
+        xflip: bool | None,
+        capture_all: bool = False,
+        capture_mean_cov: bool = False,
+    ) -> FeatureStats:
+        """What a run over the dataset itself would have given: statistics of its first `max_items` (None: all).
+
+        `xflip` says whether mirrored copies should be among them (None: as saved); `capture_all`, whether the features
+        are wanted; mean and covariance are always there. Raises UserError where the file cannot answer for that.
+        """
+        about = self.about
+        if (about.detector_sha256, about.detector_kwargs) != (spec.sha256, detector_kwargs):
+            raise UserError(
+                f"{self.path} was made with the detector {about.detector} (SHA-256 {about.detector_sha256[:8]}...), "
+                f"not {spec.name} ({spec.sha256[:8]}...): use --detector as when it was saved, or save it anew."
+            )
+        if xflip is not None and xflip != about.xflip:
+            raise UserError(
+                f"{self.path} counts mirrored images too, which this metric leaves out: save it without --mirror."
+            )
+        if capture_all and not self.stats.capture_all:
+            raise UserError(
+                f"{self.path} holds a mean and covariance only, and this metric needs the features: save it anew with "
+                f"the metric in --metrics."
+            )
+        wanted = about.num_images if max_items is None else min(about.num_images, max_items)
+        if wanted == self.stats.num_items:
+            return self.stats
+        if wanted > self.stats.num_items or not self.stats.capture_all:
+            raise UserError(
+                f"{self.path} covers {self.stats.num_items} of {about.num_images} images, and this metric takes "
+                f"{wanted}: save it anew with the metric in --metrics."
+            )
+        return self.stats.first(wanted)
+
+
+def save(path: str, stats: FeatureStats, about: About) -> None:
+    """Write the file atomically. Raises OSError."""
+    text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, **dataclasses.asdict(about)})
+    with open_atomic(path) as file:
+        np.savez(file, about=np.array(text), **stats.to_arrays())
+
+
+def load(path: str) -> SavedStats:
+    """Read what `save` wrote. Raises UserError for a missing, damaged or foreign file."""
+    if not os.path.isfile(path):
+        raise UserError(f"There is no file of statistics {path}: check --data.")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            fields = json.loads(str(arrays["about"])) if "about" in arrays else {}
+            ours = (fields.pop("format", None), fields.pop("version", None)) == (_FORMAT, _FORMAT_VERSION)
+            about, stats = (_about(fields), FeatureStats.from_arrays(arrays)) if ours else (None, None)
+    except Exception as error:
+        # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
+        raise UserError(
+            f"{path} is a damaged file of statistics ({type(error).__name__}: {str(error)[:200]}): save it anew with "
+            f"--save-stats, or give images with --data."
+        ) from error
+    if about is None:
+        raise UserError(f"{path} is not a file that --save-stats wrote: give such a file, or images, with --data.")
+    return SavedStats(path, detectors.file_sha256(path, os.stat(path).st_mtime_ns), about, stats)
+
+
+def _about(fields: dict) -> About:
+    about = About(**fields)
+    for field in dataclasses.fields(About):
+        if not isinstance(getattr(about, field.name), field.type):
+            raise TypeError(f"{field.name} is of a wrong type")
+    return about
