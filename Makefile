@@ -9,11 +9,12 @@ READY := $(VENV)/.ready
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format clean
+.PHONY: help setup demo test test-slow test-gpu fuzz lint format clean
 
 help:
 	@echo "make demo       train a teacher and two students on 5,000 digits, compare them in runs/demo/report.html"
 	@echo "make test       the test suite        make test-slow, make test-gpu: the tests left out of it"
+	@echo "make fuzz       2,000 damaged network files, each opened or refused (a part of test-slow)"
 	@echo "make lint       style checks          make format: mend what can be mended"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
@@ -39,6 +40,9 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(PYTEST) -m gpu
+
+fuzz: $(READY)
+	$(PYTEST) -m slow tests/compat/test_fuzz.py -s
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -36,7 +36,7 @@ def persistent_class(orig_class: type) -> type:
     """
     if is_persistent(orig_class):
         return orig_class
-    source = _source_of(orig_class)
+    source = sys.intern(_source_of(orig_class))  # one object for all classes of a module: pickles hold it once
     original_init = orig_class.__init__
 
     @functools.wraps(original_init)

@@ -188,6 +188,12 @@ def test_the_pickle_names_nothing_that_older_versions_lack(tmp_path):
     }
 
 
+def test_the_source_is_stored_once_a_module():
+    pickled = pickle.dumps(make_data("coloured"), 4)
+    for name in SHIPPED:
+        assert pickled.count((ROOT / name).read_bytes()) == 1
+
+
 SHIPPED = ["training/networks.py", "training/augment.py"]
 OUTSIDE = {"collections", "itertools", "math", "numpy", "scipy", "torch", "typing"}
 
