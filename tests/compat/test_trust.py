@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--trust-pickle: networks of other architectures run with the code that comes in the file, and that is said aloud."""
+
+import importlib
+import os
+import sys
+import uuid
+
+import pytest
+import torch
+
+import generate
+from dnnlib import cli
+from dnnlib.util import UserError
+from tests.compat.opcodes import call, pickled
+from tests.support import ROOT
+from torch_utils import persistence
+from training import snapshot
+
+# An architecture that this project knows nothing of. Its source leaves a trace where it is executed.
+SOURCE = """
+import os
+import torch
+from torch_utils import persistence
+
+open(os.environ["TRACE"], "a").close()
+
+@persistence.persistent_class
+class Painter(torch.nn.Module):
+    def __init__(self, size, colour=0.5):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = 4, 0, 4, 1
+        self.img_resolution, self.img_channels = size, 3
+        self.colour = torch.nn.Parameter(torch.full([3], colour))
+
+    def mapping(self, z, c, truncation_psi=1, **_):
+        return z[:, None]
+
+    def synthesis(self, ws, noise_mode="const"):
+        size = self.img_resolution
+        return self.colour[None, :, None, None].expand(len(ws), 3, size, size)
+"""
+
+
+@pytest.fixture
+def painting(tmp_path, monkeypatch):
+    """A snapshot of a Painter, of which this process knows nothing any more; its trace would be the file `ran`."""
+    name = f"painter_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.setenv("TRACE", str(tmp_path / "first"))
+    monkeypatch.syspath_prepend(tmp_path)
+    G = importlib.import_module(name).Painter(8, colour=0.25)
+    path = tmp_path / "painter.pkl"
+    snapshot.save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    del sys.modules[name]
+    (tmp_path / f"{name}.py").unlink()
+    monkeypatch.setenv("TRACE", str(tmp_path / "ran"))
+    monkeypatch.setattr(persistence, "_classes", {})
+    return path
+
+
+def test_a_custom_network_is_refused_with_the_way_out(painting, tmp_path, capsys):
+    snap = snapshot.load_snapshot(painting)
+    for key in ("G", "G_ema"):
+        with pytest.raises(UserError, match=rf"{key} in .*painter\.pkl is a 'Painter' .*use --trust-pickle"):
+            snap[key]
+    assert not (tmp_path / "ran").exists() and capsys.readouterr().err == ""
+
+
+def test_trusted_it_is_what_its_own_source_makes_it(painting, tmp_path):
+    G = snapshot.load_snapshot(painting, trust=True)["G_ema"]
+    assert (tmp_path / "ran").exists()
+    assert type(G).__name__ == "Painter" and G.init_kwargs == {"colour": 0.25} and not G.training
+    assert torch.equal(G.synthesis(torch.zeros(2, 1, 4)), torch.full([2, 3, 8, 8], 0.25))
+
+
+def test_the_notice_is_loud_and_given_once_a_file(painting, tmp_path, capsys):
+    for _ in range(3):
+        snapshot.load_snapshot(painting, trust=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("WARNING: --trust-pickle") and str(painting) in line
+    other = tmp_path / "other.pkl"
+    other.write_bytes(painting.read_bytes())
+    snapshot.load_snapshot(other, trust=True)
+    assert str(other) in capsys.readouterr().err
+
+
+def test_trust_means_pythons_own_semantics(tmp_path, monkeypatch):
+    """What is refused elsewhere is run; a file that is no snapshot, or that fails, is still one clear sentence."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "net.pkl"
+    path.write_bytes(pickled({"training_set_kwargs": call("os.mkdir", "made")}))
+    with pytest.raises(UserError, match=r"net\.pkl is not a file of networks"):
+        snapshot.load_snapshot(path, trust=True)
+    assert os.path.isdir("made")
+    path.write_bytes(pickled({"G": call("os.mkdir", "made")}))
+    with pytest.raises(UserError, match=r"net\.pkl cannot be loaded, even with --trust-pickle \(FileExistsError"):
+        snapshot.load_snapshot(path, trust=True)
+
+
+def run(argv, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate.py", *argv])
+    with pytest.raises(SystemExit) as exited:
+        cli.run(generate.main)
+    return exited.value.code, capsys.readouterr().err
+
+
+def test_generate_with_and_without_trust(painting, tmp_path, monkeypatch, capsys):
+    argv = [f"--network={painting}", "--seeds=1", f"--outdir={tmp_path / 'out'}", "--device=cpu"]
+    status, error = run(argv, monkeypatch, capsys)
+    assert status == 2 and "Error: G_ema in" in error and "--trust-pickle" in error
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ran").exists()
+    status, error = run([*argv, "--trust-pickle"], monkeypatch, capsys)
+    assert status == 0 and error.count("WARNING: --trust-pickle") == 1
+    assert (tmp_path / "ran").exists() and os.listdir(tmp_path / "out") == ["seed0001.png"]
+
+
+SCRIPTS = ["train", "calc_metrics", "generate", "style_mixing", "projector", "legacy", "export"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_that_loads_networks_has_the_flag(script):
+    assert '"--trust-pickle"' in (ROOT / f"{script}.py").read_text(encoding="utf-8")
+
+
+def test_only_those_scripts_load_networks():
+    loading = {"load_snapshot", "open_generator", "--dgl-teacher"}
+    found = {path.stem for path in ROOT.glob("*.py") if any(word in path.read_text() for word in loading)}
+    assert found == set(SCRIPTS)
