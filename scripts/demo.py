@@ -22,18 +22,23 @@ from scripts.demo_jobs import LANES, Job, run_jobs
 DATA = "data/mnist5k-32x32.zip"
 DETECTOR = "mnist"
 METRIC = "fid5k_full"
-SEEDS, COLUMNS = 48, 8
+CLASSES, SEEDS, TRUNC = 10, 5, 1.0  # of the sample grids: a column a class, a row a seed
 RUN_NAME = re.compile(r"\d{8}-\d{6}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What all three networks have in common; the flags of train.py of the same names."""
+    """What all three networks have in common: flags of train.py by their names."""
 
+    cfg: str
+    cond: int
     kimg: int
     batch: int
     gamma: float
-    trunc: float
+
+    def flags(self) -> list[str]:
+        """As train.py takes them."""
+        return [f"--{name}={value}" for name, value in dataclasses.asdict(self).items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +53,9 @@ class Network:
 
 
 # fmt: off
-BUDGET = Budget(kimg=24, batch=16, gamma=0.1, trunc=1.0)
-QUICK = Budget(kimg=1, batch=16, gamma=0.1, trunc=1.0)
+#               cfg      cond  kimg  batch  gamma
+BUDGET = Budget("cifar",    1,   60,    32,     1)
+QUICK  = Budget("cifar",    1,    1,    32,     1)
 NETWORKS = [
     #       key        title              cbase  guided   plan
     Network("teacher", "teacher",           512, False,   240),
@@ -57,7 +63,7 @@ NETWORKS = [
     Network("guided",  "guided student",    256, True,    220),
 ]
 QUICK_CBASE = 64
-MEASURE_PLAN, SAMPLE_PLAN = 20, 8
+MEASURE_PLAN = 20
 # fmt: on
 
 
@@ -67,9 +73,9 @@ def train_job(network: Network, budget: Budget, folder: pathlib.Path) -> Job:
     def args() -> list[str]:
         teacher = [f"--dgl-teacher={snapshot_of(folder / 'teacher')}"] if network.guided else []
         return [
-            "train.py", f"--outdir={folder / network.key}", f"--data={DATA}", f"--kimg={budget.kimg}",
-            f"--batch={budget.batch}", f"--gamma={budget.gamma}", f"--cbase={network.cbase}", "--aug=noaug",
-            "--metrics=none", "--snap=1000000", "--workers=1", "--seed=0", *teacher,
+            "train.py", f"--outdir={folder / network.key}", f"--data={DATA}", *budget.flags(),
+            f"--cbase={network.cbase}", "--aug=noaug", "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none",
+            *teacher,
         ]  # fmt: skip
 
     log = folder / network.key / "train.log"
@@ -88,18 +94,6 @@ def measure_job(network: Network, folder: pathlib.Path) -> Job:
     return Job(f"measure the {network.title}", args, "fakes", log, MEASURE_PLAN, (f"train the {network.title}",))
 
 
-def sample_job(network: Network, budget: Budget, folder: pathlib.Path) -> Job:
-    """Generates the images of the report from the last snapshot of `network`."""
-    home = folder / network.key
-    flags = [f"--seeds=0-{SEEDS - 1}", f"--trunc={budget.trunc}", f"--outdir={home / 'samples'}"]
-
-    def args() -> list[str]:
-        return ["generate.py", f"--network={snapshot_of(home)}", *flags]
-
-    log = home / "generate.log"
-    return Job(f"sample the {network.title}", args, "Generating", log, SAMPLE_PLAN, (f"train the {network.title}",))
-
-
 def snapshot_of(home: pathlib.Path) -> pathlib.Path:
     """The last network snapshot of a finished training."""
     return max(home.glob("*/network-snapshot-*.pkl"))
@@ -115,47 +109,48 @@ def measured_fid(log: pathlib.Path) -> float:
 def make_entries(folder: pathlib.Path, networks: list[Network], budget: Budget) -> list:
     """Run everything and collect the rows of the report, one a network."""
     trainings = [train_job(network, budget, folder) for network in networks]
-    others = [measure_job(network, folder) for network in networks]
-    others += [sample_job(network, budget, folder) for network in networks]
-    run_jobs(trainings + others)
+    run_jobs([*trainings, *(measure_job(network, folder) for network in networks)])
 
-    from scripts.demo_report import Entry, make_grid
+    from scripts.demo_report import Entry
+    from training.snapshot import load_snapshot
 
+    generators = [load_snapshot(snapshot_of(folder / network.key))["G_ema"] for network in networks]
     return [
         Entry(
             title=network.title.capitalize(),
-            **generator_size(snapshot_of(folder / network.key)),
+            **generator_size(G),
             fid=measured_fid(folder / network.key / "metrics.log"),
             seconds=training.seconds,
             kimg=budget.kimg,
             batch=budget.batch,
-            grid=make_grid(read_images(folder / network.key / "samples"), COLUMNS),
+            grid=sample_grid(G),
         )
-        for network, training in zip(networks, trainings)
+        for network, training, G in zip(networks, trainings, generators)
     ]
 
 
-def generator_size(pkl: pathlib.Path) -> dict:
-    """Channels, parameters and MACs of the generator in a snapshot, by their names in the report's Entry."""
+def generator_size(G) -> dict:
+    """Channels, parameters and MACs of a generator, by their names in the report's Entry."""
     from dgl.student import count_macs, count_params
-    from training.snapshot import load_snapshot
 
-    G = load_snapshot(pkl)["G_ema"]
     blocks = [getattr(G.synthesis, f"b{resolution}") for resolution in G.synthesis.block_resolutions]
     channels = tuple(block.conv1.weight.shape[0] for block in blocks)
     return {"channels": channels, "params": count_params(G), "macs": count_macs(G)}
 
 
-def read_images(folder: pathlib.Path) -> list:
-    """uint8 arrays of the PNG files in a folder, in the order of their names."""
+def sample_grid(G):
+    """Images of the same seeds for every network, uint8 [H, W]: what generate.py makes with --seeds and --class."""
     import numpy as np
-    from PIL import Image
+    import torch
 
-    images = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as img:
-            images.append(np.asarray(img))
-    return images
+    from scripts.demo_report import make_grid
+    from torch_utils.images import to_uint8
+
+    z = np.stack([np.random.RandomState(seed).randn(G.z_dim) for seed in range(SEEDS) for _ in range(CLASSES)])
+    c = torch.eye(CLASSES).repeat(SEEDS, 1)
+    with torch.no_grad():
+        img = G(torch.from_numpy(z).float(), c, truncation_psi=TRUNC, noise_mode="const")
+    return make_grid(list(to_uint8(img)[:, 0].numpy()), CLASSES)
 
 
 def notes(budget: Budget, elapsed: float) -> list[str]:
@@ -164,14 +159,14 @@ def notes(budget: Budget, elapsed: float) -> list[str]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return [
-        f"All three were trained on the 5,000 digits of {DATA} for the same number of images, with "
-        f"--gamma={budget.gamma} --aug=noaug --seed=0 and otherwise the defaults of train.py. The guided student also "
-        f"has to convince the frozen discriminator of the teacher (--dgl-teacher, weight 0.1); the control student "
-        f"differs in nothing else.",
+        f"All three were trained on the same number of the 5,000 digits of {DATA} and their labels, with "
+        f"{' '.join(budget.flags())} --aug=noaug. The guided student also has to convince the frozen discriminator of "
+        f"the teacher (--dgl-teacher, weight 0.1); the control student differs in nothing else.",
         f"FID: {METRIC} in the features of the detector '{DETECTOR}', 5,000 generated against the 5,000 real images. "
         f"Such values compare with each other, not with FIDs of the Inception network.",
-        f"Grids: the same {SEEDS} seeds for each network, truncation psi {budget.trunc}. MACs per image: convolutions "
-        f"and linear layers of the generator. One kimg is 1,000 real images shown.",
+        f"Grids: a column for each digit from 0 to 9, a row for each seed from 0 to {SEEDS - 1}, the same for each "
+        f"network; truncation psi {TRUNC:g}. MACs per image: convolutions and linear layers of the generator. One kimg "
+        f"is 1,000 real images shown.",
         f"Made with PyTorch {torch.__version__} on {device} in {format_time(elapsed)}, all in all. {LANES} jobs ran at "
         f"a time, each on its share of the cores.",
     ]

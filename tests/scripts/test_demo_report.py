@@ -139,7 +139,7 @@ def test_the_quick_demo_runs_from_end_to_end(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "scripts.demo", "--quick", f"--outdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "[9/9 done" in done.stderr
+    assert "[6/6 done" in done.stderr
     assert "ETA" in done.stderr
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == 3
