@@ -27,22 +27,6 @@ def python_files() -> list[str]:
 
 FILES = python_files()
 
-# Imports go down only; the first prefix that fits gives a module its rank.
-RANKS = [
-    ("dnnlib", 0),
-    ("torch_utils", 1),
-    ("training.networks", 2),
-    ("training.augment", 2),
-    ("training.dataset", 2),
-    ("training.training_loop", 5),
-    ("training.config", 6),
-    ("training", 3),
-    ("metrics", 4),
-    ("dgl", 4),
-    ("scripts", 7),
-]
-SCRIPT = 7
-
 
 @functools.cache
 def read(name: str) -> str:
@@ -70,51 +54,6 @@ def test_file_keeps_the_house_rules(name):
             if node.type is None or silent:
                 faults.append(f"line {node.lineno}: bare or silent except")
     assert faults == []
-
-
-def rank(module: str) -> int:
-    return next((rank for prefix, rank in RANKS if module.startswith(prefix)), SCRIPT)
-
-
-def module_name(name: str) -> str:
-    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-MODULES = {module_name(name) for name in FILES if not name.startswith("tests/")}
-
-
-def imported_modules(name: str) -> set[str]:
-    """The project's own modules that a file imports, at the top or inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(read(name))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{name}:{node.lineno}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    # `from a.b import c` names the module a.b.c, or something in a.b.
-    return {n if n in MODULES else n.rpartition(".")[0] for n in names} & MODULES
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("tests/")])
-def test_imports_go_down_the_ranks_only(name):
-    module = module_name(name)
-    climbing = {other for other in imported_modules(name) if rank(other) > rank(module)}
-    assert climbing == set()
-    root_scripts = {other for other in imported_modules(name) if rank(other) == SCRIPT and "." not in other}
-    assert root_scripts == set(), "root scripts are imported by nobody"
-
-
-def test_training_reaches_dgl_by_name_only():
-    reached, open_names = set(), ["training/training_loop.py"]
-    while open_names:
-        name = open_names.pop()
-        for module in imported_modules(name) - reached:
-            reached.add(module)
-            path = module.replace(".", "/")
-            open_names.append(f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py")
-    assert {"training.phases", "training.snapshot", "metrics.metric_main"} <= reached
-    assert {module for module in reached if module.startswith("dgl")} == set()
 
 
 def make_targets() -> set[str]:
