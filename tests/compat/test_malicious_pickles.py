@@ -5,13 +5,18 @@ The attacks are written opcode by opcode, so that all forms of a pickle occur, a
 """
 
 import copyreg
+import io
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+import generate
+import legacy
+from dnnlib import cli
 from tests.compat import canary
 from tests.compat.foreign import easy_dict, module, stored, tensor
 from tests.compat.opcodes import Raw, built, call, named, new, op, pickled, stack_named
@@ -239,6 +244,20 @@ HIDING_PLACES = {
 def test_no_place_hides_an_attack(place, refusal):
     error = refusal(pickled(HIDING_PLACES[place]))
     assert type(error) is UnsafePickleError and "'os.system'" in str(error)
+
+
+def test_notebooks_and_scripts_are_as_safe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = pickled({"G_ema": EVIL})
+    with pytest.raises(UnsafePickleError, match="'os.system'"):
+        legacy.load_network_pkl(io.BytesIO(content))
+    (tmp_path / "net.pkl").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--network=net.pkl", "--seeds=1", "--outdir=out", "--device=cpu"])
+    with pytest.raises(SystemExit) as exited:
+        cli.run(generate.main)
+    error = capsys.readouterr().err
+    assert exited.value.code == 2 and error.startswith("Error: net.pkl asks for 'os.system'")
+    assert os.listdir() == ["net.pkl"]
 
 
 def test_what_comes_after_the_end_is_not_looked_at(tmp_path):
