@@ -249,7 +249,7 @@ def test_no_place_hides_an_attack(place, refusal):
 def test_notebooks_and_scripts_are_as_safe(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     content = pickled({"G_ema": EVIL})
-    with pytest.raises(UnsafePickleError, match="'os.system'"):
+    with pytest.raises(UnsafePickleError, match=r"'os\.system'"):
         legacy.load_network_pkl(io.BytesIO(content))
     (tmp_path / "net.pkl").write_bytes(content)
     monkeypatch.setattr(sys, "argv", ["generate.py", "--network=net.pkl", "--seeds=1", "--outdir=out", "--device=cpu"])
