@@ -54,13 +54,13 @@ class Network:
 
 # fmt: off
 #               cfg      cond  kimg  batch  gamma
-BUDGET = Budget("cifar",    1,   60,    32,     1)
-QUICK  = Budget("cifar",    1,    1,    32,     1)
+BUDGET = Budget("cifar",    1,   50,    32,    10)
+QUICK  = Budget("cifar",    1,    1,    32,    10)
 NETWORKS = [
     #       key        title              cbase  guided   plan
-    Network("teacher", "teacher",           512, False,   240),
-    Network("control", "control student",   256, False,   180),
-    Network("guided",  "guided student",    256, True,    220),
+    Network("teacher", "teacher",           256, False,   340),
+    Network("control", "control student",   128, False,   280),
+    Network("guided",  "guided student",    128, True,    400),
 ]
 QUICK_CBASE = 64
 MEASURE_PLAN = 20
@@ -74,7 +74,7 @@ def train_job(network: Network, budget: Budget, folder: pathlib.Path) -> Job:
         teacher = [f"--dgl-teacher={snapshot_of(folder / 'teacher')}"] if network.guided else []
         return [
             "train.py", f"--outdir={folder / network.key}", f"--data={DATA}", *budget.flags(),
-            f"--cbase={network.cbase}", "--aug=noaug", "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none",
+            f"--cbase={network.cbase}", "--aug=noaug", "--fp32=1", "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none",
             *teacher,
         ]  # fmt: skip
 

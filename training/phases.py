@@ -27,6 +27,8 @@ def build_phases(name: str, module: torch.nn.Module, opt_kwargs: dict, reg_inter
     """
     c = 1.0 if reg_interval is None else reg_interval / (reg_interval + 1)
     lazy = dict(opt_kwargs, lr=opt_kwargs["lr"] * c, betas=[beta**c for beta in opt_kwargs["betas"]])
+    if opt_kwargs["class_name"] == "torch.optim.Adam" and next(module.parameters()).device.type in ("cpu", "cuda"):
+        lazy.setdefault("fused", True)  # one pass over all weights instead of several operations for each
     opt = dnnlib.util.construct_class_by_name(module.parameters(), **lazy)
     if reg_interval is None:
         return [Phase(f"{name}both", module, opt, 1)]

@@ -43,6 +43,21 @@ def test_joint_phase_keeps_the_plain_optimiser():
     assert (both.name, both.interval, both.opt.param_groups[0]["lr"]) == ("Gboth", 1, 0.002)
 
 
+def test_fused_steps_equal_the_textbook():
+    """Adam of arXiv 1412.6980, algorithm 1, with the lazily corrected constants."""
+    module = frozen_linear()
+    expected = module.weight.clone()
+    main, _reg = build_phases("G", module, ADAM, reg_interval=4)
+    lr, beta2, v = 0.002 * 4 / 5, 0.99 ** (4 / 5), torch.zeros_like(expected)
+    for step in range(1, 4):
+        grad = torch.tensor([[0.5 * step, -2.0]])
+        module.weight.grad = grad
+        main.opt.step()
+        v = beta2 * v + (1 - beta2) * grad**2
+        expected -= lr * grad / ((v / (1 - beta2**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(module.weight, expected)
+
+
 def test_accumulation_averages_micro_batches_and_syncs_last():
     module = frozen_linear()
     phase = Phase("Greg", module, torch.optim.SGD(module.parameters(), lr=1.0), interval=4)
