@@ -23,6 +23,7 @@ DATA = "data/mnist5k-32x32.zip"
 DETECTOR = "mnist"
 METRIC = "fid5k_full"
 CLASSES, SEEDS, TRUNC = 10, 5, 1.0  # of the sample grids: a column a class, a row a seed
+PLAIN = ["--aug=noaug", "--fp32=1"]  # on a CPU all is fp32 anyway; without half precision no activation is clamped
 RUN_NAME = re.compile(r"\d{8}-\d{6}")
 
 
@@ -74,8 +75,7 @@ def train_job(network: Network, budget: Budget, folder: pathlib.Path) -> Job:
         teacher = [f"--dgl-teacher={snapshot_of(folder / 'teacher')}"] if network.guided else []
         return [
             "train.py", f"--outdir={folder / network.key}", f"--data={DATA}", *budget.flags(),
-            f"--cbase={network.cbase}", "--aug=noaug", "--fp32=1", "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none",
-            *teacher,
+            f"--cbase={network.cbase}", *PLAIN, "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none", *teacher,
         ]  # fmt: skip
 
     log = folder / network.key / "train.log"
@@ -160,7 +160,7 @@ def notes(budget: Budget, elapsed: float) -> list[str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return [
         f"All three were trained on the same number of the 5,000 digits of {DATA} and their labels, with "
-        f"{' '.join(budget.flags())} --aug=noaug. The guided student also has to convince the frozen discriminator of "
+        f"{' '.join([*budget.flags(), *PLAIN])}. The guided student also has to convince the frozen discriminator of "
         f"the teacher (--dgl-teacher, weight 0.1); the control student differs in nothing else.",
         f"FID: {METRIC} in the features of the detector '{DETECTOR}', 5,000 generated against the 5,000 real images. "
         f"Such values compare with each other, not with FIDs of the Inception network.",
