@@ -15,8 +15,8 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open `path` for writing so that it appears whole or not at all.
 
     The bytes go to a hidden temporary file in the same folder, which takes the place of `path` when the block ends
-    without an exception and is removed otherwise. Text modes write UTF-8. Raises OSError where the folder is missing
-    or not writable.
+    without an exception and is removed otherwise. Text modes write UTF-8; 'w+b' can also be read back. Raises OSError
+    where the folder is missing or not writable.
     """
     if "w" not in mode:
         raise ValueError(f"open_atomic writes whole files, so its mode is 'wb' or 'w', not {mode!r}")

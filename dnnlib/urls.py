@@ -61,7 +61,8 @@ def open_url(
 
     A download goes to `cache_dir` (the folder `downloads` of the cache by default) and is found there next time; with
     `cache` off it stays in memory. `return_filename` gives the local file's path instead of an open file. A broken
-    download is taken up where it broke, `num_attempts` times at most. Raises DownloadError, an OSError.
+    download is taken up where it broke, `num_attempts` times at most. A URL may end in `#sha256=<hex digest>`, which
+    what is downloaded, or found in the cache, must then have. Raises DownloadError, an OSError.
     """
     if return_filename and not cache:
         raise ValueError("open_url: return_filename needs cache=True, as only the cache has a file to name")
@@ -72,15 +73,39 @@ def open_url(
             raise DownloadError(f"{url} is not an http, https or file URL")
         return url if return_filename else open(url, "rb")
 
+    url, digest = _split_digest(url)
     if not cache:
         memory = io.BytesIO()
         _download(url, memory, num_attempts, verbose, hint="")
-        memory.seek(0)
+        _check_digest(memory, url, digest)
         return memory
     if cache_dir is None:
         cache_dir = make_cache_dir_path("downloads")
-    path = _cached_file(url, cache_dir) or _fetch_to_cache(url, cache_dir, num_attempts, verbose)
+    path = _cached_file(url, cache_dir)
+    if path is None:
+        path = _fetch_to_cache(url, digest, cache_dir, num_attempts, verbose)
+    elif digest is not None:
+        with open(path, "rb") as file:
+            _check_digest(file, path, digest)
     return path if return_filename else open(path, "rb")
+
+
+def _split_digest(url: str) -> tuple[str, str | None]:
+    """The URL without its `#sha256=...`, and that digest; None where there is none."""
+    match = re.fullmatch(r"([^#]*)#sha256=([0-9a-fA-F]{64})", url)
+    return (match[1], match[2].lower()) if match else (url, None)
+
+
+def _check_digest(file: IO[bytes], where: str, digest: str | None) -> None:
+    """Raises DownloadError unless the bytes of `file` have the SHA-256 `digest` (None: any). Rewinds the file."""
+    file.seek(0)
+    if digest is not None:
+        found = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+        file.seek(0)
+        if found.hexdigest() != digest:
+            raise DownloadError(f"{where} has the SHA-256 {found.hexdigest()}, not {digest} as asked for; not used")
 
 
 def _cache_key(url: str) -> str:
@@ -92,14 +117,15 @@ def _cached_file(url: str, cache_dir: str) -> str | None:
     return found[0] if found else None
 
 
-def _fetch_to_cache(url: str, cache_dir: str, num_attempts: int, verbose: bool) -> str:
+def _fetch_to_cache(url: str, digest: str | None, cache_dir: str, num_attempts: int, verbose: bool) -> str:
     base_name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])
     safe_name = re.sub(r"[^0-9a-zA-Z._-]", "_", base_name)[-100:] or "download"
     path = os.path.join(cache_dir, f"{_cache_key(url)}_{safe_name}")
     try:
         os.makedirs(cache_dir, exist_ok=True)
-        with open_atomic(path) as file:
+        with open_atomic(path, "w+b") as file:
             _download(url, file, num_attempts, verbose, hint=f"; without a network, place the file at {path}")
+            _check_digest(file, url, digest)
     except DownloadError:
         raise
     except OSError as error:

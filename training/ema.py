@@ -19,6 +19,6 @@ def ema_beta(batch_size: int, ema_kimg: float, cur_nimg: int, ema_rampup: float 
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     """Move the parameters of `G_ema` in place to G·(1 - beta) + G_ema·beta, and copy the buffers of `G`."""
     for p_ema, p in zip(G_ema.parameters(), G.parameters()):
-        p_ema.copy_(p.lerp(p_ema, beta))
+        p_ema.lerp_(p, 1 - beta)
     for b_ema, b in zip(G_ema.buffers(), G.buffers()):
         b_ema.copy_(b)

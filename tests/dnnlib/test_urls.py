@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import hashlib
 import http.server
 import os
 import socket
@@ -124,6 +125,24 @@ def test_download_that_keeps_breaking_leaves_nothing(server, tmp_path):
     with pytest.raises(util.DownloadError, match=r"broke after 1\d{5} bytes"):
         util.open_url(server.url + "/a", cache_dir=str(tmp_path), num_attempts=4, verbose=False)
     assert len(server.ranges) == 4 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_digest_in_the_url_is_checked(server, tmp_path, cache):
+    good, bad = hashlib.sha256(CONTENT).hexdigest(), "0" * 64
+    with pytest.raises(util.UserError, match=good):
+        util.open_url(f"{server.url}/a.pkl#sha256={bad}", cache_dir=str(tmp_path), verbose=False, cache=cache)
+    assert not list(tmp_path.iterdir())
+    with util.open_url(
+        f"{server.url}/a.pkl#sha256={good}", cache_dir=str(tmp_path), verbose=False, cache=cache
+    ) as file:
+        assert file.read() == CONTENT
+
+
+def test_digest_of_a_cached_file_is_checked(server, tmp_path):
+    util.open_url(f"{server.url}/a.pkl", cache_dir=str(tmp_path), verbose=False).close()
+    with pytest.raises(util.UserError, match="SHA-256"):
+        util.open_url(f"{server.url}/a.pkl#sha256={'1' * 64}", cache_dir=str(tmp_path), verbose=False)
 
 
 def test_missing_page_is_not_asked_for_twice(server, tmp_path):
