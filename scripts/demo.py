@@ -56,13 +56,13 @@ class Network:
 
 # fmt: off
 #               cfg      cond  kimg  batch  gamma
-BUDGET = Budget("cifar",    1,   48,    32,    10)
+BUDGET = Budget("cifar",    1,   60,    32,    10)
 QUICK  = Budget("cifar",    1,    1,    32,    10)
 NETWORKS = [
     #       key        title              cbase  guided   plan
-    Network("teacher", "teacher",           256, False,   340),
-    Network("control", "control student",   128, False,   280),
-    Network("guided",  "guided student",    128, True,    400),
+    Network("teacher", "teacher",           256, False,   420),
+    Network("control", "control student",   128, False,   380),
+    Network("guided",  "guided student",    128, True,    390),
 ]
 QUICK_CBASE = 64
 MEASURE_PLAN = 20
