@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import traceback
 
 import click
 
@@ -109,7 +110,12 @@ def main(outdir: str, dry_run: bool, **flags) -> None:
         json.dump(options, file, indent=2)
     with _log(options):
         print("\n".join(["Options:", json.dumps(options, indent=2), *notices, f"Run directory: {options['run_dir']}"]))
-        launch(train_process, options["num_gpus"], options)
+        try:
+            launch(train_process, options["num_gpus"], options)
+        except Exception as error:
+            with open(os.path.join(options["run_dir"], "log.txt"), "a", encoding="utf-8") as file:
+                file.write(f"Error: {error}\n" if isinstance(error, UserError) else traceback.format_exc())
+            raise
 
 
 def create_run_dir(outdir: str, desc: str) -> str:

@@ -49,6 +49,12 @@ class Progress:
             self._last_print = now
             self._print(self._line(now), last=False)
 
+    def clear(self) -> None:
+        """Make room for other output: wipe the line where it is rewritten in place."""
+        if self._in_place and self._shown_width:
+            self._stream.write(f"\r{'':{self._shown_width}}\r")
+            self._stream.flush()
+
     def close(self) -> None:
         """Print the final count and time. Harmless when repeated."""
         if not self._closed:

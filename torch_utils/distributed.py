@@ -34,9 +34,11 @@ def init(
         raise ValueError("distributed.init: several processes outside launch() need init_file")
     torch.distributed.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
-        init_method=pathlib.Path(init_file).absolute().as_uri(),
+        # Not a file:// address: a space in the path would be escaped there and not be unescaped.
+        store=torch.distributed.FileStore(os.path.abspath(init_file), world_size),
         rank=rank,
         world_size=world_size,
+        device_id=device if device.type == "cuda" else None,
     )
     training_stats.init_multiprocessing(rank, device)
 

@@ -2,11 +2,13 @@
 """Statistics of training: reported anywhere, gathered over all processes, read as count, mean and deviation.
 
 `report` only queues [count, sum, sum of squares] on the value's own device, so it never makes the host wait for a
-GPU. A Collector's `update` folds the queues into float64 totals on the CPU, with one transfer a device.
+GPU. A Collector's `update` folds the queues into float64 sums on the CPU, with one transfer a device, for itself and
+for every other collector of the same statistic.
 """
 
 import math
 import re
+import weakref
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ _FOLD_AT = 64  # so many reports of one statistic wait before they are added up 
 _rank = 0
 _sync_device: torch.device | None = None
 _pending: dict[str, dict[torch.device, list[torch.Tensor]]] = {}
-_totals: dict[str, torch.Tensor] = {}
+_known: dict[str, None] = {}  # every name gathered so far, in the order they came
+_collectors: weakref.WeakSet = weakref.WeakSet()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | str | None) -> None:
@@ -65,26 +68,27 @@ class Collector:
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
         self._regex = re.compile(regex)
         self._keep_previous = keep_previous
-        self._seen: dict[str, torch.Tensor] = {}
+        # Sums since the last update, not differences of running totals: one NaN must not outlive its period.
+        self._period: dict[str, torch.Tensor] = {}
         self._moments: dict[str, torch.Tensor] = {}
-        self.update()
-        self._moments.clear()  # what came before this collector is not its to tell
+        self.update()  # what came before this collector goes to the others and is not its to tell
+        _collectors.add(self)
 
     def names(self) -> list[str]:
         """Names of the statistics reported so far, as of the last update of any collector."""
-        return [name for name in _totals if self._regex.fullmatch(name)]
+        return [name for name in _known if self._regex.fullmatch(name)]
 
     def update(self) -> None:
         """Start a new period. Every process must call it; they wait for each other here."""
         if not self._keep_previous:
             self._moments.clear()
         _gather(sorted(name for name in _pending if self._regex.fullmatch(name)))
-        for name in self.names():
-            total = _totals[name]
-            new = total - self._seen.get(name, 0)
-            self._seen[name] = total
-            if new[0] > 0:
-                self._moments[name] = new
+        self._moments.update((name, sums) for name, sums in self._period.items() if sums[0] > 0)
+        self._period.clear()
+
+    def _add(self, name: str, sums: torch.Tensor) -> None:
+        if self._regex.fullmatch(name):
+            self._period[name] = self._period.get(name, 0) + sums
 
     def _get(self, name: str) -> tuple[float, float, float]:
         if not self._regex.fullmatch(name):
@@ -119,7 +123,7 @@ class Collector:
 
 
 def _gather(names: list[str]) -> None:
-    """Fold what is pending under `names`, here and in the other processes, into the totals."""
+    """Hand what is pending under `names`, here and in the other processes, to every collector."""
     if not names:
         return
     by_device: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
@@ -137,4 +141,6 @@ def _gather(names: list[str]) -> None:
         torch.distributed.all_reduce(shared)
         deltas = shared.cpu().to(torch.float64)
     for name, delta in zip(names, deltas):
-        _totals[name] = _totals.get(name, 0) + delta
+        _known[name] = None
+        for collector in _collectors:
+            collector._add(name, delta)

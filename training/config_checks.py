@@ -76,7 +76,10 @@ def preflight(options: dict[str, Any], outdir: str) -> None:
 def _check_outdir(outdir: str) -> None:
     folder = os.path.abspath(outdir)
     while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            raise UserError(f"--outdir={outdir} cannot be made: there is no {folder}")
+        folder = parent
     if not os.path.isdir(folder):
         raise UserError(f"--outdir={outdir} cannot be made: {folder} is a file")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -93,11 +96,9 @@ def _check_dataset(training_set_kwargs: dict[str, Any]) -> dict[str, int]:
 
 
 def _check_resume(options: dict[str, Any], shape: dict[str, int]) -> None:
-    """A local `--resume` file must be a network pickle whose tensors fit; a URL is opened when training starts."""
+    """The `--resume` file, downloaded if it is a URL, must be a network pickle whose tensors fit."""
     path = options["resume_pkl"]
-    if is_url(path):
-        return
-    if not os.path.isfile(path):
+    if not is_url(path, allow_file_urls=True) and not os.path.isfile(path):
         raise UserError(f"--resume={path}: no such file")
     snapshot = load_snapshot(path, trust=options.get("trust_pickle", False))
     for name, kwargs in (("G", "G_kwargs"), ("D", "D_kwargs"), ("G_ema", "G_kwargs")):

@@ -56,6 +56,7 @@ class Dataset(torch.utils.data.Dataset):
         self._raw_shape = [int(size) for size in raw_shape]
         self._use_labels = use_labels
         self._labels = None
+        self._label_shape: list[int] = []
 
         self._raw_idx = np.arange(self._raw_shape[0], dtype=np.int64)
         if max_size is not None and max_size < self._raw_idx.size:
@@ -78,6 +79,8 @@ class Dataset(torch.utils.data.Dataset):
             self._labels = np.zeros([self._raw_shape[0], 0], dtype=np.float32) if labels is None else labels
             assert self._labels.shape[0] == self._raw_shape[0]
             assert (self._labels.dtype, self._labels.ndim) in [(np.int64, 1), (np.float32, 2)]
+            classes = self._labels.dtype == np.int64
+            self._label_shape = [int(self._labels.max()) + 1] if classes else list(self._labels.shape[1:])
         return self._labels
 
     def __len__(self) -> int:
@@ -128,8 +131,8 @@ class Dataset(torch.utils.data.Dataset):
     @property
     def label_shape(self) -> list[int]:
         """[L]: the number of classes, or the length of the label vectors; [0] without labels."""
-        labels = self._raw_labels()
-        return [int(labels.max()) + 1] if labels.dtype == np.int64 else list(labels.shape[1:])
+        self._raw_labels()
+        return list(self._label_shape)
 
     @property
     def label_dim(self) -> int:

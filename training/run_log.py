@@ -23,7 +23,7 @@ class RunLog:
         self.start_time = self.tick_start = time.time()
         self.maintenance = 0.0
         self._stats = training_stats.Collector(regex=".*")
-        self._tfevents = None
+        self._tfevents = None  # False: cannot be written here
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
         """End a tick of `tick_kimg` thousand images: report and print the tick line. All processes take part."""
@@ -65,14 +65,17 @@ class RunLog:
             self._write_tfevents(values, metrics, step, timestamp)
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
+        if self._tfevents is None and importlib.util.find_spec("tensorboard") is not None:
+            # Slow to import, so only once there is something to write.
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except (ImportError, TypeError, AttributeError) as error:  # what mismatched packages raise
+                print(f"No tfevents: TensorBoard is installed but does not start ({error}).")
+                self._tfevents = False
+            else:
+                self._tfevents = SummaryWriter(self.run_dir)
+        if not self._tfevents:
             return
-        if self._tfevents is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # slow to import, so only once there is something to write
-
-            self._tfevents = SummaryWriter(self.run_dir)
         scalars = {name: value["mean"] for name, value in values.items()}
         scalars.update({f"Metrics/{name}": value for name, value in metrics.items()})
         for name, value in scalars.items():
@@ -86,5 +89,5 @@ class RunLog:
 
     def close(self) -> None:
         """Close the event file, if there is one."""
-        if self._tfevents is not None:
+        if self._tfevents:
             self._tfevents.close()

@@ -144,8 +144,10 @@ def _read(path: str) -> bytes:
         raise UserError(f"there is no network pickle {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the network pickle in it") from None
-    except PermissionError:
-        raise UserError(f"the network pickle {path} cannot be read: permission denied") from None
+    except UserError:
+        raise  # a failed download has its own sentence
+    except OSError as error:
+        raise UserError(f"the network pickle {path} cannot be read: {error.strerror or error}") from None
 
 
 @functools.cache  # one notice a file, however often it is opened

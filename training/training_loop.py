@@ -143,7 +143,7 @@ class Trainer:
         self.G.to(self.device)
         self.D.to(self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
-        if opt.resume_pkl is not None:
+        if opt.resume_pkl is not None and self.rank == 0:
             self._resume_from(opt.resume_pkl)
         for module in (self.G, self.D, self.G_ema):  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
@@ -211,6 +211,7 @@ class Trainer:
             if not new_tick:
                 continue
             aborted = abort_fn is not None and abort_fn()
+            progress.clear()
             self.tick(done or aborted, (self.cur_nimg - tick_start_nimg) / 1000)
             tick_start_nimg = self.cur_nimg
             if progress_fn is not None:
@@ -218,6 +219,7 @@ class Trainer:
             if done or aborted:
                 break
         self.log.close()
+        progress.close()
         self._say("Aborted." if aborted and not done else "Done.")
 
     def _progress(self, total_nimg: int) -> Progress:
@@ -250,10 +252,9 @@ class Trainer:
         try:
             return next(self.batches)
         except UserError as error:
+            kind = f"{type(error).__module__}.{type(error).__qualname__}: "
             # From a data worker the sentence comes at the end of that process's traceback.
-            raise UserError(
-                str(error).strip().splitlines()[-1].removeprefix("training.dataset.DatasetError: ")
-            ) from error
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix(kind)) from error
 
     def tick(self, done: bool, tick_kimg: float) -> None:
         """End a tick: report, and write pictures, snapshot and metrics where they are due."""

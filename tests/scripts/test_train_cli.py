@@ -3,18 +3,20 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
 
 import pytest
+import torch
 from PIL import Image
 
 import dnnlib.cli
 import train
 from tests.support import ROOT, golden_json
 from tests.training.test_config import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
-from training import config, training_loop
+from training import config, snapshot, training_loop
 
 REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]
 
@@ -134,6 +136,57 @@ def test_resume_from_another_width(run_cli, outdir, datasets, teacher_pkl):  # n
         "--resume",
         "--cbase",
     )
+
+
+class _Opens:
+    """Pickles as a call of os.listdir, standing for any code that a pickle could run."""
+
+    def __reduce__(self):
+        return os.listdir, ("/",)
+
+
+def bad_teachers(folder):
+    """Files that cannot teach, each with a word of the sentence that says so."""
+    snapshot.save_snapshot(folder / "no_d.pkl", {"G_ema": torch.nn.Identity(), "training_set_kwargs": {}})
+    (folder / "text.pkl").write_text("no pickle")
+    (folder / "unsafe.pkl").write_bytes(pickle.dumps({"D": _Opens()}))
+    return [("no_d.pkl", "--dgl-teacher"), ("text.pkl", "--dgl-teacher"), ("unsafe.pkl", "--trust-pickle")]
+
+
+def test_faulty_teachers(run_cli, outdir, datasets, teacher_pkl, tmp_path):  # noqa: F811
+    for name, word in bad_teachers(tmp_path):
+        result = run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", dgl_teacher=tmp_path / name)
+        refused(result, outdir, word, name)
+    below = f"{teacher_pkl}/below.pkl"
+    refused(run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", dgl_teacher=below), outdir, below)
+    misfit = {"data": datasets["toy32"], "metrics": "none", "dgl_teacher": teacher_pkl}
+    refused(run_cli(outdir=outdir, **misfit), outdir, "64x64", "32x32")
+    refused(run_cli(outdir=outdir, **{**misfit, "data": datasets["toy64"]}, batch=2), outdir, "multiple of 4")
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [({}, ["--detector", "downloads"]), ({"metrics": "none", "resume": "ffhq256"}, ["ffhq-res256", "downloads"])],
+    ids=["detector", "resume"],
+)
+def test_what_cannot_be_downloaded(flags, words, run_cli, outdir, datasets, monkeypatch, tmp_path):  # noqa: F811
+    """Offline, nothing is begun that could not go on; nothing listens on the proxy's port."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    refused(run_cli(outdir=outdir, data=datasets["toy64"], **flags), outdir, *words)
+
+
+def test_real_run_is_without_warnings(outdir, tmp_path):
+    """The whole command, in a process of its own, on networks small enough for the suite."""
+    data = make_dataset(tmp_path / "tiny.zip", resolution=8, num_images=40)
+    flags = [f"--outdir={outdir}", f"--data={data}", "--cfg=auto", "--cbase=0.02", "--kimg=1", "--metrics=none"]
+    command = [sys.executable, "-W", "error", "train.py", *flags, "--device=cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    (snapshot_pkl,) = outdir.glob("00000-tiny-auto1-*/network-snapshot-000001.pkl")
+    assert snapshot.load_snapshot(snapshot_pkl)["G_ema"].img_resolution == 8
 
 
 def test_dry_run_prints_the_options_and_creates_nothing(run_cli, outdir, datasets):  # noqa: F811

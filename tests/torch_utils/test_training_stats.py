@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch_utils import training_stats
 @pytest.fixture(autouse=True)
 def fresh_statistics(monkeypatch):
     monkeypatch.setattr(training_stats, "_pending", {})
-    monkeypatch.setattr(training_stats, "_totals", {})
+    monkeypatch.setattr(training_stats, "_known", {})
+    monkeypatch.setattr(training_stats, "_collectors", weakref.WeakSet())
 
 
 def test_report_returns_its_value_and_takes_tensors_numbers_and_lists():
@@ -95,3 +97,15 @@ def test_half_precision_and_booleans():
     collector.update()
     assert collector.mean("half") == 300 and collector.std("half") == 0
     assert collector.mean("bool") == 0.5
+
+
+def test_one_nan_does_not_outlive_its_period():
+    collector, other = training_stats.Collector(), training_stats.Collector()
+    training_stats.report("x", math.nan)
+    collector.update()
+    assert math.isnan(collector["x"])
+    training_stats.report("x", 1)
+    collector.update()
+    assert collector["x"] == 1
+    other.update()
+    assert other.num("x") == 2 and math.isnan(other["x"])
