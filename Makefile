@@ -45,7 +45,7 @@ fuzz: $(READY)
 	$(PYTEST) -m slow tests/compat/test_fuzz.py -s
 
 lint: $(READY)
-	$(PY) -m ruff check .
+	$(PY) -m ruff check --no-cache .
 	$(PY) -m ruff format --check .
 
 format: $(READY)
