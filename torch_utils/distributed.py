@@ -69,9 +69,9 @@ def barrier() -> None:
 
 
 def print0(*args: Any) -> None:
-    """Print in process 0 only."""
+    """Print in process 0 only, at once."""
     if is_main():
-        print(*args)
+        print(*args, flush=True)
 
 
 def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:

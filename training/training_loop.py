@@ -104,10 +104,6 @@ class Trainer:
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
 
-    def _say(self, text: str) -> None:
-        if self.rank == 0:
-            print(text, flush=True)
-
     def _configure_torch(self) -> None:
         seed = self.opt.random_seed * self.opt.num_gpus + self.rank
         np.random.seed(seed)
@@ -132,7 +128,7 @@ class Trainer:
             dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
         )
         self.batches = iter(loader)
-        self._say(f"Training set: {len(self.training_set)} images {self.training_set.image_shape}, "
+        distributed.print0(f"Training set: {len(self.training_set)} images {self.training_set.image_shape}, "
                   f"labels {self.training_set.label_shape}")  # fmt: skip
 
     def _build_networks(self) -> None:
@@ -161,7 +157,7 @@ class Trainer:
 
     def _resume_from(self, resume_pkl: str) -> None:
         """Start G, D and G_ema from the weights of another snapshot, as far as names match (transfer learning)."""
-        self._say(f"Resuming from {resume_pkl}")
+        distributed.print0(f"Resuming from {resume_pkl}")
         source = snapshot.load_snapshot(resume_pkl, trust=self.opt.trust_pickle)
         for name, module in (("G", self.G), ("D", self.D), ("G_ema", self.G_ema)):
             try:
@@ -199,7 +195,7 @@ class Trainer:
         if self.rank == 0:
             self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
-        self._say(f"Training for {opt.total_kimg} kimg on {self.device}...")
+        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device}...")
         progress = self._progress(total_nimg)
         self.log.tick_start = time.time()
         tick_start_nimg, new_tick = self.cur_nimg, True
@@ -220,7 +216,7 @@ class Trainer:
                 break
         self.log.close()
         progress.close()
-        self._say("Aborted." if aborted and not done else "Done.")
+        distributed.print0("Aborted." if aborted and not done else "Done.")
 
     def _progress(self, total_nimg: int) -> Progress:
         stream = sys.stderr if self.rank == 0 else io.StringIO()
