@@ -80,9 +80,13 @@ def modulated_conv2d(
     return y if noise is None else y + noise.to(y.dtype)
 
 
-def _half_precision(use_fp16: bool, force_fp32: bool, device: torch.device) -> bool:
-    """Whether a half-precision block really runs in half precision: only where the device has a fast half type."""
-    return use_fp16 and not force_fp32 and device.type == "cuda"
+def _block_dtype(use_fp16: bool, force_fp32: bool, half_dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Type that a block runs in: `half_dtype` for half-precision blocks, by default fp16 on CUDA and fp32 elsewhere."""
+    if force_fp32 or not use_fp16:
+        return torch.float32
+    if half_dtype is not None:
+        return half_dtype
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -412,12 +416,11 @@ class SynthesisBlock(torch.nn.Module):
                 channels_last=self.channels_last,
             )
 
-    def _features(self, x, ws, half, layer_kwargs):
-        """Activations of this resolution, in the block's own dtype and layout."""
-        dtype = torch.float16 if half else torch.float32
-        layout = torch.channels_last if self.channels_last and half else torch.contiguous_format
+    def _features(self, x, ws, dtype, layer_kwargs):
+        """Activations of this resolution, in `dtype` and the block's own layout."""
+        layout = torch.channels_last if self.channels_last and dtype != torch.float32 else torch.preserve_format
         if self.in_channels == 0:
-            x = self.const.to(dtype=dtype).unsqueeze(0).repeat(ws.shape[0], 1, 1, 1).contiguous(memory_format=layout)
+            x = self.const.unsqueeze(0).repeat(ws.shape[0], 1, 1, 1).to(dtype=dtype, memory_format=layout)
             return self.conv1(x, ws[:, 0], **layer_kwargs)
         half_res = self.resolution // 2
         misc.assert_shape(x, [None, self.in_channels, half_res, half_res])
@@ -431,10 +434,10 @@ class SynthesisBlock(torch.nn.Module):
 
     def forward(self, x, img, ws, force_fp32=False, fused_modconv=None, **layer_kwargs):
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
-        half = _half_precision(self.use_fp16, force_fp32, ws.device)
+        dtype = _block_dtype(self.use_fp16, force_fp32, layer_kwargs.pop("half_dtype", None), ws.device)
         if fused_modconv is None:
-            fused_modconv = not self.training and (not half or ws.shape[0] == 1)
-        x = self._features(x, ws, half, {"fused_modconv": fused_modconv, **layer_kwargs})
+            fused_modconv = not self.training and (dtype == torch.float32 or ws.shape[0] == 1)
+        x = self._features(x, ws, dtype, {"fused_modconv": fused_modconv, **layer_kwargs})
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if self.num_torgb:
@@ -573,11 +576,10 @@ class DiscriminatorBlock(torch.nn.Module):
             )
             setattr(self, name, layer)
 
-    def forward(self, x, img, force_fp32=False):
+    def forward(self, x, img, force_fp32=False, *, half_dtype=None):
         device = img.device if x is None else x.device
-        half = _half_precision(self.use_fp16, force_fp32, device)
-        dtype = torch.float16 if half else torch.float32
-        layout = torch.channels_last if self.channels_last and half else torch.contiguous_format
+        dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype, device)
+        layout = torch.channels_last if self.channels_last and dtype != torch.float32 else torch.preserve_format
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=layout)
@@ -726,10 +728,10 @@ class Discriminator(torch.nn.Module):
             self.mapping = MappingNetwork(0, c_dim, cmap_dim, num_ws=None, w_avg_beta=None, **mapping_kwargs)
         self.b4 = DiscriminatorEpilogue(widths[4], cmap_dim=cmap_dim, resolution=4, **epilogue_kwargs, **shared)
 
-    def forward(self, img, c, force_fp32=False):
+    def forward(self, img, c, force_fp32=False, *, half_dtype=None):
         x = None
         for res in self.block_resolutions:
-            x, img = getattr(self, f"b{res}")(x, img, force_fp32=force_fp32)
+            x, img = getattr(self, f"b{res}")(x, img, force_fp32=force_fp32, half_dtype=half_dtype)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap)
 

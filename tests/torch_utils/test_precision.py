@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which precision a run gets, by flag and device."""
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import precision
+from training.networks import Discriminator, Generator
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2 avx512f amx_bf16 amx_tile", "fpu avx512_bf16"])
+def test_a_processor_with_bf16_instructions_is_recognised(tmp_path, flags):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert precision.cpu_has_fast_bf16(str(cpuinfo))
+
+
+@pytest.mark.parametrize("text", ["flags\t: fpu avx512f avx512_vnni\n", "model name\t: amx_bf16\n", "", None])
+def test_a_processor_without_them_or_that_does_not_say_is_not(tmp_path, text):
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    assert not precision.cpu_has_fast_bf16(str(cpuinfo))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_on_the_cpu_follows_the_processor(monkeypatch, fast):
+    monkeypatch.setattr(precision, "cpu_has_fast_bf16", lambda: fast)
+    assert precision.forward_kwargs("auto", CPU) == ({"half_dtype": torch.bfloat16} if fast else {})
+
+
+def test_named_precisions():
+    assert precision.forward_kwargs("fp32", CPU) == precision.forward_kwargs("fp32", CUDA) == {"force_fp32": True}
+    assert precision.forward_kwargs("bf16", CPU) == {"half_dtype": torch.bfloat16}
+    assert precision.forward_kwargs("fp16", CUDA) == precision.forward_kwargs("auto", CUDA) == {}
+
+
+@pytest.mark.parametrize(("name", "device"), [("fp16", CPU), ("fp16", MPS), ("bf16", MPS), ("half", CPU)])
+def test_what_a_device_cannot_do_is_refused_in_one_sentence(name, device):
+    with pytest.raises(UserError, match="--precision") as err:
+        precision.forward_kwargs(name, device)
+    assert "\n" not in str(err.value)
+
+
+def networks() -> tuple[Generator, Discriminator]:
+    torch.manual_seed(7)
+    shared = {"channel_base": 512, "channel_max": 32, "num_fp16_res": 2, "conv_clamp": 256}
+    G = Generator(16, 0, 16, 32, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=shared)
+    return G.eval(), Discriminator(0, 32, 3, **shared).eval()
+
+
+def test_bf16_is_in_the_highest_resolutions_only_and_leaves_no_trace():
+    G, D = networks()
+    dtypes = {}
+
+    def note(module, _inputs, out):
+        dtypes[names[module]] = out.dtype
+
+    names = {getattr(G.synthesis, f"b{res}").conv1: ("G", res) for res in (8, 16, 32)}
+    names |= {getattr(D, f"b{res}").conv1: ("D", res) for res in (8, 16, 32)}
+    for module in names:
+        module.register_forward_hook(note)
+    before = {name: value.clone() for net in (G, D) for name, value in net.state_dict().items()}
+    img = G(torch.randn(4, 16), None, half_dtype=torch.bfloat16, noise_mode="const")
+    logits = D(img, None, half_dtype=torch.bfloat16)
+    assert img.dtype == logits.dtype == torch.float32
+    in_bf16 = {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
+    assert in_bf16 == {(net, res) for net in "GD" for res in (16, 32)} and len(dtypes) == 6
+    after = {name: value for net in (G, D) for name, value in net.state_dict().items()}
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+    assert not any("half" in name for net in (G, D) for module in net.modules() for name in vars(module))
+
+
+def test_force_fp32_overrules_a_half_type():
+    G, D = networks()
+    z = torch.randn(2, 16)
+    plain = G(z, None, noise_mode="const")
+    assert torch.equal(plain, G(z, None, noise_mode="const", half_dtype=torch.bfloat16, force_fp32=True))
+    assert not torch.equal(plain, G(z, None, noise_mode="const", half_dtype=torch.bfloat16))
+    assert torch.equal(D(plain, None), D(plain, None, half_dtype=torch.bfloat16, force_fp32=True))

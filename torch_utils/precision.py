@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which floating-point type the `num_fp16_res` highest resolutions of a network run.
+
+The choice is made per call, by keyword arguments of the networks' forward methods; networks and snapshots do not
+change with it.
+"""
+
+import functools
+import pathlib
+
+import torch
+
+from dnnlib.util import UserError
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+# What Linux calls the instructions that multiply bf16 at several times the pace of fp32, or at least at twice it.
+FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+
+
+def forward_kwargs(precision: str, device: torch.device) -> dict:
+    """Keyword arguments for `G.synthesis(ws, ...)` and `D(img, c, ...)` that make them run in `precision` on `device`.
+
+    'auto' is the fastest that trains well: fp16 on CUDA (as in arXiv 2006.06676), bf16 on CPUs with instructions for
+    it, else fp32. 'fp32', 'fp16' and 'bf16' are what they say. Raises UserError for what the device cannot do.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "fp32":
+        return {"force_fp32": True}
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision=fp16 needs a CUDA device, this run is on {device.type}; take bf16, fp32 or auto")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision=bf16 is more than this GPU knows; take fp16, fp32 or auto")
+    if precision == "bf16" and device.type not in ("cpu", "cuda"):
+        raise UserError(f"--precision=bf16 needs a CPU or CUDA device, this run is on {device.type}; take fp32 or auto")
+    if precision == "bf16" or (precision == "auto" and device.type == "cpu" and cpu_has_fast_bf16()):
+        return {"half_dtype": torch.bfloat16}
+    return {}  # the networks' own choice: fp16 on CUDA, fp32 elsewhere
+
+
+@functools.cache
+def cpu_has_fast_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies bf16 faster than fp32. False where the system does not say (not Linux)."""
+    try:
+        text = pathlib.Path(cpuinfo).read_text(errors="replace")
+    except OSError:
+        return False
+    return any(FAST_BF16_FLAGS & set(line.split()) for line in text.splitlines() if line.startswith("flags"))
