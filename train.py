@@ -12,7 +12,17 @@ import click
 
 from dnnlib.cli import BOOL, CommaList, run
 from dnnlib.util import Logger, UserError, open_atomic
-from training.config import AUGMENTATIONS, AUGPIPES, DGL_WEIGHT, DGL_WEIGHTINGS, PRESETS, RESUME_ALIASES, Flags, resolve
+from training.config import (
+    AUGMENTATIONS,
+    AUGPIPES,
+    DGL_WEIGHT,
+    DGL_WEIGHTINGS,
+    PRECISIONS,
+    PRESETS,
+    RESUME_ALIASES,
+    Flags,
+    resolve,
+)
 
 
 class _Flag(click.Option):
@@ -80,7 +90,8 @@ _count = click.IntRange(min=1)
 @_student("--dgl-augment", **_yes_no, help="Teachers see augmented fakes, as D does.  [default: no]")
 @_machine("--gpus", type=_count, default=Flags.gpus, show_default=True, help="Processes: GPUs, or parts of the CPU.")
 @_machine("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to train.  [default: auto]")
-@_machine("--fp32", **_yes_no, help="No half precision.  [default: no]")
+@_machine("--precision", type=click.Choice(PRECISIONS), help="Type of the high resolutions.  [default: auto]")
+@_machine("--fp32", **_yes_no, help="Networks without half precision, for good.  [default: no]")
 @_machine("--nhwc", **_yes_no, help="Channels-last memory in half-precision blocks.  [default: no]")
 @_machine("--nobench", **_yes_no, help="No cuDNN benchmarking.  [default: no]")
 @_machine("--allow-tf32", **_yes_no, help="TF32 in matrix products and convolutions.  [default: no]")

@@ -82,7 +82,9 @@ class DGLLoss(StyleGAN2Loss):
         self.dgl_weighting = dgl_weighting
         self.dgl_augment = dgl_augment
         run_D = D.module if isinstance(D, torch.nn.parallel.DistributedDataParallel) else D
-        self.teachers = [_open_for_run(spec, run_D, device, trust_pickle) for spec in teachers]
+        self.teachers = [_open_for_run(spec, device, trust_pickle) for spec in teachers]
+        for teacher in self.teachers:
+            teacher.match_precision(run_D, self.forward_kwargs)
         self._ratio_due = True
         self.begin_iteration(cur_nimg=0, new_tick=True)
 
@@ -138,8 +140,8 @@ class DGLLoss(StyleGAN2Loss):
         return [{"path": teacher.path, "sha256": teacher.sha256} for teacher in self.teachers]
 
 
-def _open_for_run(spec: dict, run_D: torch.nn.Module, device: torch.device, trust: bool) -> Teacher:
-    """The teacher of `spec` on `device`, in the precision of `run_D`, holding no more than its D."""
+def _open_for_run(spec: dict, device: torch.device, trust: bool) -> Teacher:
+    """The teacher of `spec` on `device`, holding no more than its D."""
     teacher = open_teacher(spec["path"], trust=trust, device=device)
     expected = spec.get("sha256")
     if expected is not None and teacher.sha256 != expected:
@@ -148,5 +150,4 @@ def _open_for_run(spec: dict, run_D: torch.nn.Module, device: torch.device, trus
             f"now {teacher.sha256}); put the first file back or start a new run"
         )
     teacher.release_file()
-    teacher.match_precision(run_D)
     return teacher

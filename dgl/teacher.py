@@ -6,11 +6,12 @@ Source: DGL-GAN (arXiv 2112.06502), section 3.
 """
 
 import functools
+import inspect
 
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import misc
+from torch_utils import distributed, misc
 from training.snapshot import Snapshot, load_snapshot
 
 ANOTHER = "name another pickle with --dgl-teacher"
@@ -29,6 +30,7 @@ class Teacher:
         self.path = str(snapshot.path)
         self.sha256 = snapshot.sha256
         self._snapshot: Snapshot | None = snapshot
+        self._forward_kwargs: dict = {}
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
@@ -52,17 +54,33 @@ class Teacher:
         """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
         self._snapshot = None
 
-    def match_precision(self, run_D: torch.nn.Module) -> None:
-        """Rebuilds `D` with as many half-precision resolutions as `run_D`, the student's discriminator, has.
+    def match_precision(self, run_D: torch.nn.Module, forward_kwargs: dict | None = None) -> None:
+        """Makes `D` run as `run_D(img, c, **forward_kwargs)`, the student's discriminator, does.
 
-        A teacher that was trained in full precision takes the activation clamp of `run_D` along with half precision.
+        That is in as many half-precision resolutions, and in the same type there. A teacher that was trained in full
+        precision takes the activation clamp of `run_D` along with half precision.
         """
+        self._match_resolutions(run_D)
+        self._forward_kwargs = self._understood(dict(forward_kwargs or {}))
+
+    def _understood(self, forward_kwargs: dict) -> dict:
+        """What `D` is to be called with for `forward_kwargs`; of a class from a trusted pickle, it may know less."""
+        known = inspect.signature(self.D.forward).parameters
+        if "half_dtype" in known:
+            return forward_kwargs
+        on_cuda = next(iter(misc.params_and_buffers(self.D))).device.type == "cuda"
+        if on_cuda and not forward_kwargs:
+            return {}  # fp16, which is what such classes know
+        if "half_dtype" in forward_kwargs:
+            distributed.print0(f"The teacher {self.path} runs in fp32: its own class knows fp16 only.")
+        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        return {"force_fp32": True} if any_name or "force_fp32" in known else {}
+
+    def _match_resolutions(self, run_D: torch.nn.Module) -> None:
         run, own = run_D.init_kwargs, self.D.init_kwargs
         num_fp16_res = run.get("num_fp16_res", 0)
-        if (
-            own.get("num_fp16_res") == num_fp16_res
-        ):  # Where it is not recorded, the default depends on whose class it is.
-            return
+        if own.get("num_fp16_res") == num_fp16_res:
+            return  # Where it is not recorded, the default depends on whose class it is.
         kwargs = {**own, "num_fp16_res": num_fp16_res}
         if num_fp16_res > 0 and own.get("conv_clamp") is None:
             kwargs["conv_clamp"] = run.get("conv_clamp")
@@ -74,7 +92,7 @@ class Teacher:
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
-        return self.D(img, c)
+        return self.D(img, c, **self._forward_kwargs)
 
 
 def open_teacher(path: str, trust: bool = False, device: torch.device | str | None = None) -> Teacher:

@@ -7,6 +7,7 @@ change with it.
 
 import functools
 import pathlib
+from collections.abc import Iterable
 
 import torch
 
@@ -37,6 +38,16 @@ def forward_kwargs(precision: str, device: torch.device) -> dict:
     if precision == "bf16" or (precision == "auto" and device.type == "cpu" and cpu_has_fast_bf16()):
         return {"half_dtype": torch.bfloat16}
     return {}  # the networks' own choice: fp16 on CUDA, fp32 elsewhere
+
+
+def describe(networks: Iterable[torch.nn.Module], kwargs: dict, device: torch.device) -> str:
+    """In words, the types that `networks` run in when called with `kwargs`, which came from `forward_kwargs`."""
+    half = kwargs.get("half_dtype", torch.float16 if device.type == "cuda" else torch.float32)
+    if kwargs.get("force_fp32") or half == torch.float32:
+        return "fp32"
+    if not any(getattr(module, "use_fp16", False) for net in networks for module in net.modules()):
+        return "fp32 (these networks have no half-precision resolutions)"
+    return f"{'bf16' if half == torch.bfloat16 else 'fp16'} (lower resolutions in fp32)"
 
 
 @functools.cache

@@ -70,6 +70,7 @@ RESUME_ALIASES = {
 # fmt: on
 
 AUGMENTATIONS = ("noaug", "ada", "fixed")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of torch_utils.precision, named here without torch
 DGL_WEIGHTINGS = ("plain", "score")
 DGL_WEIGHT = 0.1
 
@@ -105,6 +106,7 @@ class Flags:
     augpipe: str | None = None
     resume: str | None = None
     freezed: int | None = None
+    precision: str = "auto"
     fp32: bool = False
     nhwc: bool = False
     nobench: bool = False
@@ -369,6 +371,7 @@ def _machine_options(f: Flags) -> dict[str, Any]:
         "cudnn_benchmark": (False, f.nobench),
         "allow_tf32": (True, f.allow_tf32),
         "device": (f.device, f.device != "auto"),
+        "precision": (f.precision, f.precision != "auto"),
         "trust_pickle": (True, f.trust_pickle),
         "snapshots_keep": (f.keep, f.keep is not None),
         "detector": (f.detector, f.detector is not None),

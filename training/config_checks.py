@@ -17,6 +17,7 @@ from dnnlib.util import UserError, construct_class_by_name, is_url
 from metrics import detectors, metric_main
 from torch_utils import misc
 from torch_utils.distributed import resolve_device
+from torch_utils.precision import forward_kwargs
 from training.snapshot import load_snapshot
 
 
@@ -37,6 +38,8 @@ def check_flags(f) -> None:
         raise UserError(f"--target goes with --aug=ada only, not with --aug={f.aug}")
     if f.augpipe is not None and f.aug == "noaug":
         raise UserError("--augpipe has no effect with --aug=noaug: drop one of the two")
+    if f.fp32 and f.precision in ("fp16", "bf16"):
+        raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
     for name in f.metrics:
         if not metric_main.is_valid_metric(name):
             choices = ", ".join(metric_main.list_valid_metrics())
@@ -60,11 +63,12 @@ def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Modul
 
 
 def preflight(options: dict[str, Any], outdir: str) -> None:
-    """Checks device, output folder, every image file, `--resume` file and detectors; writes nothing.
+    """Checks device, precision, output folder, every image file, `--resume` file and detectors; writes nothing.
 
     `options` as `training.config.build` made them. Raises `UserError` naming the flag or the file.
     """
-    resolve_device(options.get("device", "auto"), rank=options["num_gpus"] - 1)
+    device = resolve_device(options.get("device", "auto"), rank=options["num_gpus"] - 1)
+    forward_kwargs(options.get("precision", "auto"), device)
     _check_outdir(outdir)
     shape = _check_dataset(options["training_set_kwargs"])
     if "resume_pkl" in options:

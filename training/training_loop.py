@@ -17,7 +17,7 @@ import dnnlib
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
 from metrics import metric_main, metric_utils
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, precision
 from torch_utils.images import from_uint8
 from training import snapshot
 from training.ada import AdaController
@@ -65,6 +65,7 @@ class TrainingOptions:
     cudnn_benchmark: bool = True
     allow_tf32: bool = False
     device: str = "auto"
+    precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
     detector: str | None = None  # feature network for the metrics; None: the published ones
 
 
@@ -95,6 +96,7 @@ class Trainer:
         self.opt = options
         self.rank = rank
         self.device = distributed.resolve_device(options.device, rank=rank)
+        self.forward_kwargs = precision.forward_kwargs(options.precision, self.device)
         self.cur_nimg = self.cur_tick = self.iteration = 0
         self.metric_values: dict[str, float] = {}
         self._configure_torch()
@@ -183,6 +185,8 @@ class Trainer:
             G_synthesis=self.G.synthesis,
             D=self.D,
             augment_pipe=self.augment_pipe,
+            # Only where there is something to say: a loss from elsewhere may not know the argument.
+            **({"forward_kwargs": self.forward_kwargs} if self.forward_kwargs else {}),
             **opt.loss_kwargs,
         )
         self.phases = build_phases("G", self.G, opt.G_opt_kwargs, opt.G_reg_interval)
@@ -195,7 +199,8 @@ class Trainer:
         if self.rank == 0:
             self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
-        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device}...")
+        types = precision.describe([self.G, self.D], self.forward_kwargs, self.device)
+        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} in {types}...")
         progress = self._progress(total_nimg)
         self.log.tick_start = time.time()
         tick_start_nimg, new_tick = self.cur_nimg, True

@@ -12,6 +12,7 @@ from dnnlib.util import UserError
 from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
 from torch_utils import persistence
+from training.networks import Discriminator
 from training.snapshot import save_snapshot
 
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
@@ -226,3 +227,56 @@ def test_the_teacher_runs_in_the_precision_of_the_run(tmp_path, teacher_precisio
 
 def test_a_loss_keeps_only_the_discriminator(tmp_path):
     assert Student([save_teacher(tmp_path)]).loss.teachers[0].G is None
+
+
+BF16 = {"half_dtype": torch.bfloat16}
+
+
+def dtypes_seen(D, call) -> set:
+    """Types that the first block of `D` gives out during `call`."""
+    seen = set()
+    hook = D.b16.conv1.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
+    call()
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("forward_kwargs, dtype", [(BF16, torch.bfloat16), ({}, torch.float32)])
+def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, forward_kwargs, dtype):
+    run_precision = {"num_fp16_res": 1, "conv_clamp": 256}
+    student = Student([save_teacher(tmp_path)], D_overrides=run_precision, forward_kwargs=forward_kwargs)
+    (teacher,) = student.loss.teachers
+    for D in (teacher.D, student.D):
+        assert dtypes_seen(D, lambda: student.gradients("Gmain")) == {dtype}
+    assert all(p.grad is None and p.dtype == torch.float32 for p in teacher.D.parameters())
+
+
+class KnowsForce(Discriminator):
+    """As in other repositories: options of the blocks are passed on by name, and there is no `half_dtype`."""
+
+    calls: list = []
+
+    def forward(self, img, c, **block_kwargs):
+        self.calls.append(block_kwargs)
+        return super().forward(img, c, **block_kwargs)
+
+
+class KnowsNothing(Discriminator):
+    def forward(self, img, c):
+        return super().forward(img, c)
+
+
+@pytest.mark.parametrize("forward_kwargs, said", [(BF16, True), ({}, False), ({"force_fp32": True}, False)])
+def test_a_class_of_its_own_is_asked_for_what_it_knows(tmp_path, capsys, forward_kwargs, said):
+    path = save_teacher(tmp_path)
+    img, c = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
+    expected = open_teacher(path).scores(img, c)
+    for known in (KnowsForce, KnowsNothing):
+        teacher = open_teacher(path)
+        teacher.D.__class__ = known
+        teacher.match_precision(make_D(2), forward_kwargs)
+        KnowsForce.calls.clear()
+        assert torch.equal(teacher.scores(img, c), expected)
+        if known is KnowsForce:
+            assert KnowsForce.calls == [{"force_fp32": True}]
+        assert (f"{path} runs in fp32" in capsys.readouterr().out) == said

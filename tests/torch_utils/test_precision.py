@@ -6,6 +6,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import precision
+from training import config
 from training.networks import Discriminator, Generator
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -43,6 +44,31 @@ def test_what_a_device_cannot_do_is_refused_in_one_sentence(name, device):
     with pytest.raises(UserError, match="--precision") as err:
         precision.forward_kwargs(name, device)
     assert "\n" not in str(err.value)
+
+
+def test_the_flag_offers_what_there_is():
+    assert config.PRECISIONS == precision.PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "words"),
+    [
+        ("fp32", CUDA, "fp32"),
+        ("auto", MPS, "fp32"),
+        ("bf16", CPU, "bf16 (lower resolutions in fp32)"),
+        ("fp16", CUDA, "fp16 (lower resolutions in fp32)"),
+    ],
+)
+def test_description(name, device, words):
+    G, D = networks()
+    kwargs = precision.forward_kwargs(name, device)
+    assert precision.describe([G, D], kwargs, device) == words
+
+
+def test_description_of_networks_without_half_precision():
+    D = Discriminator(0, 16, 3, channel_base=64, channel_max=8)
+    kwargs = {"half_dtype": torch.bfloat16}
+    assert precision.describe([D], kwargs, CPU).startswith("fp32 (these networks")
 
 
 def networks() -> tuple[Generator, Discriminator]:

@@ -144,6 +144,8 @@ def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
         ({"dgl_augment": False}, "--dgl-augment needs a teacher"),
         ({"aug": "fixed", "p": 0.2, "target": 0.5}, "--target goes with --aug=ada"),
         ({"seed": 2**31, "gpus": 4}, "--seed"),
+        ({"fp32": True, "precision": "bf16"}, "--precision=bf16 .*--fp32=1"),
+        ({"fp32": True, "precision": "fp16"}, "--precision=fp16 .*--fp32=1"),
     ],
 )
 def test_contradictions_name_the_flag(flags, sentence, datasets):
@@ -160,10 +162,20 @@ def test_run_description_names_each_given_choice(datasets):
 
 def test_flags_of_ours_appear_only_where_they_are_given(datasets):
     _, options = config.build(
-        data=datasets["toy64"], device="cpu", detector="mnist", keep=2, trust_pickle=True, metrics=[]
+        data=datasets["toy64"], device="cpu", precision="bf16", detector="mnist", keep=2, trust_pickle=True, metrics=[]
     )
-    added = {key: options[key] for key in ("device", "detector", "snapshots_keep", "trust_pickle")}
-    assert added == {"device": "cpu", "detector": "mnist", "snapshots_keep": 2, "trust_pickle": True}
+    added = {"device": "cpu", "precision": "bf16", "detector": "mnist", "snapshots_keep": 2, "trust_pickle": True}
+    assert {key: options.get(key) for key in added} == added
+    _, plain = config.build(data=datasets["toy64"], device="auto", precision="auto", metrics=[])
+    assert not set(added) & set(plain)
+
+
+def test_precision_changes_no_network(datasets):
+    plain = config.build(data=datasets["toy64"])
+    for precision in config.PRECISIONS:
+        desc, options = config.build(data=datasets["toy64"], precision=precision)
+        options.pop("precision", None)
+        assert (desc, options) == plain
 
 
 @pytest.mark.parametrize("cond, noticed", [(False, True), (True, False)])

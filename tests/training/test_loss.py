@@ -138,6 +138,21 @@ def test_state_round_trip():
     assert other.pl_mean == loss.pl_mean != 0
 
 
+def test_the_precision_of_the_run_reaches_both_networks():
+    called = []
+
+    def note(_module, _args, kwargs, _out):
+        called.append(kwargs.get("half_dtype"))
+
+    G, D, loss = make(forward_kwargs={"half_dtype": torch.bfloat16})
+    for module in (G.synthesis, D):
+        module.register_forward_hook(note, with_kwargs=True)
+    for phase, calls in (("Gmain", 2), ("Greg", 1), ("Dmain", 3), ("Dreg", 1)):
+        called.clear()
+        run(loss, G if phase.startswith("G") else D, phase)
+        assert called == [torch.bfloat16] * calls
+
+
 def test_unknown_phase():
     G, _, loss = make()
     with pytest.raises(ValueError, match="phase"):

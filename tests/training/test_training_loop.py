@@ -14,6 +14,7 @@ from PIL import Image
 from dnnlib.util import UserError
 from tests.support import make_image_zip
 from torch_utils import distributed
+from training.loss import StyleGAN2Loss
 from training.snapshot import load_snapshot
 from training.training_loop import TrainingOptions, training_loop
 
@@ -232,3 +233,37 @@ def test_reals_grid_rows_share_a_class(data):
     rows = grid.labels.reshape(grid.grid_size[1], grid.grid_size[0], 3).numpy()
     assert all(len(np.unique(row, axis=0)) == 1 for row in rows)
     assert len(np.unique(rows[:3, 0], axis=0)) == 3
+
+
+HALF = {"num_fp16_res": 2, "conv_clamp": 256}
+
+
+def test_snapshots_do_not_depend_on_the_precision(data, tmp_path, capsys):
+    snaps = {}
+    for precision in ("fp32", "bf16"):
+        changed = options(tmp_path / precision, data, total_kimg=0.016, precision=precision)
+        changed["G_kwargs"]["synthesis_kwargs"].update(HALF)
+        changed["D_kwargs"].update(HALF)
+        training_loop(**changed)
+        assert f"kimg on cpu in {precision}" in capsys.readouterr().out
+        snaps[precision] = load_snapshot(tmp_path / precision / "network-snapshot-000000.pkl")
+    for key in ("G", "D", "G_ema"):
+        ours, theirs = snaps["fp32"][key], snaps["bf16"][key]
+        assert ours.init_kwargs == theirs.init_kwargs and ours.init_args == theirs.init_args
+        tensors = theirs.state_dict()
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert not same(ours.state_dict(), tensors)  # the two runs did differ
+
+
+def test_loss_of_another_project_needs_no_knowledge_of_precision(data, tmp_path):
+    changed = options(tmp_path / "run", data, total_kimg=0.008, precision="auto")
+    changed["loss_kwargs"]["class_name"] = f"{__name__}.OlderLoss"
+    training_loop(**changed)
+    assert (tmp_path / "run" / "network-snapshot-000000.pkl").exists()
+
+
+class OlderLoss(StyleGAN2Loss):
+    """Takes what losses took before precision could be chosen."""
+
+    def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None, r1_gamma=10):
+        super().__init__(device, G_mapping, G_synthesis, D, augment_pipe, r1_gamma=r1_gamma)
