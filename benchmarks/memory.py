@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of a case, measured in a process of its own, where nothing that ran before has left its traces."""
+
+import dataclasses
+import gc
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+
+import psutil
+import torch
+
+from benchmarks.cases import Case, Setting, build_all
+from benchmarks.variants import Variant
+from dnnlib.util import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SAMPLING_INTERVAL = 0.002  # seconds
+
+
+def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:
+    """Bytes that running every part of `case` once adds to what building it took."""
+    order = {
+        "case": case.name,
+        "variant": dataclasses.asdict(variant),
+        "setting": {**dataclasses.asdict(setting), "device": str(setting.device), "folder": str(setting.folder)},
+        "threads": torch.get_num_threads(),
+    }
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(order)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"measuring the memory of {case.name} ({variant.name}) failed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak(case: Case, setting: Setting, variant: Variant) -> int:
+    """As `peak_in_subprocess`, in this process."""
+    parts = [works[variant.name].run for works in build_all(case, setting, [variant]).values()]
+    gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for run in parts:
+            run()
+        return torch.cuda.max_memory_allocated() - before
+    with _ResidentPeak() as watch:
+        for run in parts:
+            run()
+    return watch.growth
+
+
+class _ResidentPeak:
+    """Watches the resident memory of this process from a thread; `growth` is its peak over the start."""
+
+    def __enter__(self) -> "_ResidentPeak":
+        self._process = psutil.Process()
+        self._start = self._peak = self._process.memory_info().rss
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLING_INTERVAL):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def __exit__(self, *exc_info) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._peak = max(self._peak, self._process.memory_info().rss)
+
+    @property
+    def growth(self) -> int:
+        return self._peak - self._start
+
+
+def main() -> None:
+    """Carry out the order in the first argument and print the bytes."""
+    from benchmarks.measure import find_case
+
+    order = json.loads(sys.argv[1])
+    torch.set_num_threads(order["threads"])
+    setting = dict(order["setting"])
+    setting = Setting(
+        **{**setting, "device": torch.device(setting["device"]), "folder": pathlib.Path(setting["folder"])}
+    )
+    print(peak(find_case(order["case"]), setting, Variant(**order["variant"])))
+
+
+if __name__ == "__main__":
+    main()

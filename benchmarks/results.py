@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a benchmark found, in JSON and back, and the comparison with an earlier one."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from benchmarks.timing import Spread, paired_ratio, spread
+from benchmarks.variants import REFERENCE
+from dnnlib.util import UserError, open_atomic
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Samples of one part of a case, for each variant: seconds, or bytes at the peak. `moved`: bytes of one run."""
+
+    case: str
+    part: str
+    resolution: int
+    batch: int
+    unit: str  # 's' or 'bytes'
+    samples: dict[str, list[float]]
+    moved: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What the same measurement is called in every run."""
+        return f"{self.case} {self.part}, {self.resolution}x{self.resolution}, batch {self.batch}"
+
+    def of(self, variant: str) -> Spread:
+        """Spread of the samples."""
+        return spread(self.samples[variant])
+
+    def ratio(self, variant: str) -> Spread:
+        """The reference's time, or memory, over the variant's: above 1 is better."""
+        return paired_ratio(self.samples[REFERENCE], self.samples[variant])
+
+    @property
+    def fast_variants(self) -> list[str]:
+        """Variants beside the reference, in the order of measurement."""
+        return [name for name in self.samples if name != REFERENCE]
+
+
+@dataclasses.dataclass
+class Run:
+    """A whole benchmark. `auto`: the precision that users get; `copy_bytes_per_s`: bandwidth of a copy, if measured."""
+
+    command: str
+    date: str
+    machine: dict[str, Any]
+    auto: str
+    results: list[Result] = dataclasses.field(default_factory=list)
+    copy_bytes_per_s: float | None = None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write as JSON, atomically."""
+        with open_atomic(path, "w") as file:
+            json.dump({"schema": SCHEMA, **dataclasses.asdict(self)}, file, indent=1)
+
+
+def load(path: str | os.PathLike) -> Run:
+    """Read what `Run.save` wrote. Raises UserError for a file that is not there or is not one."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--compare={path}: cannot be read ({error})") from error
+    try:
+        content = json.loads(text)
+        if content.pop("schema") != SCHEMA:
+            raise UserError(f"--compare={path} was written by another version of the benchmark: make it anew")
+        results = [Result(**result) for result in content.pop("results")]
+        return Run(**content, results=results)
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"--compare={path} is not a benchmark's JSON file ({type(error).__name__}: {error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A ratio to the reference, then and now."""
+
+    key: str
+    variant: str
+    old: float
+    new: float
+    regressed: bool
+
+    @property
+    def percent(self) -> float:
+        """By how much it changed."""
+        return (self.new / self.old - 1) * 100
+
+
+def compare(old: Run, new: Run, tolerance: float) -> list[Change]:
+    """Every ratio that both have; one that fell by more than `tolerance` percent counts as a regression."""
+    before = {result.key: result for result in old.results}
+    changes = []
+    for result in new.results:
+        earlier = before.get(result.key)
+        for variant in result.fast_variants:
+            if earlier is not None and variant in earlier.fast_variants:
+                then, now = earlier.ratio(variant).median, result.ratio(variant).median
+                changes.append(Change(result.key, variant, then, now, now < then * (1 - tolerance / 100)))
+    return changes

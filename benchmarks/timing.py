@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved timing: the versions of a piece of work take turns in one process, so that noise hits all alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 15
+MIN_SAMPLE = 0.01  # seconds; shorter work is repeated within a sample until the clock's own noise is small beside it
+MAX_REPEATS = 1000
+
+Work = Callable[[], Any]
+Clock = Callable[[Work, int], float]  # (work, repeats) -> seconds for one
+
+
+class Spread(NamedTuple):
+    """Median, quartiles and median absolute deviation of some samples."""
+
+    median: float
+    low: float
+    high: float
+    mad: float
+
+
+def spread(samples: list[float]) -> Spread:
+    """Robust statistics of at least one sample."""
+    median = statistics.median(samples)
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [median] * 3
+    return Spread(median, low, high, statistics.median(abs(sample - median) for sample in samples))
+
+
+def paired_ratio(slow: list[float], fast: list[float]) -> Spread:
+    """How many times faster: slow/fast round by round, so that drift between rounds cancels."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def clock_for(device: torch.device) -> Clock:
+    """Wall time on a CPU; on CUDA the time between two events on the stream."""
+    return _cuda_clock if device.type == "cuda" else _wall_clock
+
+
+def _wall_clock(work: Work, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats
+
+
+def _cuda_clock(work: Work, repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()  # or the first event would wait behind work of others
+    start.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / repeats
+
+
+def interleave(
+    parts: dict[str, dict[str, Work]],
+    clock: Clock,
+    budget: float,
+    on_round: Callable[[float], None] = lambda done: None,
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each part for each of its versions, one sample a round.
+
+    `parts[part][version]` is the work. After a warm-up the versions of a part take turns, part by part and round by
+    round; who begins rotates. As many rounds are made as fit into `budget` seconds, from 3 to 15. `on_round` is called
+    after the warm-up and each round with the share that is done.
+    """
+    warm = {part: {name: _warm_up(work, clock) for name, work in works.items()} for part, works in parts.items()}
+    repeats = {part: _repeats(min(seconds.values())) for part, seconds in warm.items()}
+    round_seconds = sum(sum(seconds.values()) * repeats[part] for part, seconds in warm.items())
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / max(round_seconds, 1e-9))))
+    on_round(1 / (rounds + 1))
+    samples = {part: {name: [] for name in works} for part, works in parts.items()}
+    for index in range(rounds):
+        for part, works in parts.items():
+            for name in rotated(list(works), index):
+                samples[part][name].append(clock(works[name], repeats[part]))
+        on_round((index + 2) / (rounds + 1))
+    return samples
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """`names`, beginning `by` places later, the first ones last."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def _warm_up(work: Work, clock: Clock) -> float:
+    """Seconds of one call; where the first is short, of a second, without what is done only once."""
+    seconds = clock(work, 1)
+    return clock(work, 1) if seconds < 1 else seconds
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, min(MAX_REPEATS, round(MIN_SAMPLE / max(seconds, 1e-9))))
