@@ -50,6 +50,19 @@ def describe(networks: Iterable[torch.nn.Module], kwargs: dict, device: torch.de
     return f"{'bf16' if half == torch.bfloat16 else 'fp16'} (lower resolutions in fp32)"
 
 
+def allow_tf32(on: bool) -> None:
+    """Whether float32 matrix products and convolutions on CUDA may round their inputs to TF32 (10 bits).
+
+    PyTorch 2.9 gave this new names, and warns or fails where old and new ones meet; so one or the other is used.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        for part in (matmul, cudnn.conv, cudnn.rnn):
+            part.fp32_precision = "tf32" if on else "ieee"
+    else:
+        matmul.allow_tf32 = cudnn.allow_tf32 = on
+
+
 @functools.cache
 def cpu_has_fast_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Whether the processor multiplies bf16 faster than fp32. False where the system does not say (not Linux)."""

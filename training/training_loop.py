@@ -112,8 +112,7 @@ class Trainer:
         torch.manual_seed(seed)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = self.opt.cudnn_benchmark
-            torch.backends.cuda.matmul.allow_tf32 = self.opt.allow_tf32
-            torch.backends.cudnn.allow_tf32 = self.opt.allow_tf32
+            precision.allow_tf32(self.opt.allow_tf32)
 
     def _open_data(self) -> None:
         opt = self.opt
@@ -195,7 +194,7 @@ class Trainer:
     def run(self, abort_fn=None, progress_fn=None) -> None:
         """Train until the images are spent or `abort_fn` says so."""
         opt = self.opt
-        total_nimg = opt.total_kimg * 1000
+        total_nimg = round(opt.total_kimg * 1000)
         if self.rank == 0:
             self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")

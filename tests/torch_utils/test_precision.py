@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which precision a run gets, by flag and device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from dnnlib.util import UserError
+from tests.support import ROOT
 from torch_utils import precision
 from training import config
 from training.networks import Discriminator, Generator
@@ -107,3 +111,37 @@ def test_force_fp32_overrules_a_half_type():
     assert torch.equal(plain, G(z, None, noise_mode="const", half_dtype=torch.bfloat16, force_fp32=True))
     assert not torch.equal(plain, G(z, None, noise_mode="const", half_dtype=torch.bfloat16))
     assert torch.equal(D(plain, None), D(plain, None, half_dtype=torch.bfloat16, force_fp32=True))
+
+
+TF32 = """
+import sys, torch
+from torch_utils.precision import allow_tf32
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+for on in (True, False, True):
+    allow_tf32(on)
+    if hasattr(matmul, "fp32_precision"):
+        states = {part.fp32_precision == "tf32" for part in (matmul, cudnn.conv, cudnn.rnn)}
+    else:
+        states = {matmul.allow_tf32, cudnn.allow_tf32}
+    assert states == {on}, states
+"""
+
+
+def test_tf32_follows_the_switch_without_warnings():
+    """In a process of its own, for the settings are global, and warnings there come once."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", TF32], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class Names:
+    """Stands for torch.backends of a version that has only these names."""
+
+    def __init__(self, **names):
+        self.__dict__.update(names)
+
+
+def test_tf32_by_the_names_of_older_versions(monkeypatch):
+    backends = Names(cuda=Names(matmul=Names(allow_tf32=None)), cudnn=Names(allow_tf32=None))
+    monkeypatch.setattr(precision.torch, "backends", backends)
+    precision.allow_tf32(True)
+    assert backends.cuda.matmul.allow_tf32 is backends.cudnn.allow_tf32 is True
