@@ -100,7 +100,7 @@ def _measure(rank, options):
 
 
 def _run_dir(network):
-    """The run directory that holds the network pickle; None if it lies elsewhere, or there is none."""
+    """The run directory that holds the network pickle; None if it lies elsewhere, there is none, or it is read-only."""
     import os
 
     from dnnlib.util import is_url
@@ -108,7 +108,8 @@ def _run_dir(network):
     if network is None or is_url(network):
         return None
     folder = os.path.dirname(os.path.abspath(network))
-    return folder if os.path.isfile(os.path.join(folder, "training_options.json")) else None
+    is_run_dir = os.path.isfile(os.path.join(folder, "training_options.json"))
+    return folder if is_run_dir and os.access(folder, os.W_OK) else None
 
 
 if __name__ == "__main__":

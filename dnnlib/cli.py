@@ -8,15 +8,18 @@ from typing import NoReturn
 import click
 
 from dnnlib.errors import UserError
+from dnnlib.files import full_disk_is_a_user_error
 
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag or a UserError, its sentence on stderr; 130 after Ctrl-C, quietly.
+    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, a sentence on stderr; 130 after Ctrl-C,
+    quietly.
     """
     try:
-        result = command.main(standalone_mode=False)
+        with full_disk_is_a_user_error():
+            result = command.main(standalone_mode=False)
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -2,12 +2,17 @@
 """Files and folders: atomic writing, listing, copying."""
 
 import contextlib
+import errno
 import fnmatch
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import IO
+
+from dnnlib.errors import UserError
+
+_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
 
 
 @contextlib.contextmanager
@@ -30,6 +35,34 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def full_disk_is_a_user_error() -> Iterator[None]:
+    """Inside it, a write that finds no room, wherever it is, raises UserError instead of OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Add `line`, and a newline, to the end of a text file: all of it or nothing. The file is made if need be.
+
+    Raises OSError where that fails.
+    """
+    data = f"{line}\n".encode()
+    with open(path, "ab", buffering=0) as file:  # a buffer would try once more to write what is taken back
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def list_dir_recursively_with_ignore(

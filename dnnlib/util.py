@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small helpers without torch: EasyDict, objects by name, the log tee, time; files and URLs are re-exported."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from dnnlib.errors import UserError
-from dnnlib.files import copy_files_and_create_dirs, list_dir_recursively_with_ignore, open_atomic
+from dnnlib.files import append_line, copy_files_and_create_dirs, list_dir_recursively_with_ignore, open_atomic
 from dnnlib.urls import DownloadError, is_url, make_cache_dir_path, open_url
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EasyDict",
     "Logger",
     "UserError",
+    "append_line",
     "call_func_by_name",
     "construct_class_by_name",
     "copy_files_and_create_dirs",
@@ -99,9 +101,20 @@ class Logger:
         # A progress line that will be overwritten in place has no business in a file; its final state has.
         if self._file is None or (text.startswith("\r") and not text.endswith("\n")):
             return
-        self._file.write(text.lstrip("\r"))
-        if self._should_flush:
-            self._file.flush()
+        try:
+            self._file.write(text.lstrip("\r"))
+            if self._should_flush:
+                self._file.flush()
+        except OSError:
+            # What is printed from now on, about this failure too, must reach the terminal.
+            with contextlib.suppress(OSError):
+                self._close_file()
+            raise
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def write(self, text: str | bytes) -> None:
         """Print `text` as it is to stdout and to the file."""
@@ -115,14 +128,12 @@ class Logger:
 
     def close(self) -> None:
         """Restore sys.stdout and sys.stderr where they are still ours and close the file. Harmless when repeated."""
-        self.flush()
         if sys.stdout is self._tees[0]:
             sys.stdout = self._streams[0]
         if sys.stderr is self._tees[1]:
             sys.stderr = self._streams[1]
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._streams[0].flush()
+        self._close_file()
 
     def __enter__(self) -> "Logger":
         return self

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 
-from dnnlib.util import EasyDict, UserError, call_func_by_name, format_time
+from dnnlib.util import EasyDict, UserError, append_line, call_func_by_name, format_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,15 +158,19 @@ def calc_metric(metric: str, **kwargs) -> EasyDict:
 def report_metric(result_dict: dict, run_dir: str | None = None, snapshot_pkl: str | None = None) -> None:
     """Print a result of `calc_metric` as one line of JSON, and append it to `<run_dir>/metric-<name>.jsonl`.
 
-    The line also gets a `timestamp`, and the snapshot's path relative to `run_dir`.
+    The line also gets a `timestamp`, and the snapshot's path relative to `run_dir`. Raises UserError where the file
+    cannot be written; the line has been printed then.
     """
     if run_dir is not None and snapshot_pkl is not None:
         snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
     line = json.dumps({**result_dict, "snapshot_pkl": snapshot_pkl, "timestamp": time.time()})
     print(line, flush=True)
     if run_dir is not None and os.path.isdir(run_dir):
-        with open(os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl"), "a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        path = os.path.join(run_dir, f"metric-{result_dict['metric']}.jsonl")
+        try:
+            append_line(path, line)
+        except OSError as error:
+            raise UserError(f"The result above could not be kept in {path}: {error.strerror or error}.") from error
 
 
 @functools.lru_cache(maxsize=64)

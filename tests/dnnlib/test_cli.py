@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import os
+
 import click
 import pytest
 
@@ -34,6 +37,16 @@ def test_user_error_is_one_sentence_and_status_2(monkeypatch, capsys):
     assert captured.err == "Error: --data=x: no such file\n" and captured.out == ""
 
 
+@pytest.mark.parametrize(("filename", "where"), [(None, ""), ("/out/x.png", " (/out/x.png)")])
+def test_a_full_disk_is_one_sentence_and_status_2(monkeypatch, capsys, filename, where):
+    def body():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
+
+    assert _exit_status(body, monkeypatch=monkeypatch) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"Error: No space left on device{where}: make room") and captured.out == ""
+
+
 def test_wrong_flag_is_status_2(monkeypatch, capsys):
     assert _exit_status(lambda: None, "--nonsense", monkeypatch=monkeypatch) == 2
     assert "--nonsense" in capsys.readouterr().err
@@ -47,12 +60,13 @@ def test_ctrl_c_is_status_130_and_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err.strip() == ""
 
 
-def test_other_exceptions_keep_their_traceback(monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EBADF, "a file descriptor of ours")])
+def test_other_exceptions_keep_their_traceback(monkeypatch, error):
     def body():
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr("sys.argv", ["script.py"])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         cli.run(click.command()(body))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import dnnlib
 from dnnlib import util
+from tests.dnnlib.disk import no_file_above
 from tests.support import ROOT
 
 
@@ -129,6 +130,30 @@ def test_open_atomic_gives_the_usual_permissions(tmp_path):
     with util.open_atomic(tmp_path / "atomic"):
         pass
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.jsonl"
+    util.append_line(path, '{"name": "é"}')
+    util.append_line(path, "x" * 50)
+    before = path.read_text(encoding="utf-8")
+    assert before == '{"name": "é"}\n' + "x" * 50 + "\n"
+    with no_file_above(100), pytest.raises(OSError, match="File too large"):
+        util.append_line(path, "y" * 60)
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_logger_lets_others_speak_of_a_full_disk(tmp_path, capsys):
+    streams = (sys.stdout, sys.stderr)
+    path = str(tmp_path / "log.txt")
+    with no_file_above(100), pytest.raises(OSError, match="File too large"), util.Logger(path):
+        try:
+            print("x" * 200)
+        finally:
+            print("y" * 200, file=sys.stderr)
+    assert (sys.stdout, sys.stderr) == streams
+    captured = capsys.readouterr()
+    assert "x" * 200 in captured.out and captured.err == "y" * 200 + "\n"
 
 
 def test_listing_and_copying_files(tmp_path):

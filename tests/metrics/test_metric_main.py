@@ -8,6 +8,7 @@ import pytest
 
 from dnnlib.util import UserError
 from metrics import detectors, metric_main
+from tests.dnnlib.disk import no_file_above
 from tests.metrics import stand_ins
 from tests.support import ROOT, golden_json
 
@@ -152,6 +153,16 @@ def test_a_report_without_a_run_directory_is_only_printed(tmp_path, capsys, opti
     metric_main.report_metric(metric_main.calc_metric("fid1k_full", **options), snapshot_pkl="net.pkl")
     assert json.loads(capsys.readouterr().out)["snapshot_pkl"] == "net.pkl"
     assert {path.name for path in set(tmp_path.iterdir()) - set(before)} <= {"cache"}
+
+
+def test_a_report_that_finds_no_room_is_printed_and_leaves_no_half_line(tmp_path, capsys):
+    path = tmp_path / "metric-fid1k_full.jsonl"
+    path.write_text("{}\n")
+    result = {"metric": "fid1k_full", "results": {"fid1k_full": 1.5}, "note": "x" * 100}
+    with no_file_above(50), pytest.raises(UserError, match=r"result above .*metric-fid1k_full\.jsonl: File too large"):
+        metric_main.report_metric(result, run_dir=str(tmp_path))
+    assert json.loads(capsys.readouterr().out)["results"] == {"fid1k_full": 1.5}
+    assert path.read_text() == "{}\n"
 
 
 def test_what_metrics_take_of_reals_and_fakes():

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 
@@ -77,6 +78,13 @@ def test_results_are_appended_in_a_run_directory(run_cli, work):
     _, out, err = run_cli(verbose="no")
     assert (work / "metric-fid1k_full-digits.jsonl").read_text() == out
     assert json.loads(out)["snapshot_pkl"] == "net.pkl" and not err
+
+
+def test_a_run_directory_of_someone_else_is_only_read(run_cli, work, monkeypatch):
+    (work / "training_options.json").write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: (str(path), mode) != (str(work), os.W_OK))
+    status, out, _ = run_cli()
+    assert status == 0 and json.loads(out)["snapshot_pkl"].endswith("net.pkl") and not list(work.glob("metric-*"))
 
 
 def test_other_data(run_cli, work):
