@@ -9,10 +9,11 @@ READY := $(VENV)/.ready
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu fuzz lint format clean
+.PHONY: help setup demo bench test test-slow test-gpu fuzz lint format clean
 
 help:
 	@echo "make demo       train a teacher and two students on 5,000 digits, compare them in runs/demo/report.html"
+	@echo "make bench      fast path against reference path, in runs/bench/; BENCH_ARGS=--quick: docs/benchmarks/README.md"
 	@echo "make test       the test suite        make test-slow, make test-gpu: the tests left out of it"
 	@echo "make fuzz       2,000 damaged network files, each opened or refused (a part of test-slow)"
 	@echo "make lint       style checks          make format: mend what can be mended"
@@ -31,6 +32,9 @@ $(READY): requirements.lock
 
 demo: $(READY)
 	$(PY) -m scripts.demo
+
+bench: $(READY)
+	$(PY) -m benchmarks $(BENCH_ARGS)
 
 test: $(READY)
 	$(PYTEST) -n $(WORKERS)

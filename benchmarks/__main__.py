@@ -23,7 +23,7 @@ UNNAMED = ("--out", "--compare")  # of the command line, what is not recorded
 @click.option("--out", default="runs/bench", show_default=True, metavar="DIR", help="Where JSON and plot go.")
 @click.option("--quick", is_flag=True, help="Training and inference at one resolution, few rounds.")
 @click.option("--full", is_flag=True, help="Everything at every resolution, whatever the time.")
-@click.option("--only", type=CommaList(), metavar="LIST", help="Cases whose names contain one of these words.")
+@click.option("--only", type=CommaList(), metavar="LIST", help="Cases: op, op/bias_act, *conv*, loop ...")
 @click.option("--res", type=INT_LIST, help="Resolutions.  [default: 64,128,256; on CUDA 256,512,1024]")
 @click.option("--precisions", type=CommaList(), help="Of fp32, fp16, bf16.  [default: all the device has]")
 @click.option("--batch", type=click.IntRange(min=1), help="Images an iteration.  [default: 4; on CUDA --cfg=auto's]")
@@ -56,17 +56,20 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
     folder = _make_folder(out)
     command = _command(sys.argv[1:])
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    found = results.Run(command, date, machine.describe(device), auto)
-    batch = batch or (CPU_BATCH if device.type == "cpu" else None)
+    found = results.Run(command, date, machine.describe(device), auto, cbase)
+    if batch is None and device.type == "cpu":
+        batch = CPU_BATCH
+    if budget is None:
+        budget = QUICK_BUDGET if quick else BUDGET
     with tempfile.TemporaryDirectory() as temporary:
 
         def make_setting(resolution):
             return Setting(device, resolution, batch, cbase, pathlib.Path(temporary))
 
         jobs = measure.select(scope, make_setting, chosen, auto)
-        budget = budget if budget is not None else QUICK_BUDGET if quick else BUDGET
         measure.measure(jobs, found, budget, lambda done: done.save(folder / JSON_NAME))
-    return _report(found, folder, earlier, tolerance)
+    _report(found, folder)
+    return 0 if compare is None else _compare(earlier, found, tolerance, compare)
 
 
 def _scope(measure, device: str, quick: bool, full: bool, only: list[str] | None, res: list[int] | None):
@@ -80,7 +83,7 @@ def _scope(measure, device: str, quick: bool, full: bool, only: list[str] | None
             raise UserError(f"--res: networks exist for powers of two from 8 up, not for {resolution}")
     headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
     return measure.Scope(
-        names=only or (measure.HEADLINE_CASES if quick else [""]),
+        patterns=only or (measure.HEADLINE_CASES if quick else ["*"]),
         resolutions=res or ([headline] if quick else DEFAULT_RESOLUTIONS[device]),
         headline=headline,
         thorough=full or bool(only) or device == "cuda",
@@ -109,9 +112,9 @@ def _command(arguments: list[str]) -> str:
     return " ".join(["python -m benchmarks", *kept])
 
 
-def _report(found, folder: pathlib.Path, earlier, tolerance: float) -> int:
-    """Print everything and draw the plot; 1 if something has become slower than it was `earlier`, else 0."""
-    from benchmarks import report, results
+def _report(found, folder: pathlib.Path) -> None:
+    """Print everything and draw the plot."""
+    from benchmarks import report
 
     sections = [report.machine_line(found), found.command, report.table(found), report.sec_per_kimg(found)]
     sections += [report.bandwidth(found), report.targets(found)]
@@ -125,10 +128,17 @@ def _report(found, folder: pathlib.Path, earlier, tolerance: float) -> int:
         save_plot(found, folder / PLOT_NAME)
         names = f"{JSON_NAME} and {PLOT_NAME}"
     click.echo(f"\n{names} are in {folder}.")
-    if earlier is None:
-        return 0
+
+
+def _compare(earlier, found, tolerance: float, path: str) -> int:
+    """Print how the ratios have changed; 1 if one has fallen, else 0. UserError where there is nothing to compare."""
+    from benchmarks import report, results
+    from dnnlib.util import UserError
+
     changes = results.compare(earlier, found, tolerance)
-    click.echo("\n" + report.comparison(changes, tolerance))
+    if not changes:
+        raise UserError(f"--compare={path} has no measurement in common with this run")
+    click.echo("\n" + report.comparison(changes, tolerance, results.differences(earlier, found)))
     return int(any(change.regressed for change in changes))
 
 

@@ -107,19 +107,10 @@ class Setting:
 
 
 def build_all(case: Case, setting: Setting, variants: list[Variant]) -> dict[str, dict[str, Part]]:
-    """`parts[part][variant]`, to be run as they are: each takes its variant's path by itself."""
+    """`parts[part][variant]`; each is to be run while the path of its variant is held."""
     parts: dict[str, dict[str, Part]] = {}
     for variant in variants:
         with variant.path():
-            built = case.build(setting, variant)
-        for name, part in built.items():
-            parts.setdefault(name, {})[variant.name] = dataclasses.replace(part, run=_on_path(part.run, variant))
+            for name, part in case.build(setting, variant).items():
+                parts.setdefault(name, {})[variant.name] = part
     return parts
-
-
-def _on_path(run: Callable[[], Any], variant: Variant) -> Callable[[], Any]:
-    def on_path():
-        with variant.path():
-            run()
-
-    return on_path

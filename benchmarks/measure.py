@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which cases are measured where, and the measuring."""
 
+import contextlib
 import dataclasses
+import fnmatch
 import gc
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
 
 from benchmarks.cases import Case, Part, Setting, build_all
 from benchmarks.cases_networks import NETWORK_CASES
@@ -17,6 +23,7 @@ from dnnlib.util import UserError
 
 CASES = [*NETWORK_CASES, *OP_CASES]
 HEADLINE_CASES = ("training", "inference")
+PROGRESS_INTERVAL = 15.0  # seconds between progress lines where the output is not a terminal
 COSTLY = ("op/", "loop", "memory/")  # on a CPU, at the headline resolution alone
 
 
@@ -34,9 +41,9 @@ class Job:
     variants: list[Variant]
 
     @property
-    def plan(self) -> float:
-        """Rough seconds, for the progress line only."""
-        return self.case.plan * max(self.setting.resolution / 128, 0.3)
+    def plan(self) -> int:
+        """Roughly how long it takes, for the progress line."""
+        return math.ceil(self.case.plan * max(self.setting.resolution / 128, 0.3))
 
 
 def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None]) -> None:
@@ -48,33 +55,41 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
             return min(interleave({"copy": {REFERENCE: work}}, clock, budget=1)["copy"][REFERENCE])
 
         run.copy_bytes_per_s = copy_bandwidth(jobs[0].setting.device, seconds_of)
-    with Progress(sum(_units(job) for job in jobs), "measuring", "planned s") as progress:
+    interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
+    with Progress(sum(job.plan for job in jobs), "measuring", "units", min_interval=interval) as progress:
         for job in jobs:
-            progress.desc = f"measuring {job.case.name} {job.setting.resolution}"
-            counted = [0]
+            progress.desc = f"measuring {job.case.name} at {job.setting.resolution}"
+            end = progress.count + job.plan
 
-            def on_round(share, job=job, counted=counted):
-                new = int(share * _units(job)) - counted[0]
-                counted[0] += new
-                progress.update(new)
+            def on_round(share, job=job, end=end):
+                progress.update(end - job.plan + int(share * job.plan) - progress.count)
 
-            if job.case.kind == "memory":
-                run.results.append(_memory(job, on_round))
-            else:
-                run.results += _timings(job, clock, budget, on_round)
+            with _clean_after():
+                if job.case.kind == "memory":
+                    run.results.append(_memory(job, on_round))
+                else:
+                    run.results += _timings(job, clock, budget, on_round)
             save(run)
-            gc.collect()  # what a trainer holds refers to itself
 
 
-def _units(job: Job) -> int:
-    return max(round(job.plan), 1)
+@contextlib.contextmanager
+def _clean_after() -> Iterator[None]:
+    """No job finds settings or memory that another has left; a training run sets cuDNN's, and refers to itself."""
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
 
 def _timings(job: Job, clock, budget: float, on_round) -> list[Result]:
     case, setting = job.case, job.setting
     parts = build_all(case, setting, job.variants)
     works = {name: {variant: part.run for variant, part in versions.items()} for name, versions in parts.items()}
-    samples = interleave(works, clock, budget, on_round)
+    paths = {variant.name: variant.path for variant in job.variants}
+    samples = interleave(works, clock, budget, lambda name: paths[name](), on_round)
     if case.total:
         samples = {case.total: weighted_sum(samples, case.weights), **samples}
     return [
@@ -110,13 +125,13 @@ def _memory(job: Job, on_round) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """How much is measured: cases whose names contain one of `names`, at `resolutions`.
+    """How much is measured: the cases that `patterns` name, at `resolutions`.
 
     With `thorough`, everything; else what takes long is measured at the `headline` resolution alone. `slow_half`: also
     training in a half precision that the CPU only emulates, which takes long and tells little.
     """
 
-    names: list[str]
+    patterns: list[str]
     resolutions: list[int]
     headline: int
     thorough: bool = False
@@ -130,7 +145,7 @@ def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[
         setting = make_setting(resolution)
         everything = scope.thorough or resolution == scope.headline
         for case in CASES:
-            named = any(name in case.name for name in scope.names)
+            named = any(matches(case.name, pattern) for pattern in scope.patterns)
             if named and (everything or not case.name.startswith(COSTLY)):
                 slow_half = scope.slow_half and everything
                 chosen = [v for v in variants if _wanted(case, v, setting, auto, slow_half)]
@@ -139,6 +154,11 @@ def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[
         names = ", ".join(case.name for case in CASES)
         raise UserError(f"--only and --precisions leave nothing to measure; the cases are {names}")
     return jobs
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is that name, a folder above it, or a wildcard that fits."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
 
 
 def _wanted(case: Case, variant: Variant, setting: Setting, auto: str, slow_half: bool) -> bool:

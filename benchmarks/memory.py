@@ -40,28 +40,33 @@ def peak(case: Case, setting: Setting, variant: Variant) -> int:
     """As `peak_in_subprocess`, in this process."""
     parts = [works[variant.name].run for works in build_all(case, setting, [variant]).values()]
     gc.collect()
-    if setting.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for run in parts:
-            run()
-        return torch.cuda.max_memory_allocated() - before
-    with _ResidentPeak() as watch:
+    watch = _AllocatedPeak() if setting.device.type == "cuda" else _ResidentPeak()
+    with variant.path(), watch:
         for run in parts:
             run()
     return watch.growth
 
 
+class _AllocatedPeak:
+    """Watches what tensors on the GPU take; `growth` is its peak over the start."""
+
+    def __enter__(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+        self._start = torch.cuda.memory_allocated()
+
+    def __exit__(self, *exc_info) -> None:
+        self.growth = torch.cuda.max_memory_allocated() - self._start
+
+
 class _ResidentPeak:
     """Watches the resident memory of this process from a thread; `growth` is its peak over the start."""
 
-    def __enter__(self) -> "_ResidentPeak":
+    def __enter__(self) -> None:
         self._process = psutil.Process()
         self._start = self._peak = self._process.memory_info().rss
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
-        return self
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLING_INTERVAL):
@@ -70,11 +75,7 @@ class _ResidentPeak:
     def __exit__(self, *exc_info) -> None:
         self._stop.set()
         self._thread.join()
-        self._peak = max(self._peak, self._process.memory_info().rss)
-
-    @property
-    def growth(self) -> int:
-        return self._peak - self._start
+        self.growth = max(self._peak, self._process.memory_info().rss) - self._start
 
 
 def main() -> None:

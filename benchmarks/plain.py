@@ -24,6 +24,6 @@ def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     """`training.ema.update_ema`, tensor by tensor."""
     for p_ema, p in zip(G_ema.parameters(), G.parameters()):
-        p_ema.copy_(p.lerp(p_ema, beta))
+        p_ema.lerp_(p, 1 - beta)
     for b_ema, b in zip(G_ema.buffers(), G.buffers()):
         b_ema.copy_(b)

@@ -15,7 +15,7 @@ def save_plot(run: Run, path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     variants = list(dict.fromkeys(name for result in run.results for name in result.fast_variants))
-    figure = Figure(figsize=(9, 1.5 + 0.3 * len(run.results)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.22 * len(run.results)), layout="constrained")
     axes = figure.add_subplot()
     for index, variant in enumerate(variants):
         rows = [(row, result.ratio(variant)) for row, result in enumerate(run.results) if variant in result.samples]
@@ -27,9 +27,9 @@ def save_plot(run: Run, path: pathlib.Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(run.results)), [result.key for result in run.results], fontsize=7)
     axes.set_ylim(len(run.results) - 0.5, -0.5)
-    axes.set_xlabel("times the reference path: above 1 is faster, or less memory (median and quartiles)")
+    axes.set_xlabel("times the reference: above 1 is faster, or less memory")
     name = run.machine["gpu"] if run.machine["device"] == "cuda" else run.machine["cpu"]
-    axes.set_title(f"{name}, PyTorch {run.machine['torch']}, {run.date}", fontsize=9)
+    axes.set_title(f"{name}, PyTorch {run.machine['torch']}, {run.date}", fontsize=9, loc="right")
     axes.legend()
     with open_atomic(path) as file:
         figure.savefig(file, format="png", dpi=120)

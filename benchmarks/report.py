@@ -6,7 +6,8 @@ import dataclasses
 from benchmarks.results import Change, Result, Run
 from benchmarks.variants import REFERENCE
 
-MEMORY_SLACK = 1.05  # Two measurements of the same allocations differ by a few percent.
+# The same work twice differs by a few percent, in time by more than its quartiles say, there being few rounds.
+SLACK = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +53,16 @@ def target_of(run: Run, result: Result, variant: str) -> float | None:
 def verdict(run: Run, result: Result, variant: str) -> str:
     """'met' or 'missed' for a target, 'slower' where there is none and no gain, 'more' for memory, or nothing.
 
-    A part counts as slower when three of four rounds were; the same work twice would not be.
+    A part counts as slower when three of four rounds were, by more than the same work twice would be.
     """
     ratio, target = result.ratio(variant), target_of(run, result, variant)
     if slow_half(run, variant):
         return "no bf16 instructions on this CPU"
     if target is not None:
         return f"{'met' if ratio.median >= target else 'missed'} (target {target:g}x)"
-    if result.unit == "bytes":
-        return "more" if ratio.median * MEMORY_SLACK < 1 else ""
-    return "slower" if ratio.high < 1 else ""
+    if ratio.high * SLACK >= 1:
+        return ""
+    return "more" if result.unit == "bytes" else "slower"
 
 
 def table(run: Run) -> str:
@@ -158,15 +159,16 @@ def bandwidth(run: Run) -> str:
     return aligned(rows) if len(rows) > 1 else ""
 
 
-def comparison(changes: list[Change], tolerance: float) -> str:
-    """Every ratio then and now, regressions marked, and how many there are."""
+def comparison(changes: list[Change], tolerance: float, differing: list[str]) -> str:
+    """Every ratio then and now, regressions marked, and how many there are; `differing` names other conditions."""
     rows = [["compared", "", "then", "now", "change", ""]]
     for change in changes:
         mark = "regression" if change.regressed else ""
         ratios = (f"{change.old:.2f}x", f"{change.new:.2f}x", f"{change.percent:+.0f}%")
         rows.append([change.key, change.variant, *ratios, mark])
     count = sum(change.regressed for change in changes)
-    return f"{aligned(rows)}\n{count} of {len(changes)} ratios fell by more than {tolerance:g}%."
+    note = f" The two runs differ in {', '.join(differing)}." if differing else ""
+    return f"{aligned(rows)}\n{count} of {len(changes)} ratios fell by more than {tolerance:g}%.{note}"
 
 
 def machine_line(run: Run) -> str:

@@ -47,12 +47,16 @@ class Result:
 
 @dataclasses.dataclass
 class Run:
-    """A whole benchmark. `auto`: the precision that users get; `copy_bytes_per_s`: bandwidth of a copy, if measured."""
+    """A whole benchmark. `auto`: the precision that users get; `copy_bytes_per_s`: bandwidth of a copy, if measured.
+
+    `machine` is what `machine.describe` said, `cbase` the width of the networks if it was not that of `--cfg=auto`.
+    """
 
     command: str
     date: str
     machine: dict[str, Any]
     auto: str
+    cbase: float | None = None
     results: list[Result] = dataclasses.field(default_factory=list)
     copy_bytes_per_s: float | None = None
 
@@ -73,9 +77,18 @@ def load(path: str | os.PathLike) -> Run:
         if content.pop("schema") != SCHEMA:
             raise UserError(f"--compare={path} was written by another version of the benchmark: make it anew")
         results = [Result(**result) for result in content.pop("results")]
+        for result in results:  # what the comparison will take
+            for variant in result.fast_variants:
+                result.ratio(variant)
         return Run(**content, results=results)
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"--compare={path} is not a benchmark's JSON file ({type(error).__name__}: {error})") from error
+
+
+def differences(old: Run, new: Run) -> list[str]:
+    """Names of what may explain other ratios than the code: machine, versions, settings."""
+    kept = [name for name in {**old.machine, **new.machine} if old.machine.get(name) != new.machine.get(name)]
+    return [name for name in kept if name != "load"] + ["cbase"] * (old.cbase != new.cbase)
 
 
 @dataclasses.dataclass(frozen=True)

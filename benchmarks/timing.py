@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interleaved timing: the versions of a piece of work take turns in one process, so that noise hits all alike."""
 
+import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -9,11 +11,20 @@ from typing import Any, NamedTuple
 import torch
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
-MIN_SAMPLE = 0.01  # seconds; shorter work is repeated within a sample until the clock's own noise is small beside it
 MAX_REPEATS = 1000
 
 Work = Callable[[], Any]
-Clock = Callable[[Work, int], float]  # (work, repeats) -> seconds for one
+
+
+class Clock(NamedTuple):
+    """`time(work, repeats)` gives the seconds of one call. Work shorter than `min_sample` seconds is repeated.
+
+    On a CPU that makes the clock's own noise small; on CUDA the calls run back to back, as they do in use, where the
+    host is ahead of the device.
+    """
+
+    time: Callable[[Work, int], float]
+    min_sample: float
 
 
 class Spread(NamedTuple):
@@ -39,17 +50,17 @@ def paired_ratio(slow: list[float], fast: list[float]) -> Spread:
 
 def clock_for(device: torch.device) -> Clock:
     """Wall time on a CPU; on CUDA the time between two events on the stream."""
-    return _cuda_clock if device.type == "cuda" else _wall_clock
+    return Clock(_cuda_time, 0.3) if device.type == "cuda" else Clock(_wall_time, 0.01)
 
 
-def _wall_clock(work: Work, repeats: int) -> float:
+def _wall_time(work: Work, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         work()
     return (time.perf_counter() - start) / repeats
 
 
-def _cuda_clock(work: Work, repeats: int) -> float:
+def _cuda_time(work: Work, repeats: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()  # or the first event would wait behind work of others
     start.record()
@@ -64,16 +75,25 @@ def interleave(
     parts: dict[str, dict[str, Work]],
     clock: Clock,
     budget: float,
+    hold: Callable[[str], contextlib.AbstractContextManager] = lambda name: contextlib.nullcontext(),
     on_round: Callable[[float], None] = lambda done: None,
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of each part for each of its versions, one sample a round.
 
     `parts[part][version]` is the work. After a warm-up the versions of a part take turns, part by part and round by
-    round; who begins rotates. As many rounds are made as fit into `budget` seconds, from 3 to 15. `on_round` is called
-    after the warm-up and each round with the share that is done.
+    round; who begins rotates. As many rounds are made as fit into `budget` seconds, from 3 to 15. `hold(version)` is
+    held around each sample; `on_round` is called after the warm-up and each round with the share that is done.
     """
-    warm = {part: {name: _warm_up(work, clock) for name, work in works.items()} for part, works in parts.items()}
-    repeats = {part: _repeats(min(seconds.values())) for part, seconds in warm.items()}
+
+    def sample(timed: Callable[[], float], name: str) -> float:
+        with hold(name):
+            return timed()
+
+    warm = {
+        part: {name: sample(functools.partial(_warm_up, work, clock), name) for name, work in works.items()}
+        for part, works in parts.items()
+    }
+    repeats = {part: _repeats(min(seconds.values()), clock.min_sample) for part, seconds in warm.items()}
     round_seconds = sum(sum(seconds.values()) * repeats[part] for part, seconds in warm.items())
     rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / max(round_seconds, 1e-9))))
     on_round(1 / (rounds + 1))
@@ -81,7 +101,8 @@ def interleave(
     for index in range(rounds):
         for part, works in parts.items():
             for name in rotated(list(works), index):
-                samples[part][name].append(clock(works[name], repeats[part]))
+                seconds = sample(functools.partial(clock.time, works[name], repeats[part]), name)
+                samples[part][name].append(seconds)
         on_round((index + 2) / (rounds + 1))
     return samples
 
@@ -94,9 +115,9 @@ def rotated(names: list[str], by: int) -> list[str]:
 
 def _warm_up(work: Work, clock: Clock) -> float:
     """Seconds of one call; where the first is short, of a second, without what is done only once."""
-    seconds = clock(work, 1)
-    return clock(work, 1) if seconds < 1 else seconds
+    seconds = clock.time(work, 1)
+    return clock.time(work, 1) if seconds < 1 else seconds
 
 
-def _repeats(seconds: float) -> int:
-    return max(1, min(MAX_REPEATS, round(MIN_SAMPLE / max(seconds, 1e-9))))
+def _repeats(seconds: float, min_sample: float) -> int:
+    return max(1, min(MAX_REPEATS, round(min_sample / max(seconds, 1e-9))))

@@ -41,7 +41,7 @@ def available(device: torch.device, wanted: list[str] | None = None) -> list[Var
         if name not in PRECISIONS:
             raise UserError(f"--precisions must be of {', '.join(PRECISIONS)}, got {name!r}")
         precision.forward_kwargs(name, device)  # says what the device lacks
-    names = wanted or [name for name in PRECISIONS if _has(name, device)]
+    names = list(dict.fromkeys(wanted or ())) or [name for name in PRECISIONS if _has(name, device)]
     return [Variant(REFERENCE, "fp32", plain=True), *(Variant(name, name) for name in names)]
 
 
