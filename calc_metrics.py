@@ -29,7 +29,7 @@ def main(network, fakes, metrics, data, mirror, save_stats, gpus, detector, devi
       python calc_metrics.py --network=digits.pkl --data=data/mnist5k-32x32.zip --metrics=fid5k_full --detector=mnist
 
     \b
-    Images against images; statistics saved once, for use without the images:
+    Images against images; statistics (and labels) saved once, for use without the images:
       python calc_metrics.py --fakes=out.zip --data=data/mnist5k-32x32.zip --metrics=fid5k_full --detector=mnist
       python calc_metrics.py --data=ffhq.zip --metrics=fid50k_full,kid50k_full --save-stats=ffhq.npz
       python calc_metrics.py --network=ffhq.pkl --data=ffhq.npz --metrics=fid50k_full,kid50k_full

@@ -7,7 +7,7 @@ Legend: n items, d feature dimensions.
 import numpy as np
 import scipy.linalg
 
-from metrics import detectors, metric_utils
+from metrics import metric_utils
 
 
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,14 +40,7 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
 
 def compute_fid(opts: metric_utils.MetricOptions, max_real: int | None, num_gen: int) -> float:
     """FID of `num_gen` fakes against at most `max_real` reals (None: all). NaN on all ranks but 0."""
-    spec = detectors.resolve(opts.detector, "inception")
-    kwargs = {"return_features": True}
-    real = metric_utils.compute_feature_stats_for_dataset(
-        opts, spec, kwargs, rel_hi=0.5, max_items=max_real, capture_mean_cov=True
-    )
-    fake = metric_utils.compute_feature_stats_for_generator(
-        opts, spec, kwargs, rel_lo=0.5, max_items=num_gen, capture_mean_cov=True
-    )
+    real, fake = metric_utils.compute_feature_stats_of_both(opts, "inception", max_real, num_gen, capture_mean_cov=True)
     if opts.rank != 0:
         return float("nan")
     return frechet_distance(*fake.get_mean_cov(), *real.get_mean_cov())

@@ -28,11 +28,10 @@ def of_network(
     if G.c_dim == 0 and not any(map(metric_main.uses_reals, metrics)):
         return {}
     if data is not None and data.endswith(saved_stats.ENDING):
+        given = _of_saved_stats(data, metrics, mirror, detector, G.img_resolution)
         if G.c_dim > 0:
-            raise UserError(
-                f"{network} is conditional, and {data} holds no labels to draw from: give images with --data."
-            )
-        return _of_saved_stats(data, metrics, mirror, detector, G.img_resolution)
+            _check_labels(network, G.c_dim, data, saved_stats.load(data).labels.label_dim)
+        return given
     if data is not None:
         kwargs = {"class_name": _DATASET_CLASS, "path": data}
     elif snapshot.get("training_set_kwargs"):
@@ -48,12 +47,7 @@ def of_network(
     kwargs |= {"resolution": G.img_resolution, "use_labels": G.c_dim > 0}
     if mirror is not None:
         kwargs["xflip"] = mirror
-    label_dim = _opened(kwargs, "--data").label_dim
-    if label_dim != G.c_dim:
-        raise UserError(
-            f"{network} takes labels of {G.c_dim} numbers, and {kwargs.get('path')} has labels of {label_dim}: "
-            f"give images with matching labels with --data."
-        )
+    _check_labels(network, G.c_dim, kwargs.get("path"), _opened(kwargs, "--data").label_dim)
     return {"dataset_kwargs": kwargs}
 
 
@@ -103,8 +97,10 @@ def of_reals(data: str | None, metrics: Sequence[str], mirror: bool | None, dete
             f"Of --metrics={','.join(metrics)}, some count mirrored images and some do not: save one file for each, or "
             f"leave out --mirror."
         )
-    kwargs = {"class_name": _DATASET_CLASS, "path": data, "use_labels": False}
-    kwargs |= {"resolution": _opened(kwargs, "--data").resolution, "max_size": None, "xflip": flips.pop()}
+    kwargs = {"class_name": _DATASET_CLASS, "path": data, "use_labels": True}
+    dataset = _opened(kwargs, "--data")
+    kwargs |= {"use_labels": dataset.has_labels, "resolution": dataset.resolution}
+    kwargs |= {"max_size": None, "xflip": flips.pop()}
     return {"dataset_kwargs": kwargs}
 
 
@@ -139,7 +135,7 @@ def save_reals(opts: metric_utils.MetricOptions, metrics: Sequence[str], path: s
         detector_kwargs=detector_kwargs,
     )
     try:
-        saved_stats.save(path, stats, about)
+        saved_stats.save(path, stats, about, dataset)
     except OSError as error:
         raise UserError(f"--save-stats={path} cannot be written: {error.strerror or error}.") from error
 
@@ -171,6 +167,14 @@ def _of_saved_stats(
         if need is not None:
             saved.take(_detector(name, detector), {"return_features": True}, need.max_items, need.xflip, need.features)
     return {"real_stats": path}
+
+
+def _check_labels(network: str, c_dim: int, data: str | None, label_dim: int) -> None:
+    if label_dim != c_dim:
+        raise UserError(
+            f"{network} takes labels of {c_dim} numbers, and {data} has labels of {label_dim}: "
+            f"give images, or statistics of images, with matching labels with --data."
+        )
 
 
 def _detector(metric: str, detector: str | None) -> detectors.DetectorSpec:

@@ -7,7 +7,7 @@ Legend: d feature dimensions.
 import numpy as np
 
 from dnnlib.util import UserError
-from metrics import detectors, metric_utils
+from metrics import metric_utils
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -50,14 +50,7 @@ def compute_kid(
     opts: metric_utils.MetricOptions, max_real: int, num_gen: int, num_subsets: int, max_subset_size: int
 ) -> float:
     """KID of `num_gen` fakes against at most `max_real` reals, subsets drawn from `opts.seed`. NaN on ranks but 0."""
-    spec = detectors.resolve(opts.detector, "inception")
-    kwargs = {"return_features": True}
-    real = metric_utils.compute_feature_stats_for_dataset(
-        opts, spec, kwargs, rel_hi=0.5, max_items=max_real, capture_all=True
-    )
-    fake = metric_utils.compute_feature_stats_for_generator(
-        opts, spec, kwargs, rel_lo=0.5, max_items=num_gen, capture_all=True
-    )
+    real, fake = metric_utils.compute_feature_stats_of_both(opts, "inception", max_real, num_gen, capture_all=True)
     if opts.rank != 0:
         return float("nan")
     rng = np.random.RandomState(opts.seed)

@@ -8,16 +8,17 @@ that all of them end with the same statistics, in the order one process would ha
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from dnnlib.progress import Progress
 from dnnlib.util import EasyDict, UserError, construct_class_by_name
 from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
+from metrics.progress_monitor import ProgressMonitor
 from torch_utils import distributed, images
+from training.dataset import Dataset
 
 __all__ = [
     "FeatureStats",
@@ -27,6 +28,7 @@ __all__ = [
     "broadcast_results",
     "compute_feature_stats_for_dataset",
     "compute_feature_stats_for_generator",
+    "compute_feature_stats_of_both",
     "evaluation_copy",
     "get_feature_detector",
     "require_fakes",
@@ -34,49 +36,6 @@ __all__ = [
 
 # Pixels that G makes in one go: enough to fill a small network's batch, few enough for 1024x1024.
 _PIXELS_PER_BATCH = 2**22
-
-
-class ProgressMonitor:
-    """Shows how far a metric has come (`verbose`), and tells `progress_fn(position, pfn_total)` where there is one.
-
-    `update(cur_items)` takes the number of items done so far; `sub` gives a monitor for one part of the work, which
-    takes the share `rel_lo`..`rel_hi` of this one's range.
-    """
-
-    def __init__(
-        self,
-        tag: str | None = None,
-        num_items: int | None = None,
-        verbose: bool = False,
-        progress_fn: Callable[[int, int], None] | None = None,
-        pfn_lo: float = 0,
-        pfn_hi: float = 1000,
-        pfn_total: int = 1000,
-    ):
-        self.tag = tag
-        self.num_items = num_items
-        self.verbose = verbose
-        self.progress_fn = progress_fn
-        self._range = (pfn_lo, pfn_hi, pfn_total)
-        self._shown = Progress(num_items, tag or "", "img") if verbose and num_items else None
-
-    def update(self, cur_items: int) -> None:
-        """`cur_items` of `num_items` are done."""
-        if self._shown is not None:
-            self._shown.update(min(cur_items, self.num_items) - self._shown.count)
-            if cur_items >= self.num_items:
-                self._shown.close()
-        if self.progress_fn is not None and self.num_items:
-            low, high, total = self._range
-            self.progress_fn(round(low + (high - low) * min(cur_items / self.num_items, 1)), total)
-
-    def sub(
-        self, tag: str | None = None, num_items: int | None = None, rel_lo: float = 0, rel_hi: float = 1
-    ) -> "ProgressMonitor":
-        """A monitor for `num_items` items of one part of the work."""
-        low, high, total = self._range
-        low, high = (low + (high - low) * share for share in (rel_lo, rel_hi))
-        return ProgressMonitor(tag, num_items, self.verbose, self.progress_fn, low, high, total)
 
 
 class MetricOptions:
@@ -94,7 +53,7 @@ class MetricOptions:
         detector: What `--detector` says: a name, path or URL; None for the metric's own detector.
         seed: Of latents, labels, noise and subsets. The global random generators are left alone.
         fakes_kwargs: Class name and arguments of a dataset of fakes, which then takes the place of `G`.
-        real_stats: File of saved statistics, which then takes the place of the dataset of reals.
+        real_stats: File of saved statistics, which then takes the place of the dataset of reals (and of labels).
     """
 
     def __init__(
@@ -138,6 +97,12 @@ class MetricOptions:
         self.provenance.update(detector=spec.name, detector_sha256=spec.sha256, **facts)
 
 
+def _labelled_dataset(opts: MetricOptions) -> Dataset:
+    if opts.real_stats is not None:
+        return saved_stats.load(opts.real_stats).labels
+    return construct_class_by_name(**opts.dataset_kwargs)
+
+
 class LatentSampler:
     """Latents and labels for fakes, from `opts.seed` alone: the same for any number of processes and batch size.
 
@@ -147,7 +112,7 @@ class LatentSampler:
     def __init__(self, opts: MetricOptions, G: torch.nn.Module):
         self._opts = opts
         self._z_dim = G.z_dim
-        self._dataset = construct_class_by_name(**opts.dataset_kwargs) if G.c_dim > 0 else None
+        self._dataset = _labelled_dataset(opts) if G.c_dim > 0 else None
         if self._dataset is not None and self._dataset.label_dim != G.c_dim:
             raise UserError(
                 f"The network takes labels of {G.c_dim} numbers, and the dataset '{self._dataset.name}' has "
@@ -380,3 +345,20 @@ def compute_feature_stats_for_generator(
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats
+
+
+def compute_feature_stats_of_both(
+    opts: MetricOptions, kind: str, max_real: int | None, num_gen: int, rel_hi: float = 1, **stats_kwargs
+) -> tuple[FeatureStats, FeatureStats]:
+    """Statistics of the features of at most `max_real` reals (None: all) and of `num_gen` fakes.
+
+    They are seen through the detector of `opts`, or the default of `kind`; the work is the part of the metric's own up
+    to `rel_hi`. `stats_kwargs` are those of `FeatureStats`. Raises UserError as the functions for either do.
+    """
+    spec = detectors.resolve(opts.detector, kind)
+    kwargs = {"return_features": True}
+    real = compute_feature_stats_for_dataset(opts, spec, kwargs, rel_hi=rel_hi / 2, max_items=max_real, **stats_kwargs)
+    fake = compute_feature_stats_for_generator(
+        opts, spec, kwargs, rel_lo=rel_hi / 2, rel_hi=rel_hi, max_items=num_gen, **stats_kwargs
+    )
+    return real, fake

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from dnnlib.util import UserError
-from metrics import detectors, metric_utils
+from metrics import metric_utils
 from torch_utils import distributed
 
 # Distances held at once: bounds the memory of a block to half a gigabyte, whatever the number of points.
@@ -75,13 +75,8 @@ def precision_recall(
 
 def compute_pr(opts: metric_utils.MetricOptions, max_real: int, num_gen: int, nhood_size: int) -> tuple[float, float]:
     """(precision, recall) of `num_gen` fakes against at most `max_real` reals; the same on every rank."""
-    spec = detectors.resolve(opts.detector, "vgg16")
-    kwargs = {"return_features": True}
-    real = metric_utils.compute_feature_stats_for_dataset(
-        opts, spec, kwargs, rel_hi=0.4, max_items=max_real, capture_all=True
-    )
-    fake = metric_utils.compute_feature_stats_for_generator(
-        opts, spec, kwargs, rel_lo=0.4, rel_hi=0.8, max_items=num_gen, capture_all=True
+    real, fake = metric_utils.compute_feature_stats_of_both(
+        opts, "vgg16", max_real, num_gen, rel_hi=0.8, capture_all=True
     )
     real_features, fake_features = (stats.get_all_torch().to(opts.device) for stats in (real, fake))
     return precision_recall(real_features, fake_features, nhood_size, opts.num_gpus, opts.rank)

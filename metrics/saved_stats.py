@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of real images in a file of the user's, to measure against without the images themselves.
 
-An npz with what FeatureStats holds, and `about`: JSON that says which images, seen through which detector.
+An npz with what FeatureStats holds; `labels`, for a conditional network to draw from; and `about`: JSON that says which
+images, seen through which detector.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import numpy as np
 from dnnlib.util import UserError, open_atomic
 from metrics import detectors
 from metrics.feature_stats import FeatureStats
+from training.dataset import Dataset
 
 ENDING = ".npz"
 _FORMAT = "stylegan2-feature-statistics"
@@ -32,6 +34,17 @@ class About:
     detector_kwargs: dict
 
 
+class SavedLabels(Dataset):
+    """A dataset of which only the labels are there: int64 [N] class numbers or float32 [N, L], L = 0 for none."""
+
+    def __init__(self, name: str, labels: np.ndarray):
+        self._saved = labels
+        super().__init__(name=name, raw_shape=[len(labels), 0, 0, 0], use_labels=True)
+
+    def _load_raw_labels(self) -> np.ndarray:
+        return self._saved
+
+
 @dataclasses.dataclass(frozen=True)
 class SavedStats:
     """The content of the file at `path`, whose digest is `sha256`."""
@@ -40,6 +53,7 @@ class SavedStats:
     sha256: str
     about: About
     stats: FeatureStats
+    labels: SavedLabels
 
     def take(
         self,
@@ -81,11 +95,12 @@ class SavedStats:
         return self.stats.first(wanted)
 
 
-def save(path: str, stats: FeatureStats, about: About) -> None:
-    """Write the file atomically. Raises OSError."""
+def save(path: str, stats: FeatureStats, about: About, dataset: Dataset) -> None:
+    """Write the file atomically, with the labels of `dataset`. Raises OSError."""
     text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, **dataclasses.asdict(about)})
+    labels = np.stack([dataset.get_details(idx).raw_label for idx in range(len(dataset))])
     with open_atomic(path) as file:
-        np.savez(file, about=np.array(text), **stats.to_arrays())
+        np.savez(file, about=np.array(text), labels=labels, **stats.to_arrays())
 
 
 def load(path: str) -> SavedStats:
@@ -96,16 +111,18 @@ def load(path: str) -> SavedStats:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             fields = json.loads(str(arrays["about"])) if "about" in arrays else {}
             ours = (fields.pop("format", None), fields.pop("version", None)) == (_FORMAT, _FORMAT_VERSION)
-            about, stats = (_about(fields), FeatureStats.from_arrays(arrays)) if ours else (None, None)
+            if ours:
+                about, stats = _about(fields), FeatureStats.from_arrays(arrays)
+                labels = _labels(arrays["labels"], about)
     except Exception as error:
         # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
         raise UserError(
             f"{path} is a damaged file of statistics ({type(error).__name__}: {str(error)[:200]}): save it anew with "
             f"--save-stats, or give images with --data."
         ) from error
-    if about is None:
+    if not ours:
         raise UserError(f"{path} is not a file that --save-stats wrote: give such a file, or images, with --data.")
-    return SavedStats(path, detectors.file_sha256(path, os.stat(path).st_mtime_ns), about, stats)
+    return SavedStats(path, detectors.file_sha256(path, os.stat(path).st_mtime_ns), about, stats, labels)
 
 
 def _about(fields: dict) -> About:
@@ -114,3 +131,11 @@ def _about(fields: dict) -> About:
         if not isinstance(getattr(about, field.name), field.type):
             raise TypeError(f"{field.name} is of a wrong type")
     return about
+
+
+def _labels(values: np.ndarray, about: About) -> SavedLabels:
+    if (values.dtype, values.ndim) not in [(np.int64, 1), (np.float32, 2)] or len(values) != about.num_images:
+        raise ValueError("labels of another shape or type")
+    if not np.isfinite(values).all() or (values.ndim == 1 and values.min() < 0):
+        raise ValueError("labels that are no labels")
+    return SavedLabels(about.dataset, values)

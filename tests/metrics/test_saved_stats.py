@@ -10,6 +10,7 @@ import pytest
 from dnnlib.util import UserError
 from metrics import detectors, saved_stats
 from metrics.feature_stats import FeatureStats
+from training.dataset import Dataset
 
 SPEC = detectors.DetectorSpec(url="d.pt", name="digits", sha256="ab" * 32, path="/d.pt")
 KWARGS = {"return_features": True}
@@ -24,14 +25,29 @@ def features(num=40):
     return np.random.RandomState(0).randn(num, 3).astype(np.float32)
 
 
+class Labelled(Dataset):
+    """40 images that nobody looks at, with these labels (None: without)."""
+
+    def __init__(self, labels):
+        self._given = labels
+        super().__init__("faces", [40, 3, 8, 8], use_labels=labels is not None)
+
+    def _load_raw_labels(self):
+        return self._given
+
+
+CLASSES = np.arange(40) % 3
+VECTORS = np.random.RandomState(1).randn(40, 2).astype(np.float32)
+
+
 @pytest.fixture
 def save(tmp_path):
-    """Writes a file: `save(num=..., capture_all=..., **facts)` -> its path."""
+    """Writes a file: `save(num=..., capture_all=..., labels=..., **facts)` -> its path."""
 
-    def write(num=40, capture_all=True, **facts):
+    def write(num=40, capture_all=True, labels=None, **facts):
         stats = FeatureStats(capture_all=capture_all, capture_mean_cov=True)
         stats.append(features(num))
-        saved_stats.save(str(tmp_path / "x.npz"), stats, about(**facts))
+        saved_stats.save(str(tmp_path / "x.npz"), stats, about(**facts), Labelled(labels))
         return str(tmp_path / "x.npz")
 
     return write
@@ -48,6 +64,13 @@ def test_everything_comes_back(save):
     assert np.array_equal(stats.get_all(), features())
     mean, cov = stats.get_mean_cov()
     assert np.allclose(mean, features().mean(0), atol=1e-6) and np.allclose(cov, np.cov(features().T, bias=True))
+
+
+@pytest.mark.parametrize("labels", [None, CLASSES, VECTORS])
+def test_labels_are_those_of_the_images(save, labels):
+    expected, saved = Labelled(labels), saved_stats.load(save(labels=labels)).labels
+    assert len(saved) == 40 and saved.label_dim == expected.label_dim and saved.name == "faces"
+    assert all(np.array_equal(saved.get_label(i), expected.get_label(i)) for i in range(40))
 
 
 def test_fewer_images_are_the_first_ones(save):
@@ -106,6 +129,11 @@ def facts(**changes):
         {"mean": None},
         {"settings": np.zeros(2)},
         {"mean": np.array([{}], dtype=object)},
+        {"labels": None},
+        {"labels": CLASSES[:39]},
+        {"labels": CLASSES - 1},
+        {"labels": CLASSES.astype(np.float32)},
+        {"labels": VECTORS * np.float32("nan")},
     ],
 )
 def test_damaged_files_are_refused(save, changes):

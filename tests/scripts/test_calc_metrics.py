@@ -259,6 +259,16 @@ def test_saved_statistics_give_the_same_numbers_as_the_images(run_cli, work, zip
     assert "features of reals" not in run_cli(data=stats, metrics="fid1k_full")[2]
 
 
+def test_saved_statistics_hold_the_labels_for_a_conditional_network(run_cli, work):
+    stats, metrics = work / "stats.npz", "fid1k_full"
+    run_cli(network=None, data=work / "data.zip", metrics=metrics, save_stats=stats)
+    from_images, from_stats = (results(run_cli(data=data, metrics=metrics)) for data in (work / "data.zip", stats))
+    assert from_images[0]["results"] == from_stats[0]["results"]
+    one_class = stand_ins.write_zip(work / "one.zip", stand_ins.make_images(20), [0] * 20)
+    run_cli(network=None, data=one_class, metrics=metrics, save_stats=stats)
+    refused(run_cli(data=stats, metrics=metrics), "labels of 2", "labels of 1", "--data")
+
+
 def test_precision_and_recall_from_saved_statistics(run_cli, work, zips, redefine):
     redefine("pr50k3", max_real=100, num_gen=100)
     stats = work / "bright.npz"
@@ -298,7 +308,7 @@ def test_flags_that_do_not_go_together_are_refused(run_cli, work, zips):
     refused(run_cli(**fakes), "--data")
     refused(run_cli(**fakes, data=zips[0], metrics="fid1k_full,ppl2_wend"), "ppl2_wend", "--network")
     refused(run_cli(**fakes, data=stats, mirror="yes"), "--mirror", "bright.npz")
-    refused(run_cli(data=stats), "conditional", "--data")
+    refused(run_cli(data=stats), "labels of 2", "labels of 0", "--data")
     refused(run_cli(**saving), "--data")
     refused(run_cli(**saving, data=stats), "--data")
     refused(run_cli(**saving, data=zips[0], metrics="fid1k_full,is50k"), "is50k", "--save-stats")
