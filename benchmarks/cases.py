@@ -74,7 +74,10 @@ class Setting:
         return folder
 
     def options(self, variant: Variant) -> dict[str, Any]:
-        """Options of the training loop; the reference has an optimiser that steps tensor by tensor."""
+        """Options of the training loop; the reference has an optimiser that steps tensor by tensor.
+
+        Raises UserError where batch or width do not fit.
+        """
         _desc, options = config.build(
             data=str(self.data), metrics=(), batch=self.batch, cbase=self.cbase, device=self.device.type,
             precision=variant.precision,
@@ -86,7 +89,7 @@ class Setting:
 
     @functools.cached_property
     def batch_size(self) -> int:
-        """Images of an iteration."""
+        """Images of an iteration. Raises UserError as `options` does."""
         return self.options(Variant("fp32", "fp32"))["batch_size"]
 
     def network(self, name: str, variant: Variant) -> torch.nn.Module:

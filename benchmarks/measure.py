@@ -40,6 +40,11 @@ class Job:
     setting: Setting
     variants: list[Variant]
 
+    def check(self) -> None:
+        """Raises UserError for a width or batch that networks cannot have, before anything is measured."""
+        for variant in self.variants:
+            self.setting.options(variant)
+
     @property
     def plan(self) -> int:
         """Roughly how long it takes, for the progress line."""
@@ -56,6 +61,8 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
 
         run.copy_bytes_per_s = copy_bandwidth(jobs[0].setting.device, seconds_of)
     interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
+    for job in jobs:
+        job.check()
     with Progress(sum(job.plan for job in jobs), "measuring", "units", min_interval=interval) as progress:
         for job in jobs:
             progress.desc = f"measuring {job.case.name} at {job.setting.resolution}"

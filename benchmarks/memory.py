@@ -21,19 +21,31 @@ SAMPLING_INTERVAL = 0.002  # seconds
 
 
 def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:
-    """Bytes that running every part of `case` once adds to what building it took."""
-    order = {
-        "case": case.name,
-        "variant": dataclasses.asdict(variant),
-        "setting": {**dataclasses.asdict(setting), "device": str(setting.device), "folder": str(setting.folder)},
-        "threads": torch.get_num_threads(),
-    }
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(order)]
+    """Bytes that running every part of `case` once adds to what building it took. Raises UserError if that fails."""
+    command = [sys.executable, "-m", "benchmarks.memory", order(case, setting, variant)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"measuring the memory of {case.name} ({variant.name}) failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def order(case: Case, setting: Setting, variant: Variant) -> str:
+    """What another process is to measure, as JSON for `carry_out`."""
+    where = {**dataclasses.asdict(setting), "device": str(setting.device), "folder": str(setting.folder)}
+    what = {"case": case.name, "variant": dataclasses.asdict(variant), "threads": torch.get_num_threads()}
+    return json.dumps({**what, "setting": where})
+
+
+def carry_out(text: str) -> int:
+    """`peak` for an `order`."""
+    from benchmarks.measure import find_case
+
+    wanted = json.loads(text)
+    torch.set_num_threads(wanted["threads"])
+    where = wanted["setting"]
+    where.update(device=torch.device(where["device"]), folder=pathlib.Path(where["folder"]))
+    return peak(find_case(wanted["case"]), Setting(**where), Variant(**wanted["variant"]))
 
 
 def peak(case: Case, setting: Setting, variant: Variant) -> int:
@@ -78,18 +90,5 @@ class _ResidentPeak:
         self.growth = max(self._peak, self._process.memory_info().rss) - self._start
 
 
-def main() -> None:
-    """Carry out the order in the first argument and print the bytes."""
-    from benchmarks.measure import find_case
-
-    order = json.loads(sys.argv[1])
-    torch.set_num_threads(order["threads"])
-    setting = dict(order["setting"])
-    setting = Setting(
-        **{**setting, "device": torch.device(setting["device"]), "folder": pathlib.Path(setting["folder"])}
-    )
-    print(peak(find_case(order["case"]), setting, Variant(**order["variant"])))
-
-
 if __name__ == "__main__":
-    main()
+    print(carry_out(sys.argv[1]))

@@ -23,6 +23,7 @@ RANKS = [  # first prefix that matches
     ("training", 3),
     ("metrics", 4),
     ("dgl", 4),
+    ("benchmarks", 8),
 ]
 PACKAGES = sorted({prefix.split(".")[0] for prefix, _rank in RANKS})
 SCRIPT_RANK = 7
@@ -83,6 +84,8 @@ def test_imports_go_down(path):
         ("dgl.teacher", "from . import loss"),
         ("metrics.metric_main", "import train"),
         ("generate", "from train import main"),
+        ("training.phases", "from benchmarks import plain"),
+        ("train", "import benchmarks.timing"),
     ],
 )
 def test_a_climbing_import_is_found(name, source):

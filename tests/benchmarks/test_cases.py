@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cases are measured, that the reference is plain and gives what the fast path gives, and what users get."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks import measure, plain
+from benchmarks.cases import Case, Part, Setting, build_all
+from benchmarks.cases_networks import LOOP_WEIGHTS, NETWORK_CASES, TRAINING_WEIGHTS
+from benchmarks.cases_ops import OP_CASES
+from benchmarks.memory import carry_out, order, peak
+from benchmarks.variants import Variant, auto_choice, available, half_is_slow
+from dnnlib.util import UserError
+from torch_utils.ops.paths import is_reference
+from training.ema import update_ema
+from training.phases import run_phase
+
+CPU = torch.device("cpu")
+REFERENCE, FP32, BF16 = available(CPU)
+
+
+@pytest.fixture
+def setting(tmp_path) -> Setting:
+    return Setting(CPU, resolution=8, batch=2, cbase=64, folder=tmp_path)
+
+
+def jobs_of(setting, *patterns, thorough=False, slow_half=True, resolutions=(64, 128)) -> dict[tuple[str, int], list]:
+    scope = measure.Scope(list(patterns), list(resolutions), 128, thorough, slow_half)
+
+    def make_setting(resolution):
+        return Setting(CPU, resolution, 4, None, setting.folder)
+
+    chosen = measure.select(scope, make_setting, [REFERENCE, FP32, BF16], "fp32")
+    return {(job.case.name, job.setting.resolution): [variant.name for variant in job.variants] for job in chosen}
+
+
+def test_variants_of_a_cpu():
+    assert [variant.name for variant in (REFERENCE, FP32, BF16)] == ["reference", "fp32", "bf16"]
+    assert [variant.plain for variant in (REFERENCE, FP32, BF16)] == [True, False, False]
+    assert REFERENCE.precision == "fp32"
+    assert [variant.name for variant in available(CPU, ["bf16", "bf16"])] == ["reference", "bf16"]
+
+
+def test_auto_is_bf16_where_the_cpu_is_fast_at_it(monkeypatch):
+    for fast, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda fast=fast: fast)
+        assert auto_choice(CPU) == name
+        assert half_is_slow(BF16, CPU) is not fast
+        assert not half_is_slow(FP32, CPU)
+
+
+@pytest.mark.parametrize("name", ["fp8", "fp16"])
+def test_a_precision_that_the_cpu_lacks_is_refused(name):
+    with pytest.raises(UserError, match=name):
+        available(CPU, [name])
+
+
+def test_the_reference_path_is_held_while_the_reference_is_built():
+    def build(setting, variant):
+        return {f"{variant.name} {is_reference()}": Part(lambda: None)}
+
+    parts = build_all(Case("x", build, plan=1), None, [REFERENCE, FP32])
+    assert list(parts) == ["reference True", "fp32 False"]
+
+
+@pytest.mark.parametrize("case", OP_CASES, ids=lambda case: case.name)
+def test_operations_have_three_passes_in_every_precision(case, setting):
+    parts = build_all(case, setting, [REFERENCE, FP32, BF16])
+    assert list(parts) == ["forward", "backward", "double backward"]
+    for versions in parts.values():
+        for variant in (REFERENCE, FP32, BF16):
+            with variant.path():
+                versions[variant.name].run()
+
+
+def test_memory_bound_operations_know_what_they_move(setting):
+    case = measure.find_case("op/bias_act")
+    moved = {name: part.moved for name, part in build_all(case, setting, [REFERENCE, BF16])["forward"].items()}
+    elements = 2 * (2 * 8 * 8 * 8) + 8  # x and y of 2 images, 8 channels, 8x8, and the bias
+    assert moved == {"reference": elements * 4, "bf16": elements * 2}
+    assert build_all(measure.find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
+
+
+def test_an_iteration_weighs_phases_by_their_intervals(setting):
+    assert TRAINING_WEIGHTS == {"Gmain": 1, "Greg": 1 / 4, "Dmain": 1, "Dreg": 1 / 16, "EMA": 1}
+    assert LOOP_WEIGHTS == {"with Greg, Dreg": 1 / 16, "with Greg": 3 / 16, "main phases": 12 / 16}
+    samples = {"a": {"x": [1.0, 2.0], "y": [10.0, 20.0]}, "b": {"x": [4.0, 8.0], "y": [0.0, 4.0]}}
+    assert measure.weighted_sum(samples, {"a": 1, "b": 0.25}) == {"x": [2.0, 4.0], "y": [10.0, 21.0]}
+
+
+@pytest.mark.parametrize("case", [case for case in NETWORK_CASES if case.total], ids=lambda case: case.name)
+def test_totals_have_a_weight_for_each_part(case, setting):
+    parts = build_all(case, setting, [FP32])
+    assert set(parts) == set(case.weights)
+
+
+def test_the_loop_runs_the_phases_that_its_parts_name(setting, monkeypatch):
+    phases = []
+    monkeypatch.setattr("training.training_loop.run_phase", lambda phase, loss, batches: phases.append(phase.name))
+    expected = {
+        "with Greg, Dreg": ["Gmain", "Greg", "Dmain", "Dreg"],
+        "with Greg": ["Gmain", "Greg", "Dmain"],
+        "main phases": ["Gmain", "Dmain"],
+    }
+    for name, versions in build_all(measure.find_case("loop"), setting, [FP32]).items():
+        phases.clear()
+        versions["fp32"].run()
+        assert phases == expected[name]
+
+
+def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypatch):
+    calls = {}
+    for variant in (REFERENCE, FP32):
+        G = setting.network("G", variant).eval()
+        monkeypatch.setattr(Setting, "network", lambda *_args, G=G: G)
+        seen = calls.setdefault(variant.name, [])
+
+        def note(module, args, kwargs, img, seen=seen):
+            seen.append((kwargs, is_reference(), img))
+
+        G.register_forward_hook(note, with_kwargs=True)
+        torch.manual_seed(0)
+        part = measure.find_case("inference/b1").build(setting, variant)["images"]
+        with variant.path():
+            part.run()
+        monkeypatch.undo()
+    ((plain_kwargs, plain_path, plain_img),), ((_kwargs, path, img),) = calls.values()
+    assert plain_kwargs == {"force_fp32": True, "fused_modconv": True, "noise_mode": "const"}
+    assert (plain_path, path) == (True, False)
+    torch.testing.assert_close(img, plain_img, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_training_ends_at_the_same_weights(setting):
+    trainers = [setting.trainer(variant, reads_data=False) for variant in (REFERENCE, FP32)]
+    assert [trainer.phases[0].opt.defaults["fused"] for trainer in trainers] == [False, True]
+    steps = [(plain.run_phase, plain.update_ema), (run_phase, update_ema)]
+    for trainer, variant, (step, follow) in zip(trainers, (REFERENCE, FP32), steps):
+        trainer.augment_pipe.p.fill_(0.0)
+        torch.manual_seed(1)
+        c = torch.zeros([2, 0])
+        batch = {"real_img": torch.randn([2, 3, 8, 8]), "real_c": c, "gen_z": torch.randn([2, 512]), "gen_c": c}
+        with variant.path():
+            for phase in trainer.phases:
+                step(phase, trainer.loss, [batch])
+            follow(trainer.G_ema, trainer.G, 0.5)
+    for name in ("G", "D", "G_ema"):
+        ours, theirs = (getattr(trainer, name).state_dict() for trainer in reversed(trainers))
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=5e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_the_moving_average_moves():
+    G, G_ema = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = copy.deepcopy(G_ema)
+    plain.update_ema(G_ema, G, 0.75)
+    torch.testing.assert_close(G_ema.weight, 0.75 * before.weight + 0.25 * G.weight)
+
+
+def test_patterns_name_a_case_a_folder_or_a_wildcard():
+    names = [case.name for case in measure.CASES]
+
+    def found(pattern):
+        return [name for name in names if measure.matches(name, pattern)]
+
+    assert found("loop") == ["loop"]
+    assert found("training") == ["training"]
+    assert found("inference") == ["inference/b1", "inference/b16"]
+    assert found("op") == [name for name in names if name.startswith("op/")]
+    assert found("*/training") == ["memory/training"]
+    assert found("*") == names
+    assert found("o") == []
+
+
+def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
+    jobs = jobs_of(setting, "*")
+    assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in measure.CASES}
+    assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference", "forward"}
+    assert next(iter(jobs))[1] == 128  # first, so that an interrupted run has it
+    everywhere = jobs_of(setting, "*", thorough=True)
+    assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in measure.CASES}
+
+
+def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monkeypatch):
+    monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: False)
+    jobs = jobs_of(setting, "training", "inference")
+    assert jobs["training", 128] == ["reference", "fp32", "bf16"]
+    assert jobs["training", 64] == ["reference", "fp32"]
+    assert jobs["inference/b1", 64] == ["reference", "fp32", "bf16"]
+    assert jobs_of(setting, "training", slow_half=False)["training", 128] == ["reference", "fp32"]
+    monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: True)
+    assert jobs_of(setting, "training", slow_half=False)["training", 64] == ["reference", "fp32", "bf16"]
+
+
+def test_the_loop_is_measured_as_users_get_it(setting):
+    assert jobs_of(setting, "loop")["loop", 128] == ["reference", "fp32"]
+    assert jobs_of(setting, "op/grid_sample")["op/grid_sample", 128] == ["reference", "fp32"]
+
+
+def test_nothing_to_measure_is_refused_with_the_names(setting):
+    with pytest.raises(UserError, match=r"--only.*op/bias_act"):
+        jobs_of(setting, "nothing")
+
+
+def test_peak_memory_counts_what_a_run_holds(setting):
+    size = 2**26
+
+    def build(setting, variant):
+        return {"part": Part(lambda: torch.ones(size // 4))}
+
+    assert 0.9 * size < peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
+
+
+def test_an_order_to_another_process_is_carried_out(setting):
+    text = order(measure.find_case("memory/inference"), setting, Variant("reference", "fp32", plain=True))
+    assert carry_out(text) >= 0
