@@ -25,6 +25,10 @@ class DownloadError(UserError, OSError):
     """A URL could not be fetched; the sentence says where to place the file by hand."""
 
 
+class CacheError(DownloadError):
+    """A download has no place in the cache folder; the sentence says how to choose another folder."""
+
+
 def make_cache_dir_path(*paths: str) -> str:
     """Path below the cache folder: $DNNLIB_CACHE_DIR, else ~/.cache/dnnlib, else one in the temporary folder.
 
@@ -129,7 +133,7 @@ def _fetch_to_cache(url: str, digest: str | None, cache_dir: str, num_attempts: 
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(
+        raise CacheError(
             f"cannot keep {url} in the cache folder {cache_dir} ({error}); set DNNLIB_CACHE_DIR to a writable folder"
         ) from error
     return path

@@ -140,8 +140,10 @@ def _downloaded(url: str) -> str:
         return by_hand
     try:
         return dnnlib.util.open_url(url, return_filename=True)
+    except dnnlib.util.CacheError:
+        raise  # a full disk, say, leaves no place for the file
     except (UserError, OSError) as error:
         raise UserError(
             f"Detector {os.path.basename(by_hand)} is not in the cache and cannot be downloaded from {url}: place the "
-            f"file at {by_hand}, or choose one with --detector (a file, or one of: {', '.join(_names()) or 'none'})."
+            f"file at {by_hand}, or name another TorchScript file with --detector."
         ) from error

@@ -170,7 +170,7 @@ def test_offline_says_where_to_place_the_file(tmp_path, monkeypatch):
 
 def test_unwritable_cache_is_a_user_error(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(util.UserError, match="DNNLIB_CACHE_DIR"):
+    with pytest.raises(util.CacheError, match="DNNLIB_CACHE_DIR"):
         util.open_url(server.url + "/a", cache_dir=str(tmp_path / "file" / "sub"), verbose=False)
 
 

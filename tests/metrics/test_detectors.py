@@ -49,6 +49,12 @@ def test_offline_without_the_file_says_what_to_place_where(cache_folder, metric,
     assert f"{UNREACHABLE}/{file}" in sentence
 
 
+def test_a_cache_folder_that_cannot_be_written_is_what_is_said(cache_folder):
+    cache_folder.write_text("in the way")
+    with pytest.raises(UserError, match=r"cache folder .*set DNNLIB_CACHE_DIR to a writable folder"):
+        detectors.ensure_available(["fid50k_full"], None)
+
+
 def test_a_default_placed_by_hand_is_found(cache_folder):
     placed = stand_ins.save_detector(stand_ins.Inception(), cache_folder / "downloads" / "inception-2015-12-05.pt")
     detectors.ensure_available(["fid50k_full", "is50k"], None)
