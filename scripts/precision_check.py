@@ -34,6 +34,7 @@ class Settings:
     batch: int
     cbase: float
     seconds: float | None
+    workers: int
     device: str
     metric: str | None
     detector: str
@@ -90,7 +91,7 @@ def options(precision: str, seed: int, settings: Settings) -> dict[str, Any]:
         precision=precision,
         seed=seed,
         device=settings.device,
-        workers=1,
+        workers=settings.workers,
         metrics=(),
     )
     images = settings.iterations * settings.batch
@@ -119,13 +120,14 @@ def measure(trainer, settings: Settings) -> float | None:
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and deviation of the FIDs of each precision, and each of them against the first by Welch's test."""
+    import numpy as np
     import scipy.stats
 
     by_precision: dict[str, list[float]] = {}
     for run in runs:
         by_precision.setdefault(run["precision"], []).append(run["fid"])
     summary = {
-        name: {"mean": statistics.fmean(fids), "std": statistics.stdev(fids) if len(fids) > 1 else None}
+        name: {"mean": float(np.mean(fids)), "std": float(np.std(fids, ddof=1)) if len(fids) > 1 else None}
         for name, fids in by_precision.items()
     }
     first, *others = by_precision
@@ -208,6 +210,7 @@ def machine(settings: Settings) -> dict[str, str]:
 @click.option("--batch", type=click.IntRange(min=1), default=32, help="Images of an iteration.")
 @click.option("--cbase", type=float, default=256, help="Width of both networks, as in train.py.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop a run after this time.  [default: never]")
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that load data.")
 @click.option("--metric", default="fid5k_full", help="FID to measure, or none.")
 @click.option("--detector", default="mnist", metavar="FILE|NAME", help="Feature network of the FID.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")

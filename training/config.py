@@ -143,10 +143,6 @@ class _Data(NamedTuple):
     has_labels: bool
     c_dim: int  # of the networks: 0 without --cond
 
-    def network_shape(self) -> dict[str, int]:
-        """The constructor arguments of G and D that follow from the data."""
-        return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
-
 
 def build(**flags) -> tuple[str, dict[str, Any]]:
     """Run description and options of the training loop, for flags by their names with `_` for `-`.
@@ -397,7 +393,8 @@ def _add_teachers(f: Flags, data: _Data, options: dict[str, Any]) -> list[str]:
         dgl_augment=_given(f.dgl_augment, False),
         trust_pickle=f.trust_pickle,
     )
-    notices = [size_table(teachers[0].G, new_network(options["G_kwargs"], data.network_shape()))]
+    shape = {"c_dim": data.c_dim, "img_resolution": data.resolution, "img_channels": data.channels}
+    notices = [size_table(teachers[0].G, new_network(options["G_kwargs"], shape))]
     if options["loss_kwargs"]["dgl_start"] >= options["total_kimg"]:
         notices.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")
     return notices

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison of precisions: short runs to the end, and what it makes of FIDs."""
+
+import itertools
+import json
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+import dnnlib.cli
+from scripts import charts, precision_check
+from tests.support import make_image_zip
+
+
+def runs(**fids: list[float]) -> list[dict]:
+    return [{"precision": name, "seed": i, "fid": fid} for name, values in fids.items() for i, fid in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("other", "within"),
+    [
+        ([61.0, 69.0, 65.0], True),
+        ([81.0, 89.0, 85.0], False),
+        ([math.nan, 60.0, 65.0], False),
+        ([64.0], None),
+    ],
+)
+def test_fids_are_compared_with_the_noise_between_seeds(other, within):
+    found = precision_check.compare(runs(fp32=[60.0, 64.0, 68.0], bf16=other))
+    (pair,) = found["comparisons"]
+    assert pair["precisions"] == ["fp32", "bf16"] and pair["within_noise"] is within
+    assert found["summary"]["fp32"] == {"mean": 64.0, "std": 4.0}
+
+
+@pytest.fixture
+def check(monkeypatch, capsys, tmp_path):
+    """Runs the command on noise images: `check(flag=value)` -> (exit status, stdout, stderr, result)."""
+    data = make_image_zip(tmp_path / "noise.zip", resolution=16, num_images=40, num_labels=2, channels=1)
+
+    def run(**flags):
+        flags = {"outdir": tmp_path / "out", "data": data, "cbase": 64, "batch": 32, "device": "cpu", **flags}
+        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", ["precision_check.py", *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            dnnlib.cli.run(precision_check.main)
+        return (exit_info.value.code, *capsys.readouterr(), json.loads((tmp_path / "out" / "result.json").read_text()))
+
+    return run
+
+
+def test_short_runs_are_trained_measured_and_shown(check, tmp_path):
+    status, out, err, result = check(iterations=2, seeds="3", metric="fid1k_full")
+    assert status == 0
+    assert [(run["precision"], run["seed"], run["kimg"]) for run in result["runs"]] == [
+        ("fp32", 3, 0.064),
+        ("bf16", 3, 0.064),
+    ]
+    fp32, bf16 = result["runs"]
+    assert fp32["fid"] > 0 and fp32["fid"] != bf16["fid"] and fp32["fid"] == pytest.approx(bf16["fid"], rel=0.05)
+    assert [kimg for kimg, _loss in fp32["loss"]["G"]] == pytest.approx([0.032, 0.064])
+    assert fp32["loss"]["D"] != bf16["loss"]["D"]
+    assert "| bf16 | 3 | 0.064 |" in out and "too few seeds to say" in out
+    assert "Run 2 of 2: bf16, seed 3" in err
+    with Image.open(tmp_path / "out" / "result.png") as picture:
+        assert picture.width > 1000
+    assert "kimg on cpu in bf16" in (tmp_path / "out" / "bf16-seed3" / "log.txt").read_text()
+
+
+def test_a_run_ends_when_its_time_is_over(check):
+    status, out, _err, result = check(iterations=10**6, seconds=0, precisions="fp32", seeds="0", metric="none")
+    (run,) = result["runs"]
+    assert status == 0 and run["kimg"] == 0.032 and run["fid"] is None
+    assert "comparisons" not in result and "FID" not in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.03, 0.13), (-3, 250), (5, 5), (0, 0), (396.4, 402)])
+def test_ticks_are_round_and_reach_around(low, high):
+    found = charts.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(found)}
+    assert len(steps) == 1 and f"{steps.pop():e}"[0] in "125"
+
+
+def test_charts_leave_out_what_is_not_finite():
+    points = [(0, 1.0), (1, math.nan), (2, 3.0)]
+    whole = charts.beside([charts.chart("t", "x", [charts.Series("a", points)]), charts.chart("empty", "x", [])])
+    assert whole.size == (1120, 360)
+    assert charts.COLOURS[0] in {colour for _count, colour in whole.getcolors(2**16)}
