@@ -24,6 +24,10 @@ def main(network, seeds, psi, class_idx, noise_mode, projected_w, outdir, device
       python generate.py --network=ffhq.pkl --seeds=0-35 --trunc=0.7 --outdir=out
 
     \b
+    One class of a conditional network, such as the demo's:
+      python generate.py --network=digits.pkl --class=3 --seeds=0-9 --outdir=out
+
+    \b
     The image of a projected latent:
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
     """

@@ -26,10 +26,13 @@ def main(network, target, num_steps, seed, save_video, class_idx, batch, outdir,
       target.png proj.png projected_w.npz proj.mp4
 
     \b
-    Images of any size are cropped to their centred square. Those of a folder have their results in folders of their
-    names:
+    Images of any size are cropped to their centred square:
       python projector.py --network=ffhq.pkl --target=me.png --outdir=out
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
+      python projector.py --network=digits.pkl --class=4 --target=four.png --outdir=out
+
+    \b
+    Those of a folder have their results in folders of their names:
       python projector.py --network=ffhq.pkl --target=photos --batch=4 --save-video=no --outdir=out
     """
     import os

@@ -26,6 +26,7 @@ def main(network, rows, cols, styles, psi, class_idx, noise_mode, outdir, device
 
     \b
       python style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --outdir=out
+      python style_mixing.py --network=digits.pkl --class=4 --rows=0-2 --cols=3-5 --styles=0-3 --outdir=out
     """
     import os
 

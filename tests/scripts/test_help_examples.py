@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples in each script's --help run as they stand there, on small files of the names they use."""
+
+import importlib
+import pathlib
+import re
+import shlex
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dnnlib import cli, urls
+from metrics import metric_main
+from tests.metrics import stand_ins
+from tests.support import ROOT
+from tests.training import tensorflow_pickle
+from tests.training.test_dataset_sources import write_mnist
+from torch_utils import images
+from training.config import RESUME_ALIASES
+from training.networks import Discriminator
+from training.snapshot import save_snapshot
+
+# What keeps an example short; none of its own flags is changed.
+EXTRA_FLAGS = {"projector": ["--num-steps=3"], "train": ["--dry-run"]}
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def write_photos(folder: pathlib.Path, *names: str, channels: int = 3) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in zip(names, stand_ins.make_images(len(names), 32, channels)):
+        images.save_png(pixels, folder / name)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder of the examples: detectors lie in the cache, and metrics take few fakes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    for name, network in (("inception-2015-12-05", stand_ins.Inception()), ("vgg16", stand_ins.VGG16())):
+        stand_ins.save_detector(network, tmp_path / "cache" / "downloads" / f"{name}.pt")
+    find = metric_main._find
+    monkeypatch.setattr(metric_main, "_find", lambda metric: (*find(metric)[:2], {**find(metric)[2], "num_gen": 100}))
+    return tmp_path
+
+
+def make_files(script: str, folder: pathlib.Path) -> None:
+    """The files that the examples of `script` take."""
+    if script == "dataset_tool":
+        write_mnist(folder / "mnist", 12)
+        for name in ("photos", "flowers/rose", "flowers/tulip"):
+            write_photos(folder / name, "a.png", "b.png")
+        PIL.Image.fromarray(stand_ins.make_images(1, 300)[0]).crop((0, 0, 300, 200)).save(folder / "photos" / "c.jpg")
+        return
+    if script == "legacy":
+        cat = tensorflow_pickle.golden_networks("uncond")
+        tensorflow_pickle.write(folder / "stylegan2-cat-config-f.pkl", cat)
+        return
+    if script == "export":
+        G = stand_ins.tiny_generator(resolution=4)  # a compiler takes its time over each layer
+        save_snapshot(folder / "ffhq.pkl", {"G": G, "D": None, "G_ema": G})
+        return
+    labels = [i % 10 for i in range(100)]
+    greys = stand_ins.make_images(100, 32, 1)
+    (folder / "data").mkdir()
+    for name, pixels in (
+        ("ffhq", stand_ins.make_images(100, 32)), ("faces", stand_ins.make_images(8, 32)), ("out", greys),
+        ("cats", stand_ins.make_images(8, 256)), ("digits", greys), ("data/mnist5k-32x32", greys),
+    ):  # fmt: skip
+        stand_ins.write_zip(folder / f"{name}.zip", pixels, labels[: len(pixels)] if pixels is greys else None)
+    run_dir = folder / "runs" / "00000-ffhq"
+    run_dir.mkdir(parents=True)
+    for path, options in (
+        (folder / "ffhq.pkl", {}),
+        (folder / "digits.pkl", {"channels": 1, "c_dim": 10}),
+        (run_dir / "network-snapshot-000200.pkl", {}),
+    ):
+        G = stand_ins.tiny_generator(resolution=32, **options)
+        data = stand_ins.dataset_options(str(folder / "ffhq.zip"))
+        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": data})
+    (run_dir / "training_options.json").write_text("{}")
+    teacher = folder / "cache" / "downloads" / f"{urls._cache_key(RESUME_ALIASES['ffhq1024'])}_ffhq1024.pkl"
+    save_snapshot(teacher, {"D": Discriminator(0, 32, 3, channel_base=64, channel_max=4), "G_ema": G})
+    write_photos(folder, "me.png")
+    write_photos(folder, "four.png", channels=1)
+    write_photos(folder / "photos", "a.png", "b.png", "c.png", "d.png", "e.png")
+    if script == "generate":  # as the projector's example leaves it
+        (folder / "out").mkdir()
+        np.savez(folder / "out" / "projected_w.npz", w=np.zeros([1, G.num_ws, G.w_dim], dtype=np.float32))
+
+
+def run(script: str, flags: list[str], monkeypatch) -> int:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
+    with pytest.raises(SystemExit) as exited:
+        cli.run(importlib.import_module(script).main)
+    return exited.value.code
+
+
+def examples(help_text: str) -> list[list[str]]:
+    """The words of each command line in the text; a backslash at a line's end continues it."""
+    lines = help_text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if re.match(r"\s+python \w+\.py ", line)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_examples(script, folder, monkeypatch, capsys):
+    assert run(script, ["--help"], monkeypatch) == 0
+    commands = examples(capsys.readouterr().out)
+    make_files(script, folder)
+    assert commands and commands[0][0] == f"{script}.py"
+    for program, *flags in commands:
+        stem = program.removesuffix(".py")
+        status = run(stem, flags + EXTRA_FLAGS.get(stem, []), monkeypatch)
+        assert status == 0, f"{program} {' '.join(flags)}\n{capsys.readouterr().err}"
+        for flag in flags:
+            name, _, value = flag.partition("=")
+            if name in ("--outdir", "--dest", "--save-stats") and script != "train":
+                written = folder / value
+                assert any(written.iterdir()) if written.is_dir() else written.stat().st_size > 0
