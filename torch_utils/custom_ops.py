@@ -1,45 +1,126 @@
 # SPDX-License-Identifier: Apache-2.0
 """C++ and CUDA extensions, compiled when they are first asked for."""
 
+import contextlib
+import hashlib
 import os
+import pathlib
+import sys
 import time
 import types
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from dnnlib.util import format_time
 
-verbosity = "brief"  # 'none' = silent, 'brief' = a line for each plugin, 'full' = also what the compiler says
+try:
+    import fcntl
+except ImportError:  # Windows, where only PyTorch's own lock keeps processes apart
+    fcntl = None
+
+verbosity = "brief"  # 'none' = silent, 'brief' = a line for each compilation, 'full' = also what the compiler says
 
 _VERBOSITIES = ("none", "brief", "full")
+_HEADERS = (".h", ".hpp", ".cuh", ".inl")
 _plugins: dict[str, types.ModuleType] = {}
+_failures: dict[str, Exception] = {}
 
 
 def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_kwargs: Any) -> types.ModuleType:
     """The Python module `module_name`, compiled from C++ and CUDA files; the same one for the life of the process.
 
-    `build_kwargs` go to `torch.utils.cpp_extension.load`, which keeps what it built (under TORCH_EXTENSIONS_DIR) for
-    later processes. Raises ValueError for an unknown `verbosity`, and whatever the compilation raises: a machine
-    without a compiler is for the caller to deal with.
+    What was built serves later processes as long as nothing changes that it depends on: it lies in a directory named
+    after `build_key`, in `build_directory` of `build_kwargs`, by default TORCH_EXTENSIONS_DIR or the user's cache. Of
+    several processes that ask at once, one builds and the others wait; a process that is killed holds up nobody.
+    The other `build_kwargs` go to `torch.utils.cpp_extension.load`.
+
+    Raises ValueError for an unknown `verbosity`, OSError for a missing source, and whatever the compilation raises: a
+    machine without a compiler is for the caller to deal with. A compilation that failed is not tried again: later
+    calls raise the same error.
     """
     if verbosity not in _VERBOSITIES:
         raise ValueError(f"custom_ops.verbosity must be one of {', '.join(_VERBOSITIES)}, got {verbosity!r}")
     if module_name in _plugins:
         return _plugins[module_name]
+    if module_name in _failures:
+        raise _failures[module_name]
+    paths = [pathlib.Path(path) for path in sources]
+    root = build_kwargs.pop("build_directory", None)
+    try:
+        directory = _build_root(root) / module_name / build_key(paths, build_kwargs)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _sole_builder(directory):
+            _plugins[module_name] = _load(module_name, paths, directory, build_kwargs)
+    except Exception as error:
+        _failures[module_name] = error
+        raise
+    return _plugins[module_name]
+
+
+def build_key(sources: Sequence[pathlib.Path], build_kwargs: dict[str, Any]) -> str:
+    """A name for all that a build depends on: sources, the headers beside them, flags, PyTorch, CUDA, Python, GPUs."""
+    headers = {path for source in sources for path in source.parent.iterdir() if path.suffix in _HEADERS}
+    digest = hashlib.sha256()
+    for path in [*sources, *sorted(headers)]:
+        text = path.read_bytes()
+        digest.update(f"{path.name} {len(text)} ".encode() + text)
+    settings = [sorted(build_kwargs.items()), torch.__version__, torch.version.cuda, sys.implementation.cache_tag]
+    if any(path.suffix == ".cu" for path in sources):
+        settings.append(os.environ.get("TORCH_CUDA_ARCH_LIST"))
+        settings.append([torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())])
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:16]
+
+
+def _build_root(root: str | os.PathLike | None) -> pathlib.Path:
     import torch.utils.cpp_extension  # takes a second, and most processes never need it
 
-    if verbosity != "none":
-        print(f"Compiling {module_name}: ", end="\n" if verbosity == "full" else "", flush=True)
+    default = torch.utils.cpp_extension.get_default_build_root
+    return pathlib.Path(root or os.environ.get("TORCH_EXTENSIONS_DIR") or default())
+
+
+@contextlib.contextmanager
+def _sole_builder(directory: pathlib.Path) -> Iterator[None]:
+    """Keep other processes out of `directory`.
+
+    The operating system releases this lock when its owner ends, however it ends. PyTorch's own lock is a file that a
+    killed process leaves behind, and that the next one would wait for without end: here nobody else can own it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(directory / "owner", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (directory / "lock").unlink(missing_ok=True)
+        yield
+
+
+def _load(name: str, sources: list[pathlib.Path], directory: pathlib.Path, build_kwargs: dict) -> types.ModuleType:
+    """Load the module, compiled unless `directory` has it; only a compilation is worth a line."""
+    import torch.utils.cpp_extension
+
+    built = any(path.suffix in (".so", ".pyd") for path in directory.iterdir())
+    speaks = verbosity == "full" or (verbosity == "brief" and not built)
+    if speaks:
+        print(f"Compiling {name}: ", end="\n" if verbosity == "full" else "", flush=True)
     start = time.monotonic()
+    outcome = "failed"
     try:
-        plugin = torch.utils.cpp_extension.load(
-            name=module_name, sources=[os.fspath(path) for path in sources], verbose=verbosity == "full", **build_kwargs
-        )
-    except BaseException:
-        if verbosity != "none":
-            print("failed", flush=True)
-        raise
-    if verbosity != "none":
-        print(f"done in {format_time(time.monotonic() - start)}", flush=True)
-    _plugins[module_name] = plugin
+        with warnings.catch_warnings():
+            if verbosity != "full":  # on versions of compilers, which matter only if the compilation fails
+                warnings.simplefilter("ignore")
+            plugin = torch.utils.cpp_extension.load(
+                name=name,
+                sources=[os.fspath(path) for path in sources],
+                build_directory=os.fspath(directory),
+                verbose=verbosity == "full",
+                **build_kwargs,
+            )
+        outcome = f"done in {format_time(time.monotonic() - start)}"
+    finally:
+        if speaks:
+            print(outcome, flush=True)
     return plugin

@@ -22,7 +22,7 @@ _attempted = False
 
 
 def serves(x: torch.Tensor) -> bool:
-    """Whether the kernels take `x`: a CUDA tensor of a type they know, outside `paths.reference_path`, and they load."""
+    """Whether the kernels take `x`: a CUDA tensor of a type they know, outside `reference_path`, and they load."""
     return x.is_cuda and x.dtype in TYPES and not paths.is_reference() and load() is not None
 
 
