@@ -83,11 +83,11 @@ def _scope(measure, device: str, quick: bool, full: bool, only: list[str] | None
             raise UserError(f"--res: networks exist for powers of two from 8 up, not for {resolution}")
     headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
     return measure.Scope(
-        patterns=only or (measure.HEADLINE_CASES if quick else ["*"]),
+        patterns=only or (measure.QUICK_CASES[device] if quick else ["*"]),
         resolutions=res or ([headline] if quick else DEFAULT_RESOLUTIONS[device]),
         headline=headline,
         thorough=full or bool(only) or device == "cuda",
-        slow_half=not quick,
+        slow_training=not quick,
     )
 
 

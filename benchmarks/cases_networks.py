@@ -99,10 +99,10 @@ TRAINING_WEIGHTS = {"Gmain": 1, "Greg": 1 / G_INTERVAL, "Dmain": 1, "Dreg": 1 / 
 NETWORK_CASES = [
     Case("training", training, plan=280, total="iteration", weights=TRAINING_WEIGHTS),
     Case("inference/b1", inference(1), plan=20, batch=1),
-    Case("inference/b16", inference(16), plan=45, batch=16),
-    Case("forward/G", network_forward("G"), plan=30),
-    Case("forward/D", network_forward("D"), plan=30),
-    Case("loop", loop, plan=200, total="iteration", weights=LOOP_WEIGHTS),
+    Case("inference/b16", inference(16), plan=60, batch=16),
+    Case("forward/G", network_forward("G"), plan=25),
+    Case("forward/D", network_forward("D"), plan=25),
+    Case("loop", loop, plan=280, total="iteration", weights=LOOP_WEIGHTS),
     Case("memory/training", training, plan=90, kind="memory"),
-    Case("memory/inference", inference(16), plan=30, batch=16, kind="memory"),
+    Case("memory/inference", inference(16), plan=25, batch=16, kind="memory"),
 ]

@@ -129,7 +129,7 @@ OPS = {
     "grid_sample": _grid_sample,
 }
 # Augmentation runs on images, which are fp32 always.
-OP_CASES = [Case(f"op/{name}", _parts(make), plan=12, half=name != "grid_sample") for name, make in OPS.items()]
+OP_CASES = [Case(f"op/{name}", _parts(make), plan=15, half=name != "grid_sample") for name, make in OPS.items()]
 
 
 def copy_bandwidth(device: torch.device, seconds_of) -> float:

@@ -22,9 +22,12 @@ from dnnlib.progress import Progress
 from dnnlib.util import UserError
 
 CASES = [*NETWORK_CASES, *OP_CASES]
-HEADLINE_CASES = ("training", "inference")
+QUICK_CASES = {
+    "cpu": ["training", "inference"],
+    "cuda": ["training", "inference", "loop", "op/bias_act", "op/upfirdn2d"],
+}
 PROGRESS_INTERVAL = 15.0  # seconds between progress lines where the output is not a terminal
-COSTLY = ("op/", "loop", "memory/")  # on a CPU, at the headline resolution alone
+COSTLY = ("op/", "loop", "memory/", "forward/")  # on a CPU, at the headline resolution alone
 
 
 def find_case(name: str) -> Case:
@@ -48,7 +51,7 @@ class Job:
     @property
     def plan(self) -> int:
         """Roughly how long it takes, for the progress line."""
-        return math.ceil(self.case.plan * max(self.setting.resolution / 128, 0.3))
+        return math.ceil(self.case.plan * math.sqrt(self.setting.resolution / 128))
 
 
 def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None]) -> None:
@@ -134,15 +137,15 @@ def _memory(job: Job, on_round) -> Result:
 class Scope:
     """How much is measured: the cases that `patterns` name, at `resolutions`.
 
-    With `thorough`, everything; else what takes long is measured at the `headline` resolution alone. `slow_half`: also
-    training in a half precision that the CPU only emulates, which takes long and tells little.
+    With `thorough`, everything; else at the `headline` resolution alone what takes long, and what is in a half
+    precision that the CPU only emulates. `slow_training`: there, also training in such a precision.
     """
 
     patterns: list[str]
     resolutions: list[int]
     headline: int
     thorough: bool = False
-    slow_half: bool = True
+    slow_training: bool = True
 
 
 def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[Variant], auto: str) -> list[Job]:
@@ -154,7 +157,7 @@ def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[
         for case in CASES:
             named = any(matches(case.name, pattern) for pattern in scope.patterns)
             if named and (everything or not case.name.startswith(COSTLY)):
-                slow_half = scope.slow_half and everything
+                slow_half = everything and (scope.slow_training or case.name != "training")
                 chosen = [v for v in variants if _wanted(case, v, setting, auto, slow_half)]
                 jobs += [Job(case, setting, chosen)] if len(chosen) > 1 else []
     if not jobs:
@@ -175,4 +178,4 @@ def _wanted(case: Case, variant: Variant, setting: Setting, auto: str, slow_half
         return variant.name == auto  # what a user gets; the phases tell the precisions apart
     if variant.precision == "fp32":
         return True
-    return case.half and (slow_half or "training" not in case.name or not half_is_slow(variant, setting.device))
+    return case.half and (slow_half or not half_is_slow(variant, setting.device))

@@ -51,17 +51,20 @@ def target_of(run: Run, result: Result, variant: str) -> float | None:
 
 
 def verdict(run: Run, result: Result, variant: str) -> str:
-    """'met' or 'missed' for a target, 'slower' where there is none and no gain, 'more' for memory, or nothing.
+    """'met' or 'missed' for a target; elsewhere 'slower' than the reference, 'more' memory, 'unclear' or nothing.
 
-    A part counts as slower when three of four rounds were, by more than the same work twice would be.
+    A part counts as slower when three of four rounds were, by more than the same work twice would be; if it is the
+    median alone that says so, that is unclear.
     """
     ratio, target = result.ratio(variant), target_of(run, result, variant)
     if slow_half(run, variant):
         return "no bf16 instructions on this CPU"
     if target is not None:
         return f"{'met' if ratio.median >= target else 'missed'} (target {target:g}x)"
-    if ratio.high * SLACK >= 1:
+    if ratio.median * SLACK >= 1:
         return ""
+    if ratio.high * SLACK >= 1:
+        return "unclear"
     return "more" if result.unit == "bytes" else "slower"
 
 
@@ -101,13 +104,13 @@ def targets(run: Run) -> str:
                 word = "not applicable: " if slow_half(run, variant) else ""
                 text = verdict(run, found[0], variant).split(" (")[0]
                 lines.append([name, f"{ratio:g}x", f"{measured:.2f}x", word + text])
-    lines += [_worst(run, "never slower", "s", "slower"), _worst(run, "memory no higher", "bytes", "more")]
+    lines += [_worst(run, "never slower", "s"), _worst(run, "memory no higher", "bytes")]
     return aligned([["target", "at least", "measured", ""], *lines])
 
 
-def _worst(run: Run, title: str, unit: str, bad: str) -> list[str]:
+def _worst(run: Run, title: str, unit: str) -> list[str]:
     pairs = [
-        (result.ratio(name).median, f"{result.key} ({name})", verdict(run, result, name) == bad)
+        (result.ratio(name).median, f"{result.key} ({name})", verdict(run, result, name))
         for result in run.results
         if result.unit == unit
         for name in result.fast_variants
@@ -115,9 +118,11 @@ def _worst(run: Run, title: str, unit: str, bad: str) -> list[str]:
     ]
     if not pairs:
         return [title, "1x", "-", "not measured"]
-    ratio, where, _bad = min(pairs)
-    count = sum(is_bad for *_, is_bad in pairs)
-    return [title, "1x", f"{ratio:.2f}x", f"missed by {count} of {len(pairs)}, least: {where}" if count else "met"]
+    ratio, where, _said = min(pairs)
+    said = [words for *_, words in pairs]
+    counts = [("missed by", said.count("slower") + said.count("more")), ("unclear for", said.count("unclear"))]
+    faults = ", ".join(f"{words} {count} of {len(pairs)}" for words, count in counts if count)
+    return [title, "1x", f"{ratio:.2f}x", f"{faults}; least: {where}" if faults else "met"]
 
 
 def sec_per_kimg(run: Run) -> str:

@@ -50,7 +50,7 @@ def paired_ratio(slow: list[float], fast: list[float]) -> Spread:
 
 def clock_for(device: torch.device) -> Clock:
     """Wall time on a CPU; on CUDA the time between two events on the stream."""
-    return Clock(_cuda_time, 0.3) if device.type == "cuda" else Clock(_wall_time, 0.01)
+    return Clock(_cuda_time, 0.1) if device.type == "cuda" else Clock(_wall_time, 0.01)
 
 
 def _wall_time(work: Work, repeats: int) -> float:

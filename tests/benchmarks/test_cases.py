@@ -26,8 +26,10 @@ def setting(tmp_path) -> Setting:
     return Setting(CPU, resolution=8, batch=2, cbase=64, folder=tmp_path)
 
 
-def jobs_of(setting, *patterns, thorough=False, slow_half=True, resolutions=(64, 128)) -> dict[tuple[str, int], list]:
-    scope = measure.Scope(list(patterns), list(resolutions), 128, thorough, slow_half)
+def jobs_of(
+    setting, *patterns, thorough=False, slow_training=True, resolutions=(64, 128)
+) -> dict[tuple[str, int], list]:
+    scope = measure.Scope(list(patterns), list(resolutions), 128, thorough, slow_training)
 
     def make_setting(resolution):
         return Setting(CPU, resolution, 4, None, setting.folder)
@@ -176,7 +178,7 @@ def test_patterns_name_a_case_a_folder_or_a_wildcard():
 def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
     jobs = jobs_of(setting, "*")
     assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in measure.CASES}
-    assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference", "forward"}
+    assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference"}
     assert next(iter(jobs))[1] == 128  # first, so that an interrupted run has it
     everywhere = jobs_of(setting, "*", thorough=True)
     assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in measure.CASES}
@@ -187,10 +189,13 @@ def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monke
     jobs = jobs_of(setting, "training", "inference")
     assert jobs["training", 128] == ["reference", "fp32", "bf16"]
     assert jobs["training", 64] == ["reference", "fp32"]
-    assert jobs["inference/b1", 64] == ["reference", "fp32", "bf16"]
-    assert jobs_of(setting, "training", slow_half=False)["training", 128] == ["reference", "fp32"]
+    assert jobs["inference/b1", 128] == ["reference", "fp32", "bf16"]
+    assert jobs["inference/b1", 64] == ["reference", "fp32"]
+    quick = jobs_of(setting, "training", "inference", slow_training=False)
+    assert quick["training", 128] == ["reference", "fp32"]
+    assert quick["inference/b1", 128] == ["reference", "fp32", "bf16"]
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: True)
-    assert jobs_of(setting, "training", slow_half=False)["training", 64] == ["reference", "fp32", "bf16"]
+    assert jobs_of(setting, "training", slow_training=False)["training", 64] == ["reference", "fp32", "bf16"]
 
 
 def test_the_loop_is_measured_as_users_get_it(setting):

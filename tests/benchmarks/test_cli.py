@@ -6,16 +6,18 @@ import json
 import pytest
 
 from benchmarks.__main__ import _command, main
+from benchmarks.measure import CASES
 from benchmarks.results import load
 from dnnlib import cli
 from tests.support import ROOT
 
-TINY = ["--cbase=64", "--batch=2", "--res=8", "--budget=0", "--precisions=fp32"]
+TINY = ["--device=cpu", "--cbase=64", "--batch=2", "--res=8", "--budget=0", "--precisions=fp32"]
 
 
 @pytest.fixture
 def bench(monkeypatch, capsys):
     """Runs the command with arguments; returns status, standard output and standard error."""
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # of the process that all tests share
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
@@ -53,6 +55,31 @@ def test_a_tiny_benchmark_and_a_comparison_with_it(bench, tmp_path):
         status, out, _err = bench(f"--out={tmp_path / 'new'}", "--only=inference/b1", f"--compare={old}", *TINY)
         assert status == expected
         assert f"{expected} of 1 ratios fell by more than 10%." in out
+
+
+@pytest.mark.slow
+def test_every_case_runs_in_every_precision(bench, tmp_path):
+    status, out, _err = bench(f"--out={tmp_path}", "--full", "--device=cpu", "--cbase=64", "--batch=2", "--res=8",
+                              "--budget=0")  # fmt: skip
+    assert status == 0
+    found = load(tmp_path / "benchmark.json")
+    assert {(result.case, result.resolution) for result in found.results} == {(case.name, 8) for case in CASES}
+    peaks = [result.of(name).median for result in found.results if result.unit == "bytes" for name in result.samples]
+    assert len(peaks) == 2 * 3
+    assert min(peaks) > 0
+    assert "bandwidth" in out
+
+
+@pytest.mark.gpu
+def test_a_tiny_benchmark_on_a_gpu(bench, tmp_path):
+    gpu = ["--device=cuda", "--cbase=64", "--batch=4", "--res=16", "--budget=0"]
+    cases = "--only=training,inference/b1,loop,op/bias_act,op/upfirdn2d,memory"
+    status, out, _err = bench(f"--out={tmp_path}", cases, *gpu)
+    assert status == 0
+    found = load(tmp_path / "benchmark.json")
+    assert (found.machine["device"], found.auto) == ("cuda", "fp16")
+    assert "fp16 (auto)" in out
+    assert "of a copy" in out
 
 
 def test_a_comparison_without_anything_in_common_is_refused(bench, tmp_path):

@@ -106,6 +106,16 @@ def test_progress_ends_at_one_and_only_grows():
     assert shares[-1] == pytest.approx(1)
 
 
+@pytest.mark.gpu
+def test_the_cuda_clock_counts_the_device_and_not_only_the_launch():
+    x = torch.randn([4096, 4096], device="cuda")
+    clock = clock_for(x.device)
+    clock.time(lambda: x @ x, 3)
+    one, four = clock.time(lambda: x @ x, 10), clock.time(lambda: [x @ x for _ in range(4)], 10)
+    assert 3 < four / one < 5
+    assert one > 2 * 4096**3 / 1e15  # no device is as fast as that in fp32
+
+
 def test_the_wall_clock_gives_the_seconds_of_one_call():
     calls = []
     seconds = clock_for(torch.device("cpu")).time(lambda: calls.append(torch.ones(10).sum()), 7)
