@@ -3,7 +3,8 @@
 
 `report` only queues [count, sum, sum of squares] on the value's own device, so it never makes the host wait for a
 GPU. A Collector's `update` folds the queues into float64 sums on the CPU, with one transfer a device, for itself and
-for every other collector of the same statistic.
+for every other collector of the same statistic. A Tally keeps the sums of one statistic on its device, for what must be
+decided there between two updates.
 """
 
 import math
@@ -22,6 +23,7 @@ _sync_device: torch.device | None = None
 _pending: dict[str, dict[torch.device, list[torch.Tensor]]] = {}
 _known: dict[str, None] = {}  # every name gathered so far, in the order they came
 _collectors: weakref.WeakSet = weakref.WeakSet()
+_tallies: weakref.WeakSet = weakref.WeakSet()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | str | None) -> None:
@@ -47,6 +49,8 @@ def report(name: str, value: Any) -> Any:
         moments = torch.stack([count, elements.sum(), elements.square().sum()])
         queue = _pending.setdefault(name, {}).setdefault(moments.device, [])
         queue.append(moments)
+        for tally in _tallies:
+            tally._add(name, moments)
         if len(queue) >= _FOLD_AT:
             queue[:] = [torch.stack(queue).sum(dim=0)]
     return value
@@ -120,6 +124,27 @@ class Collector:
     def __getitem__(self, name: str) -> float:
         """Mean of the statistic."""
         return self.mean(name)
+
+
+class Tally:
+    """The mean of the statistic `name`, as a tensor on `device`, where deciding by it makes no host wait."""
+
+    def __init__(self, name: str, device: torch.device | str):
+        self._name = name
+        self._sums = torch.zeros([3], dtype=_exact_dtype(torch.device(device)), device=device)
+        _tallies.add(self)
+
+    def _add(self, name: str, moments: torch.Tensor) -> None:
+        if name == self._name:
+            self._sums += moments.to(self._sums)
+
+    def take_mean(self) -> torch.Tensor:
+        """Mean, float [], over all processes since the last call; NaN if nothing was reported. Every process calls."""
+        sums = self._sums.clone()
+        self._sums.zero_()
+        if _sync_device is not None:
+            torch.distributed.all_reduce(sums)
+        return sums[1] / sums[0]
 
 
 def _gather(names: list[str]) -> None:

@@ -20,13 +20,12 @@ class AdaController:
         self.target = target
         self.interval = interval
         self.step_size = batch_size * interval / (kimg * 1000)
-        self.signs = training_stats.Collector(regex="Loss/signs/real")
+        self.signs = training_stats.Tally("Loss/signs/real", augment_pipe.p.device)
 
     def update(self, iteration: int) -> None:
-        """Adjust p if `iteration` is due. In a multi-process run every process must call this."""
+        """Adjust p if `iteration` is due, on the pipe's device. In a multi-process run every process must call this."""
         if iteration % self.interval != 0:
             return
-        self.signs.update()
-        direction = (self.signs["Loss/signs/real"] > self.target) - (self.signs["Loss/signs/real"] < self.target)
         p = self.augment_pipe.p
-        p.copy_((p + direction * self.step_size).clamp_min(0))
+        direction = (self.signs.take_mean() - self.target).nan_to_num(nan=0).sign()  # NaN: nothing to go by
+        p.copy_((p + direction.to(p.dtype) * self.step_size).clamp_min(0))

@@ -2,6 +2,7 @@
 """Exponential moving average of the generator's weights (arXiv 1710.10196, section 4.2)."""
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def ema_beta(batch_size: int, ema_kimg: float, cur_nimg: int, ema_rampup: float | None = None) -> float:
@@ -18,7 +19,6 @@ def ema_beta(batch_size: int, ema_kimg: float, cur_nimg: int, ema_rampup: float 
 @torch.no_grad()
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     """Move the parameters of `G_ema` in place to G·(1 - beta) + G_ema·beta, and copy the buffers of `G`."""
-    for p_ema, p in zip(G_ema.parameters(), G.parameters()):
-        p_ema.lerp_(p, 1 - beta)
+    get_ema_multi_avg_fn(beta)(list(G_ema.parameters()), list(G.parameters()), None)
     for b_ema, b in zip(G_ema.buffers(), G.buffers()):
         b_ema.copy_(b)

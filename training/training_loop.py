@@ -235,7 +235,7 @@ class Trainer:
         real_c = real_c.to(self.device, non_blocking=True)
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
         picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
-        all_c = torch.from_numpy(np.stack([self.training_set.get_label(i) for i in picks])).to(self.device)
+        all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
         self.loss.begin_iteration(self.cur_nimg, new_tick)
         for phase, z, c in zip(self.phases, all_z, all_c.split(local)):
             if self.iteration % phase.interval == 0:
@@ -247,6 +247,12 @@ class Trainer:
         self.iteration += 1
         if self.ada is not None:
             self.ada.update(self.iteration)
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # or the host would wait until the GPU has come to the copy
+        return tensor.to(self.device, non_blocking=True)
 
     def _next_reals(self) -> tuple[torch.Tensor, torch.Tensor]:
         try:

@@ -14,6 +14,7 @@ def fresh_statistics(monkeypatch):
     monkeypatch.setattr(training_stats, "_pending", {})
     monkeypatch.setattr(training_stats, "_known", {})
     monkeypatch.setattr(training_stats, "_collectors", weakref.WeakSet())
+    monkeypatch.setattr(training_stats, "_tallies", weakref.WeakSet())
 
 
 def test_report_returns_its_value_and_takes_tensors_numbers_and_lists():
@@ -109,3 +110,26 @@ def test_one_nan_does_not_outlive_its_period():
     assert collector["x"] == 1
     other.update()
     assert other.num("x") == 2 and math.isnan(other["x"])
+
+
+def test_tally_is_a_mean_since_it_was_last_taken():
+    training_stats.report("a", 100)
+    tally, collector = training_stats.Tally("a", "cpu"), training_stats.Collector()
+    assert tally.take_mean().isnan()
+    training_stats.report("a", [1.0, 2.0])
+    training_stats.report("b", 50)
+    training_stats.report("a", torch.tensor(6.0))
+    mean = tally.take_mean()
+    assert mean.shape == () and float(mean) == 3
+    assert tally.take_mean().isnan()
+    collector.update()
+    assert (collector.num("a"), collector["a"]) == (3, 3)  # which a tally does not take from
+
+
+def test_tally_counts_what_other_processes_reported(monkeypatch):
+    tally = training_stats.Tally("a", "cpu")
+    monkeypatch.setattr(training_stats, "_sync_device", torch.device("cpu"))
+    elsewhere = torch.tensor([2.0, 10.0, 50.0])  # count, sum and squares of 5 and 5
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(elsewhere))
+    training_stats.report("a", [1.0, 1.0])
+    assert float(tally.take_mean()) == 3

@@ -117,6 +117,17 @@ def test_ada_steps_towards_the_target(sign, start, expected):
 
 def test_ada_waits_without_data():
     ada = AdaController(Pipe(0.3), target=0.6, batch_size=32)
-    ada.signs.update()
+    ada.update(iteration=4)
+    assert float(ada.augment_pipe.p) == pytest.approx(0.3)
+    training_stats.report("Loss/signs/real", torch.ones(4))
+    ada.update(iteration=8)
+    moved = float(ada.augment_pipe.p)
+    ada.update(iteration=12)  # nothing new
+    assert float(ada.augment_pipe.p) == moved > 0.3
+
+
+def test_ada_is_not_led_by_broken_logits():
+    ada = AdaController(Pipe(0.3), target=0.6, batch_size=32)
+    training_stats.report("Loss/signs/real", torch.tensor([1.0, math.nan]))
     ada.update(iteration=4)
     assert float(ada.augment_pipe.p) == pytest.approx(0.3)
