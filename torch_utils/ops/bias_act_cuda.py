@@ -94,10 +94,10 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 _SMOOTH: dict[str, tuple[Callable, Callable]] = {
     "tanh": (lambda u: 1 - u.tanh() ** 2, lambda u: -2 * u.tanh() * (1 - u.tanh() ** 2)),
     "sigmoid": (_sigmoid_slope, lambda u: _sigmoid_slope(u) * (1 - 2 * u.sigmoid())),
-    "elu": (lambda u: torch.where(u > 0, 1.0, u.exp()), lambda u: torch.where(u > 0, 0.0, u.exp())),
+    "elu": (lambda u: torch.where(u > 0, 1.0, u.exp()), lambda u: torch.where(u < 0, u.exp(), 0.0)),
     "selu": (
         lambda u: _SELU_SCALE * torch.where(u > 0, 1.0, _SELU_ALPHA * u.exp()),
-        lambda u: _SELU_SCALE * torch.where(u > 0, 0.0, _SELU_ALPHA * u.exp()),
+        lambda u: _SELU_SCALE * torch.where(u < 0, _SELU_ALPHA * u.exp(), 0.0),
     ),
     "softplus": (torch.sigmoid, _sigmoid_slope),
     "swish": (

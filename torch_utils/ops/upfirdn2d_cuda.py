@@ -61,14 +61,14 @@ def _(x, f, up, down, pad, size, flip, gain):
 
 
 def _new_result(x: torch.Tensor, size) -> torch.Tensor:
-    """Room for the result: channels last where `x` is, otherwise contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """Room for the result: channels last where `x` is, or is cut from what is; otherwise contiguous."""
+    last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @_resample.register_kernel("cuda")
-def _(x, f, up, down, pad, size, flip, gain):
+def _launch(x, f, up, down, pad, size, flip, gain):
     if f.device != x.device:
         raise RuntimeError(f"upfirdn2d: the image is on {x.device}, its filter on {f.device}")
     y = _new_result(x, size)

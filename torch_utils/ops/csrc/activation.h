@@ -54,14 +54,14 @@ template <Act act, class R> HD R slope(R u, R alpha) {
     return R(1);
 }
 
-// Second derivative.
+// Second derivative; at the bend of elu and selu 0, as in PyTorch.
 template <Act act, class R> HD R curvature(R u) {
     if constexpr (act == Act::tanh) {
         const R t = std::tanh(u);
         return R(-2) * t * (R(1) - t * t);
     }
-    if constexpr (act == Act::elu) return u > R(0) ? R(0) : std::exp(u);
-    if constexpr (act == Act::selu) return u > R(0) ? R(0) : R(kSeluScale * kSeluAlpha) * std::exp(u);
+    if constexpr (act == Act::elu) return u < R(0) ? std::exp(u) : R(0);
+    if constexpr (act == Act::selu) return u < R(0) ? R(kSeluScale * kSeluAlpha) * std::exp(u) : R(0);
     if constexpr (act == Act::sigmoid || act == Act::softplus || act == Act::swish) {
         const R s = sigmoid(u), d = s * (R(1) - s);
         if constexpr (act == Act::sigmoid) return d * (R(1) - R(2) * s);
