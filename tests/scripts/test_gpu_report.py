@@ -13,8 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dnnlib.util import UserError
 from scripts import gpu_report, gpu_sweep
 from tests.support import ROOT
+from torch_utils import custom_ops
+from torch_utils.ops import _plugin
+from torch_utils.ops.paths import is_reference
 
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 STAGES = [
@@ -103,6 +107,17 @@ def test_facts_of_this_machine():
     assert socket.gethostname() not in found.values()
 
 
+@pytest.mark.parametrize("kernels", [None, object()])
+def test_build_says_how_long_it_took_or_that_it_failed(monkeypatch, kernels):
+    monkeypatch.setattr(custom_ops, "verbosity", custom_ops.verbosity)
+    monkeypatch.setattr(_plugin, "load", lambda: kernels)
+    if kernels is None:
+        with pytest.raises(UserError, match="could not be built"):
+            gpu_report.build()
+    else:
+        assert re.fullmatch(rf"{_plugin.NAME} built in \d+ s", gpu_report.build())
+
+
 def run_check(tmp_path, python: str, *args: str) -> subprocess.CompletedProcess:
     """The script with a stand-in for Python, which decides what each stage does; the report is made by the true one."""
     stand_in = tmp_path / "python"
@@ -155,8 +170,6 @@ def test_sweep_of_small_shapes_on_the_cpu():
 
 @pytest.mark.parametrize("wrong", ["output", "gradient"])
 def test_sweep_finds_what_is_off(wrong):
-    from torch_utils.ops.paths import is_reference
-
     def func(x):
         if is_reference():
             return x * x
