@@ -51,8 +51,9 @@ def test_one_mode_is_precise_but_recalls_little():
 
 
 def test_features_are_rounded_to_half_precision():
-    real = torch.linspace(1, 2, 8).unsqueeze(1)
-    assert pr.precision_recall(real, real + 1e-6, 3) == pr.precision_recall(real, real, 3)
+    real = torch.tensor([[0.0], [1.0]])  # each the other's nearest: a radius of 1
+    for at, precision in ((2.0004, 1), (2.01, 0)):
+        assert pr.precision_recall(real, torch.full([2, 1], at), 1)[0] == precision
 
 
 def test_too_few_images():
