@@ -230,7 +230,8 @@ class AugmentPipe(torch.nn.Module):
             x = self._filter_bands(x, draws)
         if self.noise > 0:
             sigma = draws.either(self.noise * self.p, draws.normal(self.noise_std, 1, 1, 1).abs(), 0)
-            x = x + torch.randn_like(x) * sigma
+            # Not randn_like: its values depend on the layout in memory.
+            x = x + torch.randn(x.shape, dtype=x.dtype, device=x.device) * sigma
         if self.cutout > 0:
             x = self._cut_out(x, draws)
         return x.to(images.dtype)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import _plugin, paths
+
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
@@ -41,7 +43,8 @@ def bias_act(
     clamp: float | None = None,
     impl: str = "cuda",
 ) -> torch.Tensor:
-    """clamp(act(x + b) * gain, ±clamp), differentiable to any order with respect to `x` and `b`.
+    """clamp(act(x + b) * gain, ±clamp), differentiable with respect to `x` and `b`: twice where the CUDA kernels serve
+    (`impl='cuda'`, CUDA tensors, and a compiler to build them once), otherwise to any order.
 
     Args:
         x: Input of any rank and floating-point type.
@@ -70,6 +73,12 @@ def bias_act(
             raise ValueError(f"bias_act: dim {dim} is outside x, which has {x.ndim} axes")
         if b.shape != (x.shape[dim],):
             raise ValueError(f"bias_act: b must have shape [{x.shape[dim]}] (axis {dim} of x), got {list(b.shape)}")
+    if impl == "cuda" and _plugin.serves(x):
+        from torch_utils.ops import bias_act_cuda  # here, because it takes the table above
+
+        return bias_act_cuda.bias_act(x, b, dim, act, alpha, gain, clamp)
+    if impl == "cuda" and x.device.type == "cpu" and act in _IN_PLACE and not paths.is_reference():
+        return _bias_act_cpu(x, b, dim, act, alpha, gain, clamp)
     return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
 
 
@@ -96,3 +105,52 @@ def _bias_act_ref(
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
     return x
+
+
+# f(g·x) = g·f(x) for g >= 0, and the derivative can be told from the result.
+_IN_PLACE: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": lambda x, alpha: x,
+    "relu": lambda x, alpha: F.relu(x, inplace=True),
+    "lrelu": lambda x, alpha: F.leaky_relu(x, alpha, inplace=True),
+}
+
+
+def _bias_act_cpu(
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float | None,
+    gain: float | None,
+    clamp: float | None,
+) -> torch.Tensor:
+    """`bias_act` for the activations of `_IN_PLACE` in as few passes over memory as PyTorch's operations allow."""
+    spec = activation_funcs[act]
+    alpha = spec.def_alpha if alpha is None else float(alpha)
+    gain = spec.def_gain if gain is None else float(gain)
+    if gain < 0 or (act == "lrelu" and alpha <= 0):
+        return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
+    if b is not None:
+        along_dim = [1] * x.ndim
+        along_dim[dim] = -1
+        y = torch.add((b.to(x.dtype) * gain).reshape(along_dim), x, alpha=gain)
+    else:
+        y = x * gain
+    y = _IN_PLACE[act](y, alpha)
+    if clamp is None or (not _traced(y) and _within(y, clamp)):
+        return y
+    return y.clamp(-clamp, clamp)
+
+
+def _within(x: torch.Tensor, bound: float) -> bool:
+    """Whether no element of a dense tensor exceeds `bound` in magnitude: one reading
+    pass, where clamping costs several, most of them
+    in its backward. NaN counts as exceeding."""
+    # As one axis, because for any layout but the standard one aminmax would first make a copy.
+    low, high = x.detach().as_strided((x.numel(),), (1,)).aminmax()
+    return bool((low >= -bound) & (high <= bound))
+
+
+def _traced(x: torch.Tensor) -> bool:
+    """Whether values may not be looked at, because the operations are being recorded or there are none."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() == 0

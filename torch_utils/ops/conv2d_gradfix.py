@@ -3,13 +3,23 @@
 
 The gradient penalties differentiate a network with respect to its input, keeping the graph, and have no use for the
 weight gradients of that first pass.
+
+A convolution of x with w, weighted by g and summed, is one number that is linear in each of the three. Its derivative
+by g is the convolution, by x the transposed convolution, by w the weight gradient, and the derivatives of these are
+again among the three. So one autograd function with three faces differentiates to any order, by the fast route each
+time; PyTorch's own second derivative takes slower ones.
+
+Letters: N batch, C H W wide side (input of a convolution), O h w narrow side (its output), K taps.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from torch_utils.ops import paths
 
 enabled = True  # False: the plain functions, whose weight gradients cannot be left out.
 
@@ -39,7 +49,10 @@ def conv2d(
     groups: int = 1,
 ) -> torch.Tensor:
     """`torch.nn.functional.conv2d` that `no_weight_gradients` governs; differentiable to any order."""
-    return F.conv2d(input, _gated(weight), bias, stride, padding, dilation, groups)
+    if not enabled or paths.is_reference():
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    form = _Form(input.shape, weight.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return _plus(_derivative("g", form, x=_fast_layout(input), w=weight), bias)
 
 
 def conv_transpose2d(
@@ -53,27 +66,114 @@ def conv_transpose2d(
     dilation: int | Sequence[int] = 1,
 ) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d` that `no_weight_gradients` governs; differentiable to any order."""
-    return F.conv_transpose2d(input, _gated(weight), bias, stride, padding, output_padding, groups, dilation)
+    if not enabled or paths.is_reference():
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    stride, padding, output_padding, dilation = map(_pair, (stride, padding, output_padding, dilation))
+    wide = [
+        (input.shape[2 + i] - 1) * stride[i]
+        - 2 * padding[i]
+        + dilation[i] * (weight.shape[2 + i] - 1)
+        + output_padding[i]
+        + 1
+        for i in (0, 1)
+    ]
+    x_shape = torch.Size([input.shape[0], weight.shape[1] * groups, *wide])
+    form = _Form(x_shape, weight.shape, stride, padding, dilation, groups)
+    return _plus(_derivative("x", form, w=weight, g=_fast_layout(input)), bias)
 
 
-def _gated(weight: torch.Tensor) -> torch.Tensor:
-    """`weight`, its gradient stopped while `no_weight_gradients` is active in the backward pass."""
-    if enabled and weight.requires_grad and torch.is_grad_enabled():
-        return _WeightGate.apply(weight)
-    return weight
+class _Form(NamedTuple):
+    """The trilinear form of a convolution: shapes of x [N, C, H, W] and w [O, C / groups, K, K], and its geometry."""
+
+    x_shape: torch.Size
+    w_shape: torch.Size
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
 
 
-class _WeightGate(torch.autograd.Function):
-    """The identity; its backward lets a gradient through or not.
+class _Derivative(torch.autograd.Function):
+    """Derivative of the form by `wanted` ('x', 'w' or 'g') at values `a`, `b` of the other two, in that order."""
 
-    A pass to inputs that do not lie behind a weight never reaches its gate, and autograd then skips the work.
+    @staticmethod
+    def forward(ctx, wanted: str, form: _Form, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        ctx.wanted, ctx.form = wanted, form
+        ctx.save_for_backward(a, b)
+        return _evaluate(wanted, form, **dict(zip(_others(wanted), (a, b))))
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        names = _others(ctx.wanted)
+        values = {**dict(zip(names, ctx.saved_tensors)), ctx.wanted: _fast_layout(grad)}
+        grads = []
+        for name, needed in zip(names, ctx.needs_input_grad[2:]):
+            if needed and not (name == "w" and _weight_gradients_disabled):
+                grads.append(_derivative(name, ctx.form, **{other: values[other] for other in _others(name)}))
+            else:
+                grads.append(None)
+        return None, None, *grads
+
+
+def _others(name: str) -> tuple[str, ...]:
+    return tuple(other for other in "xwg" if other != name)
+
+
+def _derivative(wanted: str, form: _Form, **values: torch.Tensor) -> torch.Tensor:
+    """`_Derivative`, or only its value where no gradients are asked for."""
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values.values()):
+        return _Derivative.apply(wanted, form, *(values[name] for name in _others(wanted)))
+    return _evaluate(wanted, form, **values)
+
+
+def _evaluate(wanted: str, form: _Form, x=None, w=None, g=None) -> torch.Tensor:
+    x_shape, w_shape, stride, padding, dilation, groups = form
+    if wanted == "g":
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
+    if wanted == "x":
+        narrow = [(g.shape[i + 2] - 1) * stride[i] - 2 * padding[i] for i in (0, 1)]
+        rest = [x_shape[i + 2] - narrow[i] - dilation[i] * (w_shape[i + 2] - 1) - 1 for i in (0, 1)]
+        return F.conv_transpose2d(g, w, None, stride, padding, rest, groups, dilation)
+    if x.device.type == "cpu" and dilation == (1, 1) and groups == 1 and _products_win(form, g):
+        return _weight_gradient_by_products(form, x, g)
+    return torch.nn.grad.conv2d_weight(x, w_shape, g, stride, padding, dilation, groups)
+
+
+def _products_win(form: _Form, g: torch.Tensor) -> bool:
+    """Whether matrix products beat a CPU's own weight gradient: with strides, and where w is large beside the image."""
+    O, C, kh, kw = form.w_shape
+    positions = g.shape[0] * g.shape[2] * g.shape[3]
+    large = 16 * positions < O * C
+    return (kh, kw) != (1, 1) and (form.stride != (1, 1) or large)
+
+
+def _weight_gradient_by_products(form: _Form, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """One matrix product for each tap; 1.5 to 3 times faster with strides of 2."""
+    (O, C, kh, kw), (sy, sx), (py, px) = form.w_shape, form.stride, form.padding
+    h, w = g.shape[2:]
+    x, g = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1).reshape(-1, O)
+    if px or py:
+        x = F.pad(x, (0, 0, px, px, py, py))
+    grad = x.new_empty([O, kh, kw, C])
+    for i in range(kh):
+        for j in range(kw):
+            seen = x[:, i : i + sy * (h - 1) + 1 : sy, j : j + sx * (w - 1) + 1 : sx]
+            grad[:, i, j] = g.t() @ seen.reshape(-1, C)
+    return grad.permute(0, 3, 1, 2)
+
+
+def _fast_layout(x: torch.Tensor) -> torch.Tensor:
+    """`x`, on a CPU in channels-last: its convolutions are 1.3 to 3 times faster there, backward passes above all.
+
+    Their results have the layout of their input and element-wise operations keep it, so only the first of a chain of
+    layers converts anything.
     """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
-    @staticmethod
-    def forward(ctx, weight: torch.Tensor) -> torch.Tensor:
-        ctx.set_materialize_grads(False)
-        return weight.view_as(weight)
 
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor | None) -> torch.Tensor | None:
-        return None if _weight_gradients_disabled else grad
+def _plus(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, Sequence) else (value, value)

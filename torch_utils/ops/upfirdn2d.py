@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import _plugin, paths
+
 SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
 FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over all samples' channels at once.
 
@@ -95,8 +97,55 @@ def upfirdn2d(
         raise ValueError(
             f"upfirdn2d: the upsampled and padded image, {padded_w}x{padded_h}, is smaller than the {fw}x{fh} filter"
         )
-    axis_factors(down, "down")
-    return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    down_x, down_y = axis_factors(down, "down")
+    if impl == "ref" or paths.is_reference() or (f is not None and f.requires_grad):
+        return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    if f is not None and _plugin.serves(x):
+        from torch_utils.ops import upfirdn2d_cuda  # here, because it takes the reference below
+
+        return upfirdn2d_cuda.upfirdn2d(x, f, (up_x, up_y), (down_x, down_y), padding_sides(padding), flip_filter, gain)
+    return _resample_fast(x, f, (up_x, up_y), (down_x, down_y), padding_sides(padding), flip_filter, gain)
+
+
+def _resample_fast(x, f, up, down, sides, flip_filter: bool, gain: float) -> torch.Tensor:
+    """`upfirdn2d` of arguments in their full form: (x, y) factors and four sides."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Upfirdn2d.apply(x, f, up, down, sides, flip_filter, gain)
+    if x.device.type == "cpu" and x.shape[1] >= FEW_CHANNELS:
+        x = x.contiguous(memory_format=torch.channels_last)  # Depthwise convolutions are 3 times faster there.
+    return _upfirdn2d_ref(x, f, up, down, sides, flip_filter, gain)
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    """Resampling is linear in the image, and its adjoint is resampling again: so is every derivative.
+
+    Autograd's own second derivative of a depthwise convolution would loop over the channels.
+    """
+
+    @staticmethod
+    def forward(ctx, x, f, up, down, sides, flip_filter, gain):
+        ctx.save_for_backward(f)
+        ctx.adjoint = down, up, adjoint_padding(x.shape, f, up, down, sides), not flip_filter, gain
+        return _resample_fast(x, f, up, down, sides, flip_filter, gain)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (f,) = ctx.saved_tensors
+        return _resample_fast(grad, f, *ctx.adjoint), None, None, None, None, None, None
+
+
+def adjoint_padding(shape, f: torch.Tensor | None, up, down, sides) -> tuple[int, int, int, int]:
+    """Padding of the adjoint of an `upfirdn2d` on images of `shape` [N, C, H, W]; `up` and `down` swap roles in it.
+
+    Output o reads input i through the tap o·down - i·up + taps - 1 - before, in either direction. So the adjoint pads
+    taps - 1 - before zeros in front, and behind as many (or less than none) as make it as long as the input.
+    """
+    adjoint = []
+    for axis, taps in enumerate(filter_size(f)):
+        size, (before, after) = shape[3 - axis], sides[2 * axis : 2 * axis + 2]
+        out = (size * up[axis] + before + after - taps) // down[axis] + 1
+        adjoint += [taps - 1 - before, size * up[axis] - up[axis] + 1 - out * down[axis] + before]
+    return tuple(adjoint)
 
 
 def _upfirdn2d_ref(
