@@ -282,6 +282,6 @@ def test_nothing_outside_the_tensors_is_touched():
         "ASAN_OPTIONS": "detect_leaks=0",
         "HOST_KERNEL_FLAGS": "-g -fsanitize=address,undefined -fno-sanitize-recover",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
