@@ -2,13 +2,14 @@
 """The operations of the dispatcher, on the CPU: values, derivatives, tracing, and the way to them."""
 
 import itertools
+import re
 import types
 
 import pytest
 import torch
 import torch.utils.cpp_extension
 
-from tests.support import rnd
+from tests.support import ROOT, rnd
 from torch_utils import custom_ops, distributed
 from torch_utils.ops import _plugin, bias_act_cuda, paths, upfirdn2d_cuda
 from torch_utils.ops.bias_act import _bias_act_ref, activation_funcs, bias_act
@@ -257,6 +258,14 @@ def test_what_the_kernels_serve(fresh, monkeypatch):
         assert not _plugin.serves(fake_cuda_tensor())
     assert not fresh
     assert all(_plugin.serves(fake_cuda_tensor(dtype)) for dtype in _plugin.TYPES) and len(fresh) == 1
+
+
+def test_the_sources_are_installed_with_the_package():
+    declared = re.search(
+        r'^package-data = \{ "torch_utils.ops" = \["(.*)"\] \}$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    installed = set((ROOT / "torch_utils/ops").glob(declared[1]))
+    assert set(_plugin.SOURCES) <= installed and {path.suffix for path in installed} == {".h", ".cpp", ".cu"}
 
 
 def test_a_build_that_fails_is_said_once(fresh, capsys):
