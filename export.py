@@ -12,7 +12,7 @@ _PROGRAM_FLAGS = {"psi": "--trunc", "batch": "--batch", "noise_mode": "--noise-m
 @click.command(context_settings={"show_default": True})
 @click.option("--network", help="Network pickle: path or URL", metavar="PKL", required=True)
 @click.option("--dest", help="File to write: .safetensors, .onnx or .pt", metavar="FILE", required=True)
-@click.option("--trunc", "psi", help="Truncation psi, for .onnx and .pt", type=float, default=1)
+@click.option("--trunc", "psi", help="Truncation psi, for .onnx and .pt", type=cli.FINITE_FLOAT, default=1)
 @click.option("--batch", help="Images per call, for .onnx and .pt", type=click.IntRange(min=1), default=1)
 @click.option("--noise-mode", help="Noise, for .onnx and .pt", type=click.Choice(["const", "none"]), default="const")
 @click.option("--trust-pickle", help="Run the code stored in the network pickle", is_flag=True)

@@ -9,7 +9,9 @@ from dnnlib import cli
 @click.command(context_settings={"show_default": True})
 @click.option("--network", help="Network pickle: path or URL", metavar="PKL", required=True)
 @click.option("--seeds", help="Seeds of the images, such as 0,5,10-19", type=cli.INT_LIST)
-@click.option("--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=float, default=1)
+@click.option(
+    "--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=cli.FINITE_FLOAT, default=1
+)
 @click.option("--class", "class_idx", help="Class number, for a conditional network", type=click.IntRange(min=0))
 @click.option("--noise-mode", help="Per-pixel noise", type=click.Choice(["const", "random", "none"]), default="const")
 @click.option("--projected-w", help="Images of the w in this npz file instead of seeds", metavar="NPZ")
@@ -80,8 +82,10 @@ def _latents_of_file(G, path, device):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             ws = torch.from_numpy(arrays["w"]).to(device, torch.float32)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"--projected-w={path} is not an npz file with an array 'w' ({error}).") from error
+    except OSError as error:
+        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--projected-w={path} is not an npz file with an array 'w' of numbers.") from error
     if ws.ndim != 3 or list(ws.shape[1:]) != [G.num_ws, G.w_dim]:
         raise UserError(
             f"--projected-w={path} holds a w of shape {list(ws.shape)}, and this network takes "

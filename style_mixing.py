@@ -11,7 +11,9 @@ from dnnlib import cli
 @click.option("--rows", help="Seeds of the rows, such as 85,100,75-80", type=cli.INT_LIST, required=True)
 @click.option("--cols", help="Seeds of the columns", type=cli.INT_LIST, required=True)
 @click.option("--styles", help="Which w vectors come from the column's seed", type=cli.INT_LIST, default="0-6")
-@click.option("--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=float, default=1)
+@click.option(
+    "--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=cli.FINITE_FLOAT, default=1
+)
 @click.option("--class", "class_idx", help="Class number, for a conditional network", type=click.IntRange(min=0))
 @click.option("--noise-mode", help="Per-pixel noise", type=click.Choice(["const", "random", "none"]), default="const")
 @click.option("--outdir", help="Folder for the images", metavar="DIR", required=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command-line scripts share: the entry point and the value types of their flags. Imports click alone."""
 
+import math
 import re
 import sys
 from typing import NoReturn
@@ -64,6 +65,15 @@ class _IntList(click.ParamType):
         return numbers
 
 
+class _FiniteFloat(click.types.FloatParamType):
+    def convert(self, value, param, ctx) -> float:
+        """The number, which must be one: neither nan nor inf."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 class CommaList(click.ParamType):
     """'a,b' -> ['a', 'b']; 'none' or '' -> []."""
 
@@ -80,4 +90,5 @@ class CommaList(click.ParamType):
 
 
 BOOL = _Bool()
+FINITE_FLOAT = _FiniteFloat()
 INT_LIST = _IntList()

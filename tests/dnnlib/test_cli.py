@@ -78,6 +78,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, error):
         (cli.INT_LIST, "1,2,5-7", [1, 2, 5, 6, 7]),
         (cli.INT_LIST, "3-3, 9", [3, 9]),
         (cli.INT_LIST, [4, 5], [4, 5]),
+        (cli.FINITE_FLOAT, "-0.5", -0.5),
         (cli.CommaList(), "fid50k_full, kid50k_full", ["fid50k_full", "kid50k_full"]),
         (cli.CommaList(), "none", []),
         (cli.CommaList(), "", []),
@@ -90,7 +91,11 @@ def test_flag_values(kind, text, value):
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [(cli.BOOL, "maybe"), (cli.BOOL, ""), *((cli.INT_LIST, t) for t in ("", "a", "1,,2", "7-5", "-3", "1.5"))],
+    [
+        *((cli.BOOL, text) for text in ("maybe", "")),
+        *((cli.INT_LIST, text) for text in ("", "a", "1,,2", "7-5", "-3", "1.5")),
+        *((cli.FINITE_FLOAT, text) for text in ("nan", "inf", "-Infinity", "1e999", "x")),
+    ],
 )
 def test_wrong_flag_values_name_the_flag(kind, text, monkeypatch, capsys):
     options = [click.option("--flag", type=kind)]

@@ -99,6 +99,7 @@ def test_bad_input_is_refused(network, run_cli, tmp_path):
     refused(run_cli(export.main, network=tmp_path / "no.pkl", dest=tmp_path / "x.pt"), "no.pkl")
     refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", noise_mode="random"), "--noise-mode")
     refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", batch=0), "--batch")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", trunc="nan"), "--trunc")
     (tmp_path / "full.safetensors").mkdir()
     refused(run_cli(export.main, network=network, dest=tmp_path / "full.safetensors"), "--dest", "cannot be written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full.safetensors", "net.pkl"]

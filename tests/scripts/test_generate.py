@@ -121,6 +121,7 @@ def test_files_without_a_w_are_refused(network, run_cli, tmp_path, make):
         (0, {"seeds": 2**32}, ["--seeds=4294967296"]),
         (0, {"seeds": "x"}, ["--seeds"]),
         (0, {"noise_mode": "loud"}, ["--noise-mode"]),
+        (0, {"trunc": "nan"}, ["--trunc", "finite"]),
         (0, {"network": "missing.pkl"}, ["missing.pkl"]),
     ],
 )

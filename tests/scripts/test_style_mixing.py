@@ -74,6 +74,7 @@ def test_class_of_a_conditional_network(network, run_cli):
         (0, {"rows": "9-1"}, ["--rows"]),
         (0, {"rows": 2**32}, ["--rows=4294967296"]),
         (0, {"cols": 2**32}, ["--cols=4294967296"]),
+        (0, {"trunc": "inf"}, ["--trunc", "finite"]),
         (0, {"network": "missing.pkl"}, ["missing.pkl"]),
         (3, {}, ["--class", "0 to 2"]),
         (3, {"class": 3}, ["--class=3"]),
