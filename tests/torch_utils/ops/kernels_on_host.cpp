@@ -31,7 +31,8 @@ template <> struct Narrow<Bf16> {
 };
 
 struct RunBiasAct {
-    template <Order order, int N, class T, class Index> int operator()(const BiasActArgs& a, const BiasActPlan<Math<T>>& p) {
+    template <Order order, int N, class T, class Index>
+    int operator()(const BiasActArgs& a, const BiasActPlan<Math<T>>& p) const {
         for (int64_t i = 0; i < p.packs + (p.tail > 0); i++) bias_act_item<order, N, T>(a, p, Index(i));
         return N;
     }
@@ -53,7 +54,8 @@ struct RunUpfirdn2d {
     template <class T, class AX, class AY> int plane(const Upfirdn2dArgs& a) const {
         using Tile = PlaneTile<T, AX, AY>;
         const auto shared = std::make_unique<typename Tile::Shared>();
-        for (int thread = 0; thread < Tile::threads; thread++) shared->weights.template fill<T>(a, thread, Tile::threads);
+        for (int thread = 0; thread < Tile::threads; thread++)
+            shared->weights.template fill<T>(a, thread, Tile::threads);
         for (int64_t i = 0; i < Tile::count(a); i++) {
             const Tile tile(a, i);
             for (float& pixel : shared->pixels) pixel = NAN;  // shows if what was not staged is read
@@ -75,8 +77,8 @@ struct RunUpfirdn2d {
 
 }  // namespace ops
 
-extern "C" int bias_act(int type, int order, void* out, void* x, void* b, void* g, void* dy, int64_t count, int64_t step,
-                        int64_t size, int act, double alpha, double gain, double clamp) {
+extern "C" int bias_act(int type, int order, void* out, void* x, void* b, void* g, void* dy, int64_t count,
+                        int64_t step, int64_t size, int act, double alpha, double gain, double clamp) {
     using namespace ops;
     const BiasActArgs args{out, x, b, g, dy, count, step, size, Act(act), alpha, gain, clamp};
     if (Type(type) == Type::bf16) return dispatch_bias_act<Bf16>(Order(order), args, RunBiasAct{});

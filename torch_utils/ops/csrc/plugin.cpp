@@ -22,8 +22,8 @@ void check(cudaError_t status, const char* op) {
     if (status != cudaSuccess) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
 }
 
-void bias_act(int type, int order, Address out, Address x, Address b, Address g, Address dy, int64_t count, int64_t step,
-              int64_t size, int act, double alpha, double gain, double clamp, Address stream) {
+void bias_act(int type, int order, Address out, Address x, Address b, Address g, Address dy, int64_t count,
+              int64_t step, int64_t size, int act, double alpha, double gain, double clamp, Address stream) {
     const ops::BiasActArgs args{pointer(out), pointer(x), pointer(b), pointer(g), pointer(dy), count, step, size,
                                 ops::Act(act), alpha, gain, clamp};
     check(ops::launch_bias_act(ops::Type(type), ops::Order(order), args, cudaStream_t(pointer(stream))), "bias_act");
