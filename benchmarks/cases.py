@@ -16,6 +16,7 @@ import torch
 from benchmarks.variants import Variant
 from dnnlib.util import construct_class_by_name
 from torch_utils.images import save_png
+from torch_utils.ops.paths import place
 from training import config
 from training.training_loop import Trainer, TrainingOptions
 
@@ -97,7 +98,8 @@ class Setting:
         shape = {"c_dim": 0, "img_resolution": self.resolution, "img_channels": 3}
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            return construct_class_by_name(**self.options(variant)[f"{name}_kwargs"], **shape).to(self.device)
+            network = construct_class_by_name(**self.options(variant)[f"{name}_kwargs"], **shape)
+            return place(network, self.device)
 
     def trainer(self, variant: Variant, reads_data: bool) -> Trainer:
         """A training run before its first iteration; prints nothing. `reads_data`: its data workers are started."""

@@ -436,7 +436,9 @@ class SynthesisBlock(torch.nn.Module):
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
         dtype = _block_dtype(self.use_fp16, force_fp32, layer_kwargs.pop("half_dtype", None), ws.device)
         if fused_modconv is None:
+            # One weight per sample: fewer operations, but more arithmetic, which is what counts on a CPU.
             fused_modconv = not self.training and (dtype == torch.float32 or ws.shape[0] == 1)
+            fused_modconv = fused_modconv and ws.device.type != "cpu"
         x = self._features(x, ws, dtype, {"fused_modconv": fused_modconv, **layer_kwargs})
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)

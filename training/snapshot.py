@@ -47,12 +47,13 @@ _PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapsh
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
 
-    Networks are stored as copies in eval mode, on the CPU, with requires_grad off; those given stay as they are.
+    Networks are stored as copies in eval mode, on the CPU, in the standard layout, with requires_grad off; those given
+    stay as they are.
     """
     stored = {}
     for key, value in data.items():
         if isinstance(value, torch.nn.Module):
-            value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
+            value = copy.deepcopy(value).eval().requires_grad_(False).cpu().to(memory_format=torch.contiguous_format)
         stored[key] = value
     with open_atomic(path) as file:
         pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)

@@ -13,6 +13,7 @@ import torch
 from dnnlib.util import UserError
 from tests.support import ROOT
 from torch_utils import misc, persistence, safe_pickle
+from torch_utils.ops import paths
 from training import networks, snapshot
 from training.augment import AugmentPipe
 
@@ -377,3 +378,13 @@ def test_a_large_snapshot_opens_quickly_in_little_memory(tmp_path):
     seconds, peak = map(float, run.stdout.split())
     print(f"{seconds:.1f} s of one core, {peak / path.stat().st_size:.2f} times the file's size")
     assert seconds < 5 and 1 < peak / path.stat().st_size < 2.5
+
+
+def test_the_layout_that_a_cpu_works_in_is_not_stored(tmp_path):
+    G = paths.place(make_G(), torch.device("cpu"))
+    assert not G.synthesis.b8.conv1.weight.is_contiguous()
+    snapshot.save_snapshot(tmp_path / "G.pkl", {"G_ema": G})
+    with open(tmp_path / "G.pkl", "rb") as file:
+        stored = pickle.load(file)["G_ema"]
+    assert all(tensor.is_contiguous() for tensor in [*stored.parameters(), *stored.buffers()])
+    assert torch.equal(stored.synthesis.b8.conv1.weight, G.synthesis.b8.conv1.weight)

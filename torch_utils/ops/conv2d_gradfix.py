@@ -52,7 +52,7 @@ def conv2d(
     if not enabled or paths.is_reference():
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     form = _Form(input.shape, weight.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return _plus(_derivative("g", form, x=_fast_layout(input), w=weight), bias)
+    return _plus(_derivative("g", form, x=_fast_layout(input), w=_fast_layout(weight)), bias)
 
 
 def conv_transpose2d(
@@ -79,7 +79,7 @@ def conv_transpose2d(
     ]
     x_shape = torch.Size([input.shape[0], weight.shape[1] * groups, *wide])
     form = _Form(x_shape, weight.shape, stride, padding, dilation, groups)
-    return _plus(_derivative("x", form, w=weight, g=_fast_layout(input)), bias)
+    return _plus(_derivative("x", form, w=_fast_layout(weight), g=_fast_layout(input)), bias)
 
 
 class _Form(NamedTuple):

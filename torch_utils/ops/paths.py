@@ -4,6 +4,8 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 # One flag for all threads: a backward pass runs its nodes on threads of its own.
 _reference = False
 
@@ -26,3 +28,14 @@ def reference_path() -> Iterator[None]:
 def is_reference() -> bool:
     """Whether `reference_path` is active."""
     return _reference
+
+
+def place(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Move `network` to `device` and lay its weights out as the convolutions there read them; returns it.
+
+    On a CPU that is channels-last, which saves each convolution a conversion. Snapshots do not show it.
+    """
+    network = network.to(device)
+    if device.type == "cpu" and not _reference:
+        network = network.to(memory_format=torch.channels_last)
+    return network

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast path of every operation against the reference path: values, first and second derivatives."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.support import rnd
+from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, paths, upfirdn2d
+from training.networks import Discriminator, Generator
+
+LAYOUTS = {"standard": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def derivatives(func, *inputs):
+    """func's value, its derivatives in one direction, and the derivatives of those by the inputs and the direction."""
+    inputs = [value.detach().clone(memory_format=torch.preserve_format).requires_grad_() for value in inputs]
+    y = func(*inputs)
+    direction = rnd("direction", y.shape, y.dtype).requires_grad_()
+    first = torch.autograd.grad(y, inputs, direction, create_graph=True)
+    penalty = sum((grad * rnd(f"weight{i}", grad.shape, grad.dtype)).sum() for i, grad in enumerate(first))
+    inputs.append(direction)
+    second = torch.autograd.grad(penalty + penalty.square(), inputs, allow_unused=True)
+    return [y, *first, *(torch.zeros_like(v) if grad is None else grad for v, grad in zip(inputs, second))]
+
+
+def assert_same(func, *inputs, **tolerance):
+    with paths.reference_path():
+        expected = derivatives(func, *inputs)
+    for actual, wanted in zip(derivatives(func, *inputs), expected):
+        torch.testing.assert_close(actual, wanted, check_stride=False, **tolerance)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("clamp", [None, 0.3, 1e6])
+@pytest.mark.parametrize("act", bias_act.activation_funcs)
+def test_bias_act(act, clamp, layout):
+    x, b = rnd("x", (2, 5, 3, 4), torch.float64).contiguous(memory_format=layout), rnd("b", (5,), torch.float64)
+    for gain, alpha in itertools.product((None, 0.5, 0, -1.5), (None, 0.4)):
+        assert_same(lambda x, b, g=gain, a=alpha: bias_act.bias_act(x, b, act=act, alpha=a, gain=g, clamp=clamp), x, b)
+        assert_same(lambda x, g=gain, a=alpha: bias_act.bias_act(x, act=act, alpha=a, gain=g, clamp=clamp), x)
+
+
+@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
+def test_bias_act_leaves_its_input_alone(act):
+    x = rnd("x", (2, 5, 3, 4))
+    before = x.clone()
+    bias_act.bias_act(x, act=act, gain=1, clamp=0.1)
+    bias_act.bias_act(x, torch.ones(5), act=act, clamp=0.1)
+    assert torch.equal(x, before)
+
+
+def test_bias_act_clamps_beside_a_nan():
+    x = torch.tensor([[float("nan"), 5.0, -5.0]])
+    y = bias_act.bias_act(x, act="linear", clamp=1)
+    assert y[0, 0].isnan() and y[0, 1:].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("taps", [[1], [1, 3, 3, 1], list(range(1, 13)), [[1, 2, 0], [3, 1, 4]], None])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), ([1, 3], [2, 1])])
+def test_upfirdn2d(up, down, taps, channels):
+    f = None if taps is None else upfirdn2d.setup_filter(taps).double()
+    x = rnd("x", (2, channels, 6, 5), torch.float64)
+    for padding, flip in [(12, False), ([13, 11, 12, 14], True), ([9, -2, -1, 10], False)]:
+        assert_same(
+            lambda x, p=padding, flip=flip: upfirdn2d.upfirdn2d(x, f, up, down, p, flip_filter=flip, gain=1.5), x
+        )
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("flip_weight", [False, True])
+def test_conv2d_resample(up, down, kernel, channels, flip_weight):
+    f = upfirdn2d.setup_filter([1, 3, 3, 1]).double()
+    x = rnd("x", (2, channels, 8, 8), torch.float64)
+    w = rnd("w", (channels + 1, channels, kernel, kernel), torch.float64)
+    arguments = {"f": f, "up": up, "down": down, "padding": kernel // 2, "flip_weight": flip_weight}
+    assert_same(lambda x, w: conv2d_resample.conv2d_resample(x, w, **arguments), x, w)
+
+
+@pytest.mark.parametrize("size", [2, 9])
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("padding", [0, (0, 1)])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups):
+    """At size 2 the kernel is large beside the image, so its gradient goes by matrix products."""
+    x = rnd("x", (1, 24, size + 4, size + 5), torch.float64)
+    w = rnd("w", (26, 24 // groups, 3, 3), torch.float64)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    assert_same(lambda x, w: conv2d_gradfix.conv2d(x, w, **geometry), x, w)
+    g, w = rnd("g", (1, 24, size, size), torch.float64), rnd("w", (24, 10, 3, 3), torch.float64)
+    assert_same(lambda g, w: conv2d_gradfix.conv_transpose2d(g, w, **geometry), g, w)
+
+
+def test_grid_sample():
+    grid = rnd("grid", (2, 4, 5, 2), torch.float64) * 0.6
+    assert_same(lambda x: grid_sample_gradfix.grid_sample(x, grid), rnd("x", (2, 3, 6, 7), torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_stays_near_the_reference(dtype):
+    tolerance = {torch.bfloat16: 0.05, torch.float32: 1e-5}[dtype]
+    x, w, b = rnd("x", (2, 16, 8, 8)).to(dtype), rnd("w", (16, 16, 3, 3)).to(dtype) / 12, rnd("b", (16,)).to(dtype)
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+
+    def layer(x, w, b):
+        y = conv2d_resample.conv2d_resample(x, w, f=f, down=2, padding=1)
+        return bias_act.bias_act(y, b, act="lrelu", clamp=256)
+
+    with paths.reference_path():
+        expected = derivatives(layer, x, w, b)
+    for actual, wanted in zip(derivatives(layer, x, w, b), expected):
+        assert (actual - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def test_networks_agree_whatever_the_layout_of_their_weights():
+    torch.manual_seed(3)
+    G = Generator(16, 0, 16, 32, 3, synthesis_kwargs={"channel_base": 1024, "channel_max": 48})
+    D = Discriminator(0, 32, 3, channel_base=1024, channel_max=48)
+    z = torch.randn(4, 16)
+
+    def gradients():
+        logits = D(G(z, None, noise_mode="const"), None)
+        return [logits, *torch.autograd.grad(logits.sum(), [*G.synthesis.parameters(), *D.parameters()])]
+
+    with paths.reference_path():
+        expected = gradients()
+    for placed in (False, True):
+        if placed:
+            paths.place(G, torch.device("cpu")), paths.place(D, torch.device("cpu"))
+        # Of the largest gradient: those of noise strengths nearly cancel, and the reference has two digits of them.
+        scale = max(wanted.abs().max() for wanted in expected[1:])
+        for actual, wanted in zip(gradients(), expected):
+            assert (actual - wanted).abs().max() <= 3e-4 * scale
+
+
+def test_placing_lays_out_weights_except_on_the_reference_path():
+    def conv():
+        return torch.nn.Conv2d(4, 4, 3)
+
+    cpu = torch.device("cpu")
+    assert paths.place(conv(), cpu).weight.is_contiguous(memory_format=torch.channels_last)
+    with paths.reference_path():
+        assert paths.place(conv(), cpu).weight.is_contiguous()
+
+
+def test_the_reference_path_ends_with_its_block_also_after_an_error():
+    with pytest.raises(KeyError), paths.reference_path():
+        assert paths.is_reference()
+        with paths.reference_path():
+            pass
+        assert paths.is_reference()
+        raise KeyError
+    assert not paths.is_reference()
