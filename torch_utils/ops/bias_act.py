@@ -137,9 +137,9 @@ def _bias_act_cpu(
     else:
         y = x * gain
     y = _IN_PLACE[act](y, alpha)
-    if clamp is None or (not _traced(y) and _within(y, clamp)):
+    if clamp is None or (y.requires_grad and not _traced(y) and _within(y, clamp)):
         return y
-    return y.clamp(-clamp, clamp)
+    return y.clamp(-clamp, clamp) if y.requires_grad else y.clamp_(-clamp, clamp)
 
 
 def _within(x: torch.Tensor, bound: float) -> bool:
