@@ -143,9 +143,10 @@ def _bias_act_cpu(
 
 
 def _within(x: torch.Tensor, bound: float) -> bool:
-    """Whether no element of a dense tensor exceeds `bound` in magnitude: one reading
-    pass, where clamping costs several, most of them
-    in its backward. NaN counts as exceeding."""
+    """Whether no element of a dense tensor exceeds `bound` in magnitude; NaN counts as exceeding.
+
+    This reads memory once, where clamping takes several passes, most of them in its backward.
+    """
     # As one axis, because for any layout but the standard one aminmax would first make a copy.
     low, high = x.detach().as_strided((x.numel(),), (1,)).aminmax()
     return bool((low >= -bound) & (high <= bound))
