@@ -5,7 +5,7 @@ Assessing Generative Models", section 2).
 Legend: n points, d feature dimensions. Features arrive rounded to fp16; distances are taken in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -18,12 +18,18 @@ _BLOCK_ELEMENTS = 2**27
 
 
 def _distance_blocks(
-    probes: torch.Tensor, points: torch.Tensor, num_gpus: int, rank: int
+    probes: torch.Tensor, points: torch.Tensor, num_gpus: int, rank: int, tell: Callable[[int], None]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, distances [rows, len(points)]) over this rank's blocks of `probes`."""
+    """(first row, distances [rows, len(points)]) over this rank's blocks of `probes`; `tell` hears of rows done."""
     rows = max(1, min(_BLOCK_ELEMENTS // len(points), -(-len(probes) // num_gpus)))
     for first in range(rank * rows, len(probes), num_gpus * rows):
-        yield first, torch.cdist(probes[first : first + rows], points)
+        block = probes[first : first + rows]
+        yield first, torch.cdist(block, points)
+        tell(len(block) * num_gpus)
+
+
+def _untold(rows: int) -> None:
+    """For whoever does not care how far it has come."""
 
 
 def _gathered(values: torch.Tensor, num_gpus: int) -> torch.Tensor:
@@ -33,31 +39,44 @@ def _gathered(values: torch.Tensor, num_gpus: int) -> torch.Tensor:
     return values
 
 
-def neighbour_radius(points: torch.Tensor, k: int, num_gpus: int = 1, rank: int = 0) -> torch.Tensor:
+def neighbour_radius(
+    points: torch.Tensor, k: int, num_gpus: int = 1, rank: int = 0, tell: Callable[[int], None] = _untold
+) -> torch.Tensor:
     """Distance [n] of each of `points` [n, d] to its k-th nearest neighbour among them. n must exceed k."""
     radius = torch.zeros(len(points), device=points.device)
-    for first, dist in _distance_blocks(points, points, num_gpus, rank):
+    for first, dist in _distance_blocks(points, points, num_gpus, rank, tell):
         # The nearest point of all is the point itself.
         radius[first : first + len(dist)] = dist.topk(k + 1, dim=1, largest=False).values[:, -1]
     return _gathered(radius, num_gpus)
 
 
 def manifold_share(
-    probes: torch.Tensor, points: torch.Tensor, radius: torch.Tensor, num_gpus: int = 1, rank: int = 0
+    probes: torch.Tensor,
+    points: torch.Tensor,
+    radius: torch.Tensor,
+    num_gpus: int = 1,
+    rank: int = 0,
+    tell: Callable[[int], None] = _untold,
 ) -> float:
     """Share of `probes` [m, d] that lie within `radius` [n] of at least one of `points` [n, d]."""
     inside = torch.zeros(len(probes), device=probes.device)
-    for first, dist in _distance_blocks(probes, points, num_gpus, rank):
+    for first, dist in _distance_blocks(probes, points, num_gpus, rank, tell):
         inside[first : first + len(dist)] = (dist <= radius).any(dim=1).float()
     return _gathered(inside, num_gpus).sum().item() / len(probes)
 
 
 def precision_recall(
-    real: torch.Tensor, fake: torch.Tensor, k: int, num_gpus: int = 1, rank: int = 0
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    k: int,
+    num_gpus: int = 1,
+    rank: int = 0,
+    tell: Callable[[int], None] = _untold,
 ) -> tuple[float, float]:
     """(precision, recall) of `fake` [m, d] against `real` [n, d] with k-nearest-neighbour manifolds.
 
-    The features are rounded to fp16 first. With several processes each must hold all the features.
+    The features are rounded to fp16 first. With several processes each must hold all the features. `tell` hears of
+    rows of distances as they are done, 2 (n + m) in all.
     Raises UserError unless both sides have more than k points.
     """
     if min(len(real), len(fake)) <= k:
@@ -68,8 +87,8 @@ def precision_recall(
     real, fake = (features.to(torch.float16).float() for features in (real, fake))
     shares = []
     for points, probes in ((real, fake), (fake, real)):
-        radius = neighbour_radius(points, k, num_gpus, rank)
-        shares.append(manifold_share(probes, points, radius, num_gpus, rank))
+        radius = neighbour_radius(points, k, num_gpus, rank, tell)
+        shares.append(manifold_share(probes, points, radius, num_gpus, rank, tell))
     return shares[0], shares[1]
 
 
@@ -79,4 +98,12 @@ def compute_pr(opts: metric_utils.MetricOptions, max_real: int, num_gen: int, nh
         opts, "vgg16", max_real, num_gen, rel_hi=0.8, capture_all=True
     )
     real_features, fake_features = (stats.get_all_torch().to(opts.device) for stats in (real, fake))
-    return precision_recall(real_features, fake_features, nhood_size, opts.num_gpus, opts.rank)
+    progress = opts.progress.sub("distances", 2 * (len(real_features) + len(fake_features)), rel_lo=0.8)
+    done = 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress.update(done)
+
+    return precision_recall(real_features, fake_features, nhood_size, opts.num_gpus, opts.rank, tell)

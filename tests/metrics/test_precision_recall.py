@@ -4,7 +4,7 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import precision_recall as pr
-from metrics.metric_utils import MetricOptions
+from metrics.metric_utils import MetricOptions, ProgressMonitor
 from tests.metrics import stand_ins
 from tests.support import golden_json, rnd
 
@@ -61,12 +61,20 @@ def test_too_few_images():
         pr.precision_recall(torch.ones(3, 2), torch.ones(9, 2), 3)
 
 
-def test_compute_pr_from_images(tmp_path):
+def test_compute_pr_from_images(tmp_path, monkeypatch):
+    positions = []
+    monkeypatch.setattr(pr, "_BLOCK_ELEMENTS", 10 * 64)
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "d.pt")
     data = stand_ins.write_zip(tmp_path / "data.zip", stand_ins.make_images(30, channels=1))
     opts = MetricOptions(
-        G=stand_ins.tiny_generator(), dataset_kwargs=stand_ins.dataset_options(data), device="cpu", detector=detector
+        G=stand_ins.tiny_generator(),
+        dataset_kwargs=stand_ins.dataset_options(data),
+        device="cpu",
+        detector=detector,
+        progress=ProgressMonitor(progress_fn=lambda position, total: positions.append(position)),
     )
     precision, recall = pr.compute_pr(opts, max_real=200, num_gen=64, nhood_size=3)
     assert 0 <= precision <= 1 and 0 <= recall <= 1
     assert (opts.provenance.num_reals, opts.provenance.num_fakes) == (30, 64)
+    # Distances take long where there are many images: 30 + 30 rows of them in blocks, 64 + 64 in others.
+    assert positions == sorted(positions) and positions[-1] == 1000 and sum(800 < p < 1000 for p in positions) >= 15
