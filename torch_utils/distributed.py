@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.util import UserError
 from torch_utils import training_stats
 
@@ -113,7 +114,8 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
     # Processes that share the CPU share its cores too.
     torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
-        fn(rank, *args)
+        with full_disk_is_a_user_error():
+            fn(rank, *args)
     except UserError as error:
         # An exception's type does not survive the way to the parent process, so the sentence goes by file.
         pathlib.Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 import dnnlib
+from dnnlib.files import append_line
 from torch_utils import training_stats
 
 
@@ -60,8 +61,7 @@ class RunLog:
         if self.write:
             timestamp = time.time()
             values = self._stats.as_dict()
-            with open(os.path.join(self.run_dir, "stats.jsonl"), "a", encoding="utf-8") as file:
-                file.write(json.dumps({**values, "timestamp": timestamp}) + "\n")
+            append_line(os.path.join(self.run_dir, "stats.jsonl"), json.dumps({**values, "timestamp": timestamp}))
             self._write_tfevents(values, metrics, step, timestamp)
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc, training_stats
+from torch_utils.ops import paths
 
 
 def _everything_at_once(rank, folder):
@@ -38,6 +40,10 @@ def _everything_at_once(rank, folder):
         seen["differs"] = ""
     except RuntimeError as error:
         seen["differs"] = str(error)
+    laid_out = paths.place(torch.nn.Conv2d(2, 3, 3), torch.device("cpu"))
+    for tensor in misc.params_and_buffers(laid_out):
+        distributed.broadcast_(tensor.data)
+    misc.check_ddp_consistency(laid_out)
     pathlib.Path(folder, f"{rank}.json").write_text(json.dumps(seen))
     distributed.barrier()
     if rank == 1:
@@ -119,3 +125,13 @@ def test_ddp_averages_gradients_only_where_asked(tmp_path):
     zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert zero == {"sync=False": 0, "sync=True": 0.5}
     assert one == {"sync=False": 1, "sync=True": 0.5}
+
+
+def fill_the_disk(rank):
+    if rank == 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "network.pkl")
+
+
+def test_a_full_disk_in_a_process_is_a_sentence_of_the_parent():
+    with pytest.raises(UserError, match="network.pkl"):
+        distributed.launch(fill_the_disk, 2)
