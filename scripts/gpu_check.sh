@@ -87,9 +87,14 @@ if [[ $device == cpu ]]; then
   skip sanitizer "needs a GPU"
 elif [[ -z $sanitizer ]]; then
   skip sanitizer "compute-sanitizer is not installed"
+elif ! "$sanitizer" --error-exitcode 9 "$python" -c 'import torch; torch.zeros(1, device="cuda")' >/dev/null 2>&1; then
+  skip sanitizer "compute-sanitizer does not work on this machine"
 else
+  # Every tensor in an allocation of its own: an access beyond it is seen.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   stage sanitizer 60 "out-of-bounds and misaligned accesses of the kernels" \
     "$sanitizer" --tool memcheck --error-exitcode 9 "$python" -m scripts.gpu_sweep --device=cuda --small
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
 fi
 
 quick=()

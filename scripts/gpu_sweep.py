@@ -36,7 +36,7 @@ def cases(small: bool) -> list[Case]:
     from torch_utils.ops.fma import fma
     from training.networks import modulated_conv2d
 
-    N, C, R = (2, 5, 7) if small else (4, 48, 32)
+    N, C, R = (2, 16, 9) if small else (4, 48, 32)
     image = (N, C, R, R)
     found = []
     for act in activation_funcs:

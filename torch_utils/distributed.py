@@ -12,7 +12,7 @@ import torch
 
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.util import UserError
-from torch_utils import training_stats
+from torch_utils import precision, training_stats
 
 _init_file: str | None = None  # where the processes of launch() meet
 
@@ -128,8 +128,8 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
 def resolve_device(name: str, rank: int = 0) -> torch.device:
     """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') means for process `rank`.
 
-    'auto' is CUDA if there is a CUDA device, else the CPU. Raises UserError naming --device (or --gpus, where there
-    are fewer GPUs than processes) if it is not to be had.
+    'auto' is CUDA if there is a CUDA device, else the CPU. On CUDA, fp32 is exact from then on. Raises UserError naming
+    --device (or --gpus, where there are fewer GPUs than processes) if it is not to be had.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,6 +140,7 @@ def resolve_device(name: str, rank: int = 0) -> torch.device:
             raise UserError("--device=cuda: this machine has no usable CUDA device; try --device=auto")
         if rank >= torch.cuda.device_count():
             raise UserError(f"--gpus={rank + 1} or more: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        precision.allow_tf32(False)  # PyTorch's default rounds; training asks for it with --allow-tf32.
         return torch.device("cuda", rank)
     if name == "mps":
         if not torch.backends.mps.is_available():

@@ -31,7 +31,7 @@ def forward_kwargs(precision: str, device: torch.device) -> dict:
         return {"force_fp32": True}
     if precision == "fp16" and device.type != "cuda":
         raise UserError(f"--precision=fp16 needs a CUDA device, this run is on {device.type}; take bf16, fp32 or auto")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("--precision=bf16 is more than this GPU knows; take fp16, fp32 or auto")
     if precision == "bf16" and device.type not in ("cpu", "cuda"):
         raise UserError(f"--precision=bf16 needs a CPU or CUDA device, this run is on {device.type}; take fp32 or auto")

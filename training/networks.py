@@ -89,6 +89,13 @@ def _block_dtype(use_fp16: bool, force_fp32: bool, half_dtype: torch.dtype | Non
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
+def _block_layout(channels_last: bool, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
+    """Layout of a block's activations; on a CPU whichever the operations have come to, which costs no conversion."""
+    if channels_last and dtype != torch.float32:
+        return torch.channels_last
+    return torch.preserve_format if device.type == "cpu" else torch.contiguous_format
+
+
 def _channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
     """Feature maps at `resolution`."""
     return min(int(channel_base) // resolution, int(channel_max))
@@ -418,7 +425,7 @@ class SynthesisBlock(torch.nn.Module):
 
     def _features(self, x, ws, dtype, layer_kwargs):
         """Activations of this resolution, in `dtype` and the block's own layout."""
-        layout = torch.channels_last if self.channels_last and dtype != torch.float32 else torch.preserve_format
+        layout = _block_layout(self.channels_last, dtype, ws.device)
         if self.in_channels == 0:
             x = self.const.unsqueeze(0).repeat(ws.shape[0], 1, 1, 1).to(dtype=dtype, memory_format=layout)
             return self.conv1(x, ws[:, 0], **layer_kwargs)
@@ -581,7 +588,7 @@ class DiscriminatorBlock(torch.nn.Module):
     def forward(self, x, img, force_fp32=False, *, half_dtype=None):
         device = img.device if x is None else x.device
         dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype, device)
-        layout = torch.channels_last if self.channels_last and dtype != torch.float32 else torch.preserve_format
+        layout = _block_layout(self.channels_last, dtype, device)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
             x = x.to(dtype=dtype, memory_format=layout)

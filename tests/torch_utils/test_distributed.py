@@ -133,5 +133,5 @@ def fill_the_disk(rank):
 
 
 def test_a_full_disk_in_a_process_is_a_sentence_of_the_parent():
-    with pytest.raises(UserError, match="network.pkl"):
+    with pytest.raises(UserError, match=r"network\.pkl"):
         distributed.launch(fill_the_disk, 2)

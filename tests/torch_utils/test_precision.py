@@ -145,3 +145,15 @@ def test_tf32_by_the_names_of_older_versions(monkeypatch):
     monkeypatch.setattr(precision.torch, "backends", backends)
     precision.allow_tf32(True)
     assert backends.cuda.matmul.allow_tf32 is backends.cudnn.allow_tf32 is True
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_gpu_that_only_emulates_bf16_is_refused(monkeypatch, has_bf16):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
+    )
+    if has_bf16:
+        assert precision.forward_kwargs("bf16", CUDA) == {"half_dtype": torch.bfloat16}
+    else:
+        with pytest.raises(UserError, match="--precision=bf16"):
+            precision.forward_kwargs("bf16", CUDA)

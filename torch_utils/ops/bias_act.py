@@ -128,7 +128,8 @@ def _bias_act_cpu(
     spec = activation_funcs[act]
     alpha = spec.def_alpha if alpha is None else float(alpha)
     gain = spec.def_gain if gain is None else float(gain)
-    if gain < 0 or (act == "lrelu" and alpha <= 0):
+    nothing_to_fuse = b is None and act == "linear" and gain == 1
+    if nothing_to_fuse or gain < 0 or (act == "lrelu" and alpha <= 0):
         return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
     if b is not None:
         along_dim = [1] * x.ndim

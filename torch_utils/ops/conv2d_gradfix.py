@@ -49,7 +49,7 @@ def conv2d(
     groups: int = 1,
 ) -> torch.Tensor:
     """`torch.nn.functional.conv2d` that `no_weight_gradients` governs; differentiable to any order."""
-    if not enabled or paths.is_reference():
+    if _plain(input, padding):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     form = _Form(input.shape, weight.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
     return _plus(_derivative("g", form, x=_fast_layout(input), w=_fast_layout(weight)), bias)
@@ -66,9 +66,10 @@ def conv_transpose2d(
     dilation: int | Sequence[int] = 1,
 ) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d` that `no_weight_gradients` governs; differentiable to any order."""
-    if not enabled or paths.is_reference():
+    stride, output_padding = _pair(stride), _pair(output_padding)
+    if _plain(input, padding) or any(rest >= step for rest, step in zip(output_padding, stride)):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    stride, padding, output_padding, dilation = map(_pair, (stride, padding, output_padding, dilation))
+    padding, dilation = _pair(padding), _pair(dilation)
     wide = [
         (input.shape[2 + i] - 1) * stride[i]
         - 2 * padding[i]
@@ -80,6 +81,13 @@ def conv_transpose2d(
     x_shape = torch.Size([input.shape[0], weight.shape[1] * groups, *wide])
     form = _Form(x_shape, weight.shape, stride, padding, dilation, groups)
     return _plus(_derivative("x", form, w=_fast_layout(weight), g=_fast_layout(input)), bias)
+
+
+def _plain(input: torch.Tensor, padding) -> bool:
+    """Whether PyTorch's own function is to serve: where it is asked for, or can do what `_Derivative` cannot."""
+    if not enabled or paths.is_reference() or torch.is_autocast_enabled(input.device.type):
+        return True
+    return input.ndim != 4 or isinstance(padding, str)
 
 
 class _Form(NamedTuple):

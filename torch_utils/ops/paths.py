@@ -36,10 +36,11 @@ def place(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     On a CPU that is channels-last, which saves each convolution a conversion. Snapshots do not show it.
     """
     network = network.to(device)
-    if device.type == "cpu" and not _reference:
-        network = network.to(memory_format=torch.channels_last)
-        for module in network.modules():
-            if getattr(module, "up", 1) > 1 and module.weight.ndim == 4:
-                # A transposed convolution reads its channels exchanged: from the standard layout that is cheaper.
-                module.weight.data = module.weight.data.contiguous()
+    if device.type != "cpu" or _reference:
+        return network
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        # Those of transposed convolutions are read with their channels exchanged: cheaper from the standard layout.
+        if isinstance(weight, torch.Tensor) and weight.ndim == 4 and getattr(module, "up", 1) == 1:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return network

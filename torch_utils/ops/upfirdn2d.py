@@ -111,8 +111,6 @@ def _resample_fast(x, f, up, down, sides, flip_filter: bool, gain: float) -> tor
     """`upfirdn2d` of arguments in their full form: (x, y) factors and four sides."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _Upfirdn2d.apply(x, f, up, down, sides, flip_filter, gain)
-    if x.device.type == "cpu" and x.shape[1] >= FEW_CHANNELS:
-        x = x.contiguous(memory_format=torch.channels_last)  # Depthwise convolutions are 3 times faster there.
     return _upfirdn2d_ref(x, f, up, down, sides, flip_filter, gain)
 
 

@@ -148,6 +148,45 @@ def test_placing_lays_out_weights_except_on_the_reference_path():
         assert paths.place(conv(), cpu).weight.is_contiguous()
 
 
+def test_placing_keeps_to_what_convolutions_read():
+    G = paths.place(Generator(8, 0, 8, 16, 3, synthesis_kwargs={"channel_base": 256}), torch.device("cpu"))
+    block = G.synthesis.b16
+    assert block.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert block.conv0.weight.is_contiguous()  # read transposed
+
+
+def test_placing_takes_any_network():
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, 2, 2, 3, 3))
+            self.up = torch.nn.Upsample(scale_factor=2)
+
+    placed = paths.place(Other(), torch.device("cpu"))
+    assert placed.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "arguments"),
+    [
+        ("conv2d", (2, 4, 5, 5), {"padding": "same"}),
+        ("conv2d", (4, 5, 5), {"padding": 1}),
+        ("conv_transpose2d", (2, 4, 5, 5), {"stride": 1, "output_padding": 1, "dilation": 2}),
+    ],
+)
+def test_what_is_left_to_pytorch(name, shape, arguments):
+    x, w = rnd("x", shape, torch.float64), rnd("w", (4, 4, 3, 3), torch.float64)
+    assert_same(lambda x, w: getattr(conv2d_gradfix, name)(x, w, **arguments), x, w)
+
+
+def test_autocast_is_left_to_pytorch():
+    x, w = rnd("x", (2, 4, 5, 5)).requires_grad_(), rnd("w", (4, 4, 3, 3)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv2d_gradfix.conv2d(x, w)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and w.grad.dtype == torch.float32
+
+
 def test_the_reference_path_ends_with_its_block_also_after_an_error():
     with pytest.raises(KeyError), paths.reference_path():
         assert paths.is_reference()
