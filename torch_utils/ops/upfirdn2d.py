@@ -111,6 +111,9 @@ def _resample_fast(x, f, up, down, sides, flip_filter: bool, gain: float) -> tor
     """`upfirdn2d` of arguments in their full form: (x, y) factors and four sides."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _Upfirdn2d.apply(x, f, up, down, sides, flip_filter, gain)
+    if x.device.type == "cpu" and x.shape[1] >= FEW_CHANNELS and down == (1, 1):
+        # Depthwise convolutions are 3 times faster there; for a smaller result converting x would cost more.
+        x = x.contiguous(memory_format=torch.channels_last)
     return _upfirdn2d_ref(x, f, up, down, sides, flip_filter, gain)
 
 
