@@ -7,6 +7,7 @@ change with it.
 
 import functools
 import pathlib
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -53,14 +54,16 @@ def describe(networks: Iterable[torch.nn.Module], kwargs: dict, device: torch.de
 def allow_tf32(on: bool) -> None:
     """Whether float32 matrix products and convolutions on CUDA may round their inputs to TF32 (10 bits).
 
-    PyTorch 2.9 gave this new names, and warns or fails where old and new ones meet; so one or the other is used.
+    PyTorch 2.9 gave this new names. What still reads the old ones fails where the two disagree, so both are set; that
+    the old ones are old is no news to a user.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        matmul.allow_tf32 = cudnn.allow_tf32 = on
     if hasattr(matmul, "fp32_precision"):
         for part in (matmul, cudnn.conv, cudnn.rnn):
             part.fp32_precision = "tf32" if on else "ieee"
-    else:
-        matmul.allow_tf32 = cudnn.allow_tf32 = on
 
 
 @functools.cache

@@ -119,10 +119,9 @@ from torch_utils.precision import allow_tf32
 matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 for on in (True, False, True):
     allow_tf32(on)
+    states = {matmul.allow_tf32, cudnn.allow_tf32}
     if hasattr(matmul, "fp32_precision"):
-        states = {part.fp32_precision == "tf32" for part in (matmul, cudnn.conv, cudnn.rnn)}
-    else:
-        states = {matmul.allow_tf32, cudnn.allow_tf32}
+        states |= {part.fp32_precision == "tf32" for part in (matmul, cudnn.conv, cudnn.rnn)}
     assert states == {on}, states
 """
 
