@@ -92,19 +92,28 @@ def _bias_act_ref(
     clamp: float | None = None,
 ) -> torch.Tensor:
     """`bias_act` in plain PyTorch."""
-    spec = activation_funcs[act]
-    alpha = spec.def_alpha if alpha is None else float(alpha)
-    gain = spec.def_gain if gain is None else float(gain)
+    alpha, gain = _or_default(act, alpha, gain)
     if b is not None:
-        along_dim = [1] * x.ndim
-        along_dim[dim] = -1
-        x = x + b.to(x.dtype).reshape(along_dim)
-    x = spec.func(x, alpha=alpha)
+        x = x + _along(b.to(x.dtype), dim, x.ndim)
+    x = activation_funcs[act].func(x, alpha=alpha)
     if gain != 1:
         x = x * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
     return x
+
+
+def _or_default(act: str, alpha: float | None, gain: float | None) -> tuple[float, float]:
+    """`alpha` and `gain`, or those of the activation where they are None."""
+    spec = activation_funcs[act]
+    return float(spec.def_alpha if alpha is None else alpha), float(spec.def_gain if gain is None else gain)
+
+
+def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
+    """`b` [n] in a shape that broadcasts along axis `dim` of `ndim`."""
+    shape = [1] * ndim
+    shape[dim] = -1
+    return b.reshape(shape)
 
 
 # f(g·x) = g·f(x) for g >= 0, and the derivative can be told from the result.
@@ -125,16 +134,12 @@ def _bias_act_cpu(
     clamp: float | None,
 ) -> torch.Tensor:
     """`bias_act` for the activations of `_IN_PLACE` in as few passes over memory as PyTorch's operations allow."""
-    spec = activation_funcs[act]
-    alpha = spec.def_alpha if alpha is None else float(alpha)
-    gain = spec.def_gain if gain is None else float(gain)
+    alpha, gain = _or_default(act, alpha, gain)
     nothing_to_fuse = b is None and act == "linear" and gain == 1
     if nothing_to_fuse or gain < 0 or (act == "lrelu" and alpha <= 0):
         return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
     if b is not None:
-        along_dim = [1] * x.ndim
-        along_dim[dim] = -1
-        y = torch.add((b.to(x.dtype) * gain).reshape(along_dim), x, alpha=gain)
+        y = torch.add(_along(b.to(x.dtype) * gain, dim, x.ndim), x, alpha=gain)
     else:
         y = x * gain
     y = _IN_PLACE[act](y, alpha)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 
 from torch_utils.ops import _plugin
-from torch_utils.ops.bias_act import _bias_act_ref, activation_funcs
+from torch_utils.ops.bias_act import _along, _bias_act_ref, _or_default, activation_funcs
 
 _PIECEWISE = ("linear", "relu", "lrelu")
 _NUMBERS = {name: number for number, name in enumerate(activation_funcs)}  # `enum class Act` of csrc/activation.h
@@ -40,9 +40,7 @@ def bias_act(
 
     Differentiable twice; a third derivative raises RuntimeError.
     """
-    spec = activation_funcs[act]
-    alpha = float(spec.def_alpha if alpha is None else alpha)
-    gain = float(spec.def_gain if gain is None else gain)
+    alpha, gain = _or_default(act, alpha, gain)
     if act == "lrelu" and alpha < 0:  # The output's sign would not tell the input's.
         return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
     b = None if b is None else b.to(x.dtype)
@@ -110,10 +108,6 @@ _SMOOTH: dict[str, tuple[Callable, Callable]] = {
 def _stored(clamp: float, dtype: torch.dtype) -> float:
     """The bound as clamped outputs of `dtype` hold it."""
     return torch.tensor(clamp, dtype=dtype).item()
-
-
-def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
-    return b.reshape([-1 if axis == dim else 1 for axis in range(ndim)])
 
 
 def _like(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
