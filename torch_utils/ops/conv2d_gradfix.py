@@ -156,18 +156,17 @@ def _products_win(form: _Form, g: torch.Tensor) -> bool:
 
 
 def _weight_gradient_by_products(form: _Form, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """One matrix product for each tap; 1.5 to 3 times faster with strides of 2."""
+    """One matrix product for each row of taps; 1.5 to 3 times faster with strides of 2."""
     (O, C, kh, kw), (sy, sx), (py, px) = form.w_shape, form.stride, form.padding
     h, w = g.shape[2:]
     x, g = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1).reshape(-1, O)
     if px or py:
         x = F.pad(x, (0, 0, px, px, py, py))
-    grad = x.new_empty([O, kh, kw, C])
+    grad = x.new_empty([O, kh, kw * C])
     for i in range(kh):
-        for j in range(kw):
-            seen = x[:, i : i + sy * (h - 1) + 1 : sy, j : j + sx * (w - 1) + 1 : sx]
-            grad[:, i, j] = g.t() @ seen.reshape(-1, C)
-    return grad.permute(0, 3, 1, 2)
+        seen = x[:, i : i + sy * (h - 1) + 1 : sy, : sx * (w - 1) + kw].unfold(2, kw, sx).transpose(3, 4)  # [N, h, w, kw, C]
+        torch.mm(g.t(), seen.reshape(-1, kw * C), out=grad[:, i])
+    return grad.reshape(O, kh, kw, C).permute(0, 3, 1, 2)
 
 
 def _fast_layout(x: torch.Tensor) -> torch.Tensor:
