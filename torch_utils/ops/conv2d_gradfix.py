@@ -51,8 +51,11 @@ def conv2d(
     """`torch.nn.functional.conv2d` that `no_weight_gradients` governs; differentiable to any order."""
     if _plain(input, padding):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    form = _Form(input.shape, weight.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return _plus(_derivative("g", form, x=_fast_layout(input), w=_fast_layout(weight)), bias)
+    x, w = _fast_layout(input), _fast_layout(weight)
+    if not _differentiated(x, w):
+        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
+    form = _Form(x.shape, w.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return _plus(_Derivative.apply("g", form, x, w), bias)
 
 
 def conv_transpose2d(
@@ -69,18 +72,17 @@ def conv_transpose2d(
     stride, output_padding = _pair(stride), _pair(output_padding)
     if _plain(input, padding) or any(rest >= step for rest, step in zip(output_padding, stride)):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    g, w = _fast_layout(input), _fast_layout(weight)
+    if not _differentiated(g, w):
+        return F.conv_transpose2d(g, w, bias, stride, padding, output_padding, groups, dilation)
     padding, dilation = _pair(padding), _pair(dilation)
     wide = [
-        (input.shape[2 + i] - 1) * stride[i]
-        - 2 * padding[i]
-        + dilation[i] * (weight.shape[2 + i] - 1)
-        + output_padding[i]
-        + 1
+        (g.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w.shape[2 + i] - 1) + output_padding[i] + 1
         for i in (0, 1)
     ]
-    x_shape = torch.Size([input.shape[0], weight.shape[1] * groups, *wide])
-    form = _Form(x_shape, weight.shape, stride, padding, dilation, groups)
-    return _plus(_derivative("x", form, w=_fast_layout(weight), g=_fast_layout(input)), bias)
+    x_shape = torch.Size([g.shape[0], w.shape[1] * groups, *wide])
+    form = _Form(x_shape, w.shape, stride, padding, dilation, groups)
+    return _plus(_Derivative.apply("x", form, w, g), bias)
 
 
 def _plain(input: torch.Tensor, padding) -> bool:
@@ -127,9 +129,14 @@ def _others(name: str) -> tuple[str, ...]:
     return tuple(other for other in "xwg" if other != name)
 
 
+def _differentiated(*values: torch.Tensor) -> bool:
+    """Whether gradients may be asked for. Where not, the bookkeeping of `_Derivative` would cost small networks 6 %."""
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+
+
 def _derivative(wanted: str, form: _Form, **values: torch.Tensor) -> torch.Tensor:
     """`_Derivative`, or only its value where no gradients are asked for."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values.values()):
+    if _differentiated(*values.values()):
         return _Derivative.apply(wanted, form, *(values[name] for name in _others(wanted)))
     return _evaluate(wanted, form, **values)
 
@@ -164,8 +171,9 @@ def _weight_gradient_by_products(form: _Form, x: torch.Tensor, g: torch.Tensor) 
         x = F.pad(x, (0, 0, px, px, py, py))
     grad = x.new_empty([O, kh, kw * C])
     for i in range(kh):
-        seen = x[:, i : i + sy * (h - 1) + 1 : sy, : sx * (w - 1) + kw].unfold(2, kw, sx).transpose(3, 4)  # [N, h, w, kw, C]
-        torch.mm(g.t(), seen.reshape(-1, kw * C), out=grad[:, i])
+        rows = x[:, i : i + sy * (h - 1) + 1 : sy, : sx * (w - 1) + kw]
+        seen = rows.unfold(2, kw, sx).transpose(3, 4)  # [N, h, w, kw, C]
+        grad[:, i] = g.t() @ seen.reshape(-1, kw * C)
     return grad.reshape(O, kh, kw, C).permute(0, 3, 1, 2)
 
 

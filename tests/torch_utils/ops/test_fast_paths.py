@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.support import rnd
 from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, paths, upfirdn2d
@@ -86,14 +87,20 @@ def test_conv2d_resample(up, down, kernel, channels, flip_weight):
 @pytest.mark.parametrize("padding", [0, (0, 1)])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups):
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3)])
+def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups, kernel):
     """At size 2 the kernel is large beside the image, so its gradient goes by matrix products."""
-    x = rnd("x", (1, 24, size + 4, size + 5), torch.float64)
-    w = rnd("w", (26, 24 // groups, 3, 3), torch.float64)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    x = rnd("x", (1, 24, size + 4, size + 5), torch.float64)
+    w = rnd("w", (26, 24 // groups, *kernel), torch.float64)
     assert_same(lambda x, w: conv2d_gradfix.conv2d(x, w, **geometry), x, w)
-    g, w = rnd("g", (1, 24, size, size), torch.float64), rnd("w", (24, 10, 3, 3), torch.float64)
+    bias = rnd("bias", (26,), torch.float64)  # without gradients there is a way of its own
+    torch.testing.assert_close(conv2d_gradfix.conv2d(x, w, bias, **geometry), F.conv2d(x, w, bias, **geometry))
+    g, w = rnd("g", (1, 24, size, size), torch.float64), rnd("w", (24, 10, *kernel), torch.float64)
     assert_same(lambda g, w: conv2d_gradfix.conv_transpose2d(g, w, **geometry), g, w)
+    bias = rnd("bias", (10 * groups,), torch.float64)
+    actual = conv2d_gradfix.conv_transpose2d(g, w, bias, **geometry)
+    torch.testing.assert_close(actual, F.conv_transpose2d(g, w, bias, **geometry))
 
 
 def test_grid_sample():
@@ -136,6 +143,20 @@ def test_networks_agree_whatever_the_layout_of_their_weights():
         scale = max(wanted.abs().max() for wanted in expected[1:])
         for actual, wanted in zip(gradients(), expected):
             assert (actual - wanted).abs().max() <= 3e-4 * scale
+
+
+def test_networks_can_be_compiled_as_one_graph():
+    torch.manual_seed(3)
+    G = Generator(16, 0, 16, 32, 3, synthesis_kwargs={"channel_base": 1024}).eval().requires_grad_(False)
+    D = Discriminator(0, 32, 3, channel_base=1024).eval().requires_grad_(False)
+    whole = paths.place(torch.nn.Sequential(G.synthesis, D), torch.device("cpu"))
+    ws = G.mapping(torch.randn(2, 16), None)
+
+    def run(synthesis, discriminator):
+        return discriminator(synthesis(ws, noise_mode="const"), None)
+
+    compiled = (torch.compile(network, backend="aot_eager", fullgraph=True) for network in whole)
+    torch.testing.assert_close(run(*compiled), run(*whole))
 
 
 def test_placing_lays_out_weights_except_on_the_reference_path():
