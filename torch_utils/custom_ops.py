@@ -39,7 +39,7 @@ def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_k
 
     Raises ValueError for an unknown `verbosity`, OSError for a missing source, and whatever the compilation raises: a
     machine without a compiler is for the caller to deal with. A compilation that failed is not tried again: later
-    calls raise the same error.
+    calls raise the same error, and processes that waited for it a RuntimeError that says the same.
     """
     if verbosity not in _VERBOSITIES:
         raise ValueError(f"custom_ops.verbosity must be one of {', '.join(_VERBOSITIES)}, got {verbosity!r}")
@@ -52,7 +52,8 @@ def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_k
     try:
         directory = _build_root(root) / module_name / build_key(paths, build_kwargs)
         directory.mkdir(parents=True, exist_ok=True)
-        with _sole_builder(directory):
+        asked = time.time()
+        with _sole_builder(directory), _one_attempt(directory, asked):
             _plugins[module_name] = _load(module_name, paths, directory, build_kwargs)
     except Exception as error:
         _failures[module_name] = error
@@ -96,6 +97,23 @@ def _sole_builder(directory: pathlib.Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         (directory / "lock").unlink(missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def _one_attempt(directory: pathlib.Path, asked: float) -> Iterator[None]:
+    """Note a failure in `directory`; raise RuntimeError with one noted since `asked`, while this process waited.
+
+    Without it each process of a training run would repeat, one after the other, what cannot succeed. Processes that
+    begin later try anew, for the machine may have been mended.
+    """
+    note = directory / "failure"
+    if note.exists() and note.stat().st_mtime >= asked:
+        raise RuntimeError(note.read_text(encoding="utf-8"))
+    try:
+        yield
+    except Exception as error:
+        note.write_text(str(error), encoding="utf-8")
+        raise
 
 
 def _load(name: str, sources: list[pathlib.Path], directory: pathlib.Path, build_kwargs: dict) -> types.ModuleType:

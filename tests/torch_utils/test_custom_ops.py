@@ -146,6 +146,9 @@ def load(name, build_directory, **kwargs):
         if not (directory / f"{name}.so").exists():
             report("built")
             time.sleep(seconds)
+            if name == "broken":
+                baton.release()
+                raise OSError("no compiler")
             (directory / f"{name}.so").touch()
         baton.release()
     else:
@@ -153,14 +156,22 @@ def load(name, build_directory, **kwargs):
         baton.wait()
     return types.ModuleType(name)
 
-def ask():
-    custom_ops.get_plugin("a", [])
-    report("loaded")
+def ask(name):
+    try:
+        custom_ops.get_plugin(name, [])
+        report("loaded")
+    except (OSError, RuntimeError) as error:
+        report(error)
 
-def start():
-    process = multiprocessing.Process(target=ask)
+def start(name):
+    process = multiprocessing.Process(target=ask, args=[name])
     process.start()
     return process
+
+def several(name):
+    together = [start(name) for _ in range(3)]
+    for process in together:
+        process.join()
 
 multiprocessing.set_start_method("fork")
 root = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"])
@@ -168,16 +179,18 @@ torch.utils.cpp_extension.load = load
 custom_ops.verbosity = "none"
 
 seconds = 60
-killed = start()
+killed = start("a")
 while not list(root.rglob("lock")):
     time.sleep(0.01)
 killed.kill()
 killed.join()
 report(f"left behind: {[path.name for path in root.rglob('lock')]}")
 seconds = 0.5
-together = [start() for _ in range(3)]
-for process in together:
-    process.join()
+several("a")
+report("broken:")
+several("broken")
+report("again:")
+start("broken").join()
 """
 
 
@@ -186,4 +199,8 @@ def test_a_killed_process_holds_up_nobody_and_of_several_one_builds(tmp_path):
     command = [sys.executable, "-c", PROCESSES]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     _, left_behind, others = result.stdout.partition("left behind: ['lock']\n")
-    assert left_behind and sorted(others.split()) == ["built", "loaded", "loaded", "loaded"]
+    whole, _, broken = others.partition("broken:\n")
+    broken, _, again = broken.partition("again:\n")
+    assert left_behind and sorted(whole.splitlines()) == ["built", "loaded", "loaded", "loaded"]
+    assert sorted(broken.splitlines()) == ["built", "no compiler", "no compiler", "no compiler"]
+    assert again.splitlines() == ["built", "no compiler"]  # a later run finds out whether the machine was mended
