@@ -11,19 +11,19 @@ import tempfile
 
 import click
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CSRC = ROOT / "torch_utils" / "ops" / "csrc"
+from torch_utils.ops import _plugin
 
-# PyTorch's own flags for extensions, and the ones that torch_utils/ops/_plugin.py adds.
-FLAGS = [
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# What PyTorch adds to every extension: no implicit conversions or operators of half-precision types.
+PYTORCH_FLAGS = [
     "-D__CUDA_NO_HALF_OPERATORS__",
     "-D__CUDA_NO_HALF_CONVERSIONS__",
     "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
     "-D__CUDA_NO_HALF2_OPERATORS__",
     "--expt-relaxed-constexpr",
-    "-O3",
-    "-std=c++17",
 ]
+FLAGS = [*PYTORCH_FLAGS, *_plugin.CUDA_FLAGS]
 
 KERNEL = re.compile(r"Compiling entry function '(?P<name>\S+)' for")
 USED = re.compile(
@@ -124,7 +124,7 @@ def main(out: str, archs: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for arch in archs.split(","):
             results[arch] = []
-            for source in sorted(CSRC.glob("*.cu")):
+            for source in (path for path in _plugin.SOURCES if path.suffix == ".cu"):
                 click.echo(f"{source.name} for sm_{arch}")
                 results[arch] += compile_kernels(source, arch, pathlib.Path(folder))
     pathlib.Path(out).write_text(report(results))

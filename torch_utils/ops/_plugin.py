@@ -13,6 +13,7 @@ from torch_utils.ops import paths
 NAME = "stylegan2_ada_kernels"
 CSRC = pathlib.Path(__file__).parent / "csrc"
 SOURCES = tuple(CSRC / name for name in ("plugin.cpp", "bias_act.cu", "upfirdn2d.cu"))
+CUDA_FLAGS = ["-O3", "-std=c++17"]
 
 # The numbers of `enum class Type` in csrc/scalar.h.
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
@@ -37,7 +38,7 @@ def load() -> types.ModuleType | None:
     _attempted = True
     try:
         _check_tools()
-        _kernels = custom_ops.get_plugin(NAME, SOURCES, extra_cflags=["-O2"], extra_cuda_cflags=["-O3", "-std=c++17"])
+        _kernels = custom_ops.get_plugin(NAME, SOURCES, extra_cflags=["-O2"], extra_cuda_cflags=CUDA_FLAGS)
     except Exception as error:  # whatever a compiler, linker or driver may raise: the plain path needs none of them
         if custom_ops.verbosity != "none" and distributed.is_main():
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -12,14 +12,13 @@ import sysconfig
 import pytest
 import torch
 
+from scripts.kernel_report import PYTORCH_FLAGS
 from tests.support import ROOT
 from torch_utils.ops import _plugin
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
-# What PyTorch adds to every extension: no implicit conversions or operators of half-precision types.
-FLAGS = [f"-D__CUDA_NO_{what}__" for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS")]
-FLAGS += ["-std=c++17", "-D__CUDA_NO_HALF2_OPERATORS__"]
+FLAGS = [*PYTORCH_FLAGS, "-std=c++17"]
 
 
 @pytest.mark.parametrize(
