@@ -53,7 +53,9 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     stored = {}
     for key, value in data.items():
         if isinstance(value, torch.nn.Module):
-            value = copy.deepcopy(value).eval().requires_grad_(False).cpu().to(memory_format=torch.contiguous_format)
+            value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
+            for tensor in misc.params_and_buffers(value):
+                tensor.data = tensor.data.contiguous()
         stored[key] = value
     with open_atomic(path) as file:
         pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)

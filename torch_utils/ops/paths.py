@@ -40,7 +40,15 @@ def place(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         return network
     for module in network.modules():
         weight = getattr(module, "weight", None)
-        # Those of transposed convolutions are read with their channels exchanged: cheaper from the standard layout.
-        if isinstance(weight, torch.Tensor) and weight.ndim == 4 and getattr(module, "up", 1) == 1:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 4:
+            # Transposed convolutions, which all kernels but 1x1 become, read them with their channels exchanged.
+            exchanged = getattr(module, "up", 1) != 1 and weight.shape[2:] != (1, 1)
+            weight.data = _channels_last(weight.data, exchanged)
     return network
+
+
+def _channels_last(weight: torch.Tensor, exchanged: bool) -> torch.Tensor:
+    """`weight` [O, I, K, K] in the layout in which it, or weight.transpose(0, 1) if `exchanged`, is channels-last."""
+    if exchanged:
+        return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+    return weight.contiguous(memory_format=torch.channels_last)
