@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a CPU's training iteration goes: dense arithmetic, and everything else. `python -m benchmarks.shares`.
+
+Instructions for half precision speed up the first alone, so the second bounds what they can gain.
+"""
+
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable
+
+import click
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.cases import Setting
+from benchmarks.cases_networks import TRAINING_WEIGHTS, training
+from benchmarks.variants import available
+from dnnlib.cli import CommaList, run
+from dnnlib.progress import Progress
+
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+
+
+def shares_of(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that one call of `work` spends in convolutions and matrix products, and in everything else."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    dense = other = 0.0
+    for event in profiler.key_averages():
+        if event.key in PRODUCTS or (event.key.startswith("aten::") and "conv" in event.key):
+            dense += event.self_cpu_time_total
+        else:
+            other += event.self_cpu_time_total
+    return dense / 1e6, other / 1e6
+
+
+def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[str]:
+    """Lines of a table from found[variant][phase], the shares of each round; an iteration is their weighted sum."""
+    lines = [f"{'':12}{'':10}{'dense':>9}{'other':>9}   seconds, medians"]
+    for variant, phases in found.items():
+        iteration = [0.0, 0.0]
+        for phase, rounds in phases.items():
+            middle = [statistics.median(share) for share in zip(*rounds)]
+            iteration = [total + TRAINING_WEIGHTS[phase] * share for total, share in zip(iteration, middle)]
+            lines.append(f"{variant:12}{phase:10}{middle[0]:9.2f}{middle[1]:9.2f}")
+        lines.append(f"{variant:12}{'iteration':10}{iteration[0]:9.2f}{iteration[1]:9.2f}")
+    return lines
+
+
+@click.command()
+@click.option("--res", default=128, show_default=True, help="Resolution.")
+@click.option("--batch", default=4, show_default=True, help="Images an iteration.")
+@click.option("--cbase", type=float, help="Narrower networks, as in train.py.")
+@click.option("--precisions", type=CommaList(), help="Of fp32, bf16.  [default: both]")
+@click.option("--rounds", default=3, show_default=True, help="Measurements of each, after one to warm up.")
+def main(res, batch, cbase, precisions, rounds):
+    """Split a CPU's training iteration into dense arithmetic and everything else, reference path and fast path."""
+    device = torch.device("cpu")
+    variants = available(device, precisions)
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    with tempfile.TemporaryDirectory() as folder, Progress(len(variants) * (rounds + 1), "profiling") as progress:
+        for variant in variants:
+            with variant.path():
+                parts = training(Setting(device, res, batch, cbase, pathlib.Path(folder)), variant)
+                for index in range(rounds + 1):
+                    for name, part in parts.items():
+                        shares = shares_of(part.run)
+                        if index:
+                            found.setdefault(variant.name, {}).setdefault(name, []).append(shares)
+                    progress.update(1)
+    click.echo("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    run(main)

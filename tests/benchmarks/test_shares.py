@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import shares
+from torch_utils.ops import conv2d_gradfix, paths
+
+
+@pytest.mark.parametrize("path", [paths.reference_path, contextlib.nullcontext])
+def test_convolutions_are_dense_and_what_surrounds_them_is_not(path):
+    x, w = torch.randn(2, 32, 32, 32).requires_grad_(), torch.randn(32, 32, 3, 3).requires_grad_()
+    with path():
+        dense, other = shares.shares_of(lambda: conv2d_gradfix.conv2d(x, w).sum().backward())
+    assert dense > other > 0
+
+
+def test_products_are_dense():
+    a = torch.randn(300, 300)
+    dense, other = shares.shares_of(lambda: a @ a)
+    assert dense > other
+    assert shares.shares_of(lambda: a + a)[0] == 0
+
+
+def test_an_iteration_is_the_weighted_sum_of_the_medians():
+    phases = {"Gmain": [(1, 2), (3, 5), (2, 9)], "Greg": [(4, 8)], "Dmain": [(1, 1)], "Dreg": [(16, 16)]}
+    last = shares.table({"fp32": {**phases, "EMA": [(0, 0)]}})[-1]
+    assert last.split() == ["fp32", "iteration", "5.00", "9.00"]  # 2 + 4/4 + 1 + 16/16, 5 + 8/4 + 1 + 16/16
+
+
+def test_every_version_is_measured():
+    result = CliRunner().invoke(shares.main, ["--res=8", "--batch=2", "--cbase=64", "--rounds=1"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[:2] for line in result.stdout.splitlines() if line.split()[1:2] == ["iteration"]]
+    assert [variant for variant, _ in rows] == ["reference", "fp32", "bf16"]
