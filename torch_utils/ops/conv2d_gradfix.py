@@ -29,7 +29,11 @@ _weight_gradients_disabled = False
 
 @contextlib.contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Backward passes that run inside leave out the gradients of this module's convolutions to their weights."""
+    """Backward passes that run inside leave out the gradients of this module's convolutions to their weights.
+
+    Convolutions that PyTorch's own functions serve (see `_plain`: the reference path, autocast, odd geometries) have
+    them all the same, so ask only for gradients that are wanted: `torch.autograd.grad`, not `backward`.
+    """
     global _weight_gradients_disabled
     before = _weight_gradients_disabled
     _weight_gradients_disabled = True
