@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import click
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import Setting
 from benchmarks.cases_networks import TRAINING_WEIGHTS, training
@@ -24,15 +24,21 @@ PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 
 def shares_of(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds that one call of `work` spends in convolutions and matrix products, and in everything else."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler, record_function("work"):
         work()
     dense = other = 0.0
-    for event in profiler.key_averages():
-        if event.key in PRODUCTS or (event.key.startswith("aten::") and "conv" in event.key):
+    for event in profiler.key_averages(group_by_input_shape=True):
+        if event.key in PRODUCTS or _is_dense_convolution(event):
             dense += event.self_cpu_time_total
         else:
             other += event.self_cpu_time_total
     return dense / 1e6, other / 1e6
+
+
+def _is_dense_convolution(event) -> bool:
+    """Not a depthwise one, such as every FIR filter: those read and write more than they calculate."""
+    weights = [shape for shape in event.input_shapes[1:3] if len(shape) == 4]  # second input, in a backward the third
+    return event.key.startswith("aten::") and "conv" in event.key and all(shape[1] > 1 for shape in weights)
 
 
 def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[str]:

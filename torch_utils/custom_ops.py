@@ -8,6 +8,7 @@ import pathlib
 import sys
 import time
 import types
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,8 +53,8 @@ def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_k
     try:
         directory = _build_root(root) / module_name / build_key(paths, build_kwargs)
         directory.mkdir(parents=True, exist_ok=True)
-        asked = time.time()
-        with _sole_builder(directory), _one_attempt(directory, asked):
+        note = _failure_note(directory)
+        with _sole_builder(directory), _one_attempt(directory, note):
             _plugins[module_name] = _load(module_name, paths, directory, build_kwargs)
     except Exception as error:
         _failures[module_name] = error
@@ -100,20 +101,31 @@ def _sole_builder(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_attempt(directory: pathlib.Path, asked: float) -> Iterator[None]:
-    """Note a failure in `directory`; raise RuntimeError with one noted since `asked`, while this process waited.
+def _one_attempt(directory: pathlib.Path, before: str | None) -> Iterator[None]:
+    """Note a failure in `directory`; raise RuntimeError with a note other than `before`, which was there on asking.
 
     Without it each process of a training run would repeat, one after the other, what cannot succeed. Processes that
     begin later try anew, for the machine may have been mended.
     """
-    note = directory / "failure"
-    if note.exists() and note.stat().st_mtime >= asked:
-        raise RuntimeError(note.read_text(encoding="utf-8"))
+    note = _failure_note(directory)
+    if note is not None and note != before:
+        raise RuntimeError(note.partition("\n")[2])
+    file = directory / "failure"
     try:
         yield
     except Exception as error:
-        note.write_text(str(error), encoding="utf-8")
+        with contextlib.suppress(OSError):  # such as a full disk, which may be what failed
+            file.write_text(f"{uuid.uuid4()}\n{str(error) or type(error).__name__}", encoding="utf-8")
         raise
+    file.unlink(missing_ok=True)
+
+
+def _failure_note(directory: pathlib.Path) -> str | None:
+    """What the last attempt in `directory` left, if it failed: a line that no other attempt has, then the reason."""
+    try:
+        return (directory / "failure").read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _load(name: str, sources: list[pathlib.Path], directory: pathlib.Path, build_kwargs: dict) -> types.ModuleType:

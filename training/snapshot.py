@@ -55,7 +55,8 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
         if isinstance(value, torch.nn.Module):
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
             for tensor in misc.params_and_buffers(value):
-                tensor.data = tensor.data.contiguous()
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.contiguous()
         stored[key] = value
     with open_atomic(path) as file:
         pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)

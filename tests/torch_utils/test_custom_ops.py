@@ -188,6 +188,7 @@ report(f"left behind: {[path.name for path in root.rglob('lock')]}")
 seconds = 0.5
 several("a")
 report("broken:")
+seconds = 1
 several("broken")
 report("again:")
 start("broken").join()

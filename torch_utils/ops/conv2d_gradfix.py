@@ -57,7 +57,7 @@ def conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     x, w = _fast_layout(input), _fast_layout(weight)
     if not _differentiated(x, w):
-        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
+        return _plus(F.conv2d(x, w, None, stride, padding, dilation, groups), bias)
     form = _Form(x.shape, w.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
     return _plus(_Derivative.apply("g", form, x, w), bias)
 
@@ -78,7 +78,7 @@ def conv_transpose2d(
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     g, w = _fast_layout(input), _fast_layout(weight)
     if not _differentiated(g, w):
-        return F.conv_transpose2d(g, w, bias, stride, padding, output_padding, groups, dilation)
+        return _plus(F.conv_transpose2d(g, w, None, stride, padding, output_padding, groups, dilation), bias)
     padding, dilation = _pair(padding), _pair(dilation)
     wide = [
         (g.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w.shape[2 + i] - 1) + output_padding[i] + 1
