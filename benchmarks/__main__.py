@@ -74,13 +74,13 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
 
 def _scope(measure, device: str, quick: bool, full: bool, only: list[str] | None, res: list[int] | None):
     """What the flags ask for. Raises UserError where they contradict each other."""
+    from benchmarks.cases import check_resolution
     from dnnlib.util import UserError
 
     if quick and full:
         raise UserError("--quick contradicts --full: drop one of the two")
     for resolution in res or ():
-        if resolution < 8 or resolution & (resolution - 1):
-            raise UserError(f"--res: networks exist for powers of two from 8 up, not for {resolution}")
+        check_resolution(resolution)
     headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
     return measure.Scope(
         patterns=only or (measure.QUICK_CASES[device] if quick else ["*"]),

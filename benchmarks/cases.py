@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.variants import Variant
-from dnnlib.util import construct_class_by_name
+from dnnlib.util import UserError, construct_class_by_name
 from torch_utils.images import save_png
 from torch_utils.ops.paths import place
 from training import config
@@ -109,6 +109,12 @@ class Setting:
         options["run_dir"] = tempfile.mkdtemp(dir=self.folder)
         with contextlib.redirect_stdout(io.StringIO()):
             return Trainer(TrainingOptions(**options))
+
+
+def check_resolution(resolution: int) -> None:
+    """Raises UserError for what cannot be the side of networks' images."""
+    if resolution < 8 or resolution & (resolution - 1):
+        raise UserError(f"--res: networks exist for powers of two from 8 up, not for {resolution}")
 
 
 def build_all(case: Case, setting: Setting, variants: list[Variant]) -> dict[str, dict[str, Part]]:

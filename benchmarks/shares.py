@@ -13,8 +13,9 @@ import click
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.cases import Setting
+from benchmarks.cases import Setting, check_resolution
 from benchmarks.cases_networks import TRAINING_WEIGHTS, training
+from benchmarks.report import aligned
 from benchmarks.variants import available
 from dnnlib.cli import CommaList, run
 from dnnlib.progress import Progress
@@ -41,28 +42,27 @@ def _is_dense_convolution(event) -> bool:
     return event.key.startswith("aten::") and "conv" in event.key and all(shape[1] > 1 for shape in weights)
 
 
-def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> list[str]:
-    """Lines of a table from found[variant][phase], the shares of each round; an iteration is their weighted sum."""
-    lines = [f"{'':12}{'':10}{'dense':>9}{'other':>9}   seconds, medians"]
+def table(found: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
+    """A table from found[variant][phase], the shares of each round; an iteration is the phases' weighted sum."""
+    rows = [["seconds, medians", "", "dense", "other"]]
     for variant, phases in found.items():
-        iteration = [0.0, 0.0]
-        for phase, rounds in phases.items():
-            middle = [statistics.median(share) for share in zip(*rounds)]
-            iteration = [total + TRAINING_WEIGHTS[phase] * share for total, share in zip(iteration, middle)]
-            lines.append(f"{variant:12}{phase:10}{middle[0]:9.2f}{middle[1]:9.2f}")
-        lines.append(f"{variant:12}{'iteration':10}{iteration[0]:9.2f}{iteration[1]:9.2f}")
-    return lines
+        medians = {phase: [statistics.median(share) for share in zip(*rounds)] for phase, rounds in phases.items()}
+        total = [sum(TRAINING_WEIGHTS[phase] * shares[i] for phase, shares in medians.items()) for i in (0, 1)]
+        for name, shares in {**medians, "iteration": total}.items():
+            rows.append([variant, name, *(f"{seconds:.2f}" for seconds in shares)])
+    return aligned(rows)
 
 
 @click.command()
 @click.option("--res", default=128, show_default=True, help="Resolution.")
-@click.option("--batch", default=4, show_default=True, help="Images an iteration.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Images an iteration.")
 @click.option("--cbase", type=float, help="Narrower networks, as in train.py.")
 @click.option("--precisions", type=CommaList(), help="Of fp32, bf16.  [default: both]")
-@click.option("--rounds", default=3, show_default=True, help="Measurements of each, after one to warm up.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="After one to warm up.")
 def main(res, batch, cbase, precisions, rounds):
     """Split a CPU's training iteration into dense arithmetic and everything else, reference path and fast path."""
     device = torch.device("cpu")
+    check_resolution(res)
     variants = available(device, precisions)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder, Progress(len(variants) * (rounds + 1), "profiling") as progress:
@@ -75,7 +75,7 @@ def main(res, batch, cbase, precisions, rounds):
                         if index:
                             found.setdefault(variant.name, {}).setdefault(name, []).append(shares)
                     progress.update(1)
-    click.echo("\n".join(table(found)))
+    click.echo(table(found))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_products_are_dense():
 
 def test_an_iteration_is_the_weighted_sum_of_the_medians():
     phases = {"Gmain": [(1, 2), (3, 5), (2, 9)], "Greg": [(4, 8)], "Dmain": [(1, 1)], "Dreg": [(16, 16)]}
-    last = shares.table({"fp32": {**phases, "EMA": [(0, 0)]}})[-1]
+    last = shares.table({"fp32": {**phases, "EMA": [(0, 0)]}}).splitlines()[-1]
     assert last.split() == ["fp32", "iteration", "5.00", "9.00"]  # 2 + 4/4 + 1 + 16/16, 5 + 8/4 + 1 + 16/16
 
 
@@ -42,3 +42,11 @@ def test_every_version_is_measured():
     assert result.exit_code == 0, result.output
     rows = [line.split()[:2] for line in result.stdout.splitlines() if line.split()[1:2] == ["iteration"]]
     assert [variant for variant, _ in rows] == ["reference", "fp32", "bf16"]
+
+
+@pytest.mark.parametrize("argument", ["--res=9", "--rounds=0", "--batch=0", "--cbase=-1", "--precisions=fp8"])
+def test_what_cannot_be_is_refused_before_anything_is_measured(argument, monkeypatch):
+    monkeypatch.setattr(shares, "shares_of", lambda work: pytest.fail("measured"))
+    result = CliRunner().invoke(shares.main, ["--res=8", "--batch=2", "--cbase=64", argument])
+    assert result.exit_code != 0
+    assert argument.partition("=")[0] in f"{result.output}{result.exception}"
