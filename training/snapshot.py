@@ -55,7 +55,7 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
         if isinstance(value, torch.nn.Module):
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
             for tensor in misc.params_and_buffers(value):
-                if tensor.ndim == 4:
+                if tensor.ndim == 4:  # Module.to(memory_format=...) would overlook those that paths.place exchanged.
                     tensor.data = tensor.data.contiguous()
         stored[key] = value
     with open_atomic(path) as file:
