@@ -76,7 +76,7 @@ def _measure(rank, options):
     """What each process does."""
     from metrics import inputs, metric_main, metric_utils
     from torch_utils import distributed
-    from training.snapshot import load_snapshot
+    from training.files.snapshot import load_snapshot
 
     device = distributed.resolve_device(options["device"], rank)
     distributed.init(rank=rank, world_size=options["gpus"], device=device)

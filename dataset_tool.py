@@ -60,8 +60,8 @@ def main(source, dest, max_images, resize_filter, transform, width, height, chan
       MNIST:
         python dataset_tool.py --source=mnist/train-images-idx3-ubyte.gz --dest=mnist.zip
     """
-    from training.dataset_convert import convert, make_transform
-    from training.dataset_sources import open_source
+    from training.data.convert import convert, make_transform
+    from training.data.sources import open_source
 
     apply = make_transform(transform, width, height, resize_filter)
     images = open_source(source, channels and int(channels), labels_from)

@@ -33,8 +33,9 @@ def main(ctx, network, dest, psi, batch, noise_mode, trust_pickle):
     import os
 
     from dnnlib.util import UserError
-    from training import export, safetensors_io
-    from training.snapshot import KEYS, load_snapshot
+    from training import export
+    from training.files import safetensors_io
+    from training.files.snapshot import KEYS, load_snapshot
 
     kind = export.ending(dest)
     if kind not in (".safetensors", ".onnx", ".pt"):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings old network pickles, TensorFlow's among them, into today's form. `python legacy.py --help` lists the flags.
 
-Notebooks import `load_network_pkl`. Inside this project, `training.snapshot.load_snapshot` reads the same files.
+Notebooks import `load_network_pkl`. Inside this project, `training.files.snapshot.load_snapshot` reads the same files.
 """
 
 from typing import IO, Any
@@ -31,7 +31,7 @@ def main(source, dest, force_fp16, trust_pickle):
         )
 
     from dnnlib.util import UserError
-    from training.snapshot import load_snapshot, save_snapshot
+    from training.files.snapshot import load_snapshot, save_snapshot
 
     click.echo(f"Loading {source}")
     data = _entries(load_snapshot(source, trust=trust_pickle), force_fp16)
@@ -49,14 +49,14 @@ def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
     are in eval mode, on the CPU, with requires_grad off. `force_fp16` rebuilds G, D and G_ema with num_fp16_res 4 and
     conv_clamp 256 (arXiv 2006.06676, appendix). Runs no code from the file. Raises dnnlib.util.UserError.
     """
-    from training.snapshot import read_snapshot
+    from training.files.snapshot import read_snapshot
 
     return _entries(read_snapshot(f), force_fp16)
 
 
 def _entries(snapshot, force_fp16):
     """All entries of a Snapshot, in a plain dict."""
-    from training.snapshot import KEYS
+    from training.files.snapshot import KEYS
 
     data = {key: snapshot.get(key) for key in KEYS}
     if force_fp16:
@@ -70,7 +70,7 @@ def _in_half_precision(network, name):
     """The same network, built again so that its four highest resolutions run in half precision."""
     from torch_utils import misc, persistence
     from torch_utils.safe_pickle import StoredObject
-    from training.snapshot import rebuild
+    from training.files.snapshot import rebuild
 
     class_name, kwargs = type(network).__name__, network.init_kwargs
     resolutions = kwargs.setdefault("synthesis_kwargs", {}) if class_name == "Generator" else kwargs

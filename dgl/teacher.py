@@ -13,7 +13,7 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
 from torch_utils.ops import paths
-from training.snapshot import Snapshot, load_snapshot
+from training.files.snapshot import Snapshot, load_snapshot
 
 ANOTHER = "name another pickle with --dgl-teacher"
 

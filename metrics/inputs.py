@@ -10,7 +10,7 @@ from typing import Any
 
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, metric_main, metric_utils, saved_stats
-from training.snapshot import load_snapshot
+from training.files.snapshot import load_snapshot
 
 _DATASET_CLASS = "training.dataset.ImageFolderDataset"
 

@@ -113,7 +113,7 @@ def make_entries(folder: pathlib.Path, networks: list[Network], budget: Budget) 
     run_jobs([*trainings, *(measure_job(network, folder) for network in networks)])
 
     from scripts.demo_report import Entry
-    from training.snapshot import load_snapshot
+    from training.files.snapshot import load_snapshot
 
     generators = [load_snapshot(snapshot_of(folder / network.key))["G_ema"] for network in networks]
     return [

@@ -17,7 +17,7 @@ RANKS = [  # first prefix that matches
     ("torch_utils", 1),
     ("training.networks", 2),
     ("training.augment", 2),
-    ("training.dataset", 2),
+    ("training.data", 2),
     ("training.training_loop", 5),
     ("training.config", 6),
     ("training", 3),

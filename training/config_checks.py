@@ -18,7 +18,7 @@ from metrics import detectors, metric_main
 from torch_utils import misc
 from torch_utils.distributed import resolve_device
 from torch_utils.precision import forward_kwargs
-from training.snapshot import load_snapshot
+from training.files.snapshot import load_snapshot
 
 
 def check_flags(f) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch.utils.data
 
 from dnnlib.util import EasyDict
-from training.dataset_files import (
+from training.data.image_files import (
     LABEL_FILE,
     PNG_SIGNATURE,
     DatasetError,

@@ -13,9 +13,9 @@ import torch
 from dnnlib.progress import Progress
 from dnnlib.util import open_atomic
 from torch_utils import images
-from training.dataset_convert import make_transform
-from training.dataset_files import DatasetError, image_names
-from training.dataset_sources import decode
+from training.data.convert import make_transform
+from training.data.image_files import DatasetError, image_names
+from training.data.sources import decode
 from training.projection import Projection
 
 _FRAMES_PER_SECOND = 30

@@ -14,7 +14,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils.ops import paths
-from training.snapshot import load_snapshot
+from training.files.snapshot import load_snapshot
 
 
 def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Module:

@@ -20,9 +20,9 @@ from metrics import metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.images import from_uint8
 from torch_utils.ops import paths
-from training import snapshot
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
+from training.files import snapshot
 from training.phases import build_phases, run_phase
 from training.run_log import RunLog
 from training.sample_grid import SampleGrid

@@ -8,7 +8,7 @@ import pytest
 from dnnlib.util import UserError
 from tests.compat import canary
 from tests.compat.opcodes import named, pickled
-from training import snapshot
+from training.files import snapshot
 from training.networks import Discriminator
 
 

@@ -15,8 +15,9 @@ from tests.compat.opcodes import Raw, call, filled, named, op, pickled
 from tests.support import golden_json, rnd
 from tests.training.test_networks import close, fill, golden_value, one_hot
 from torch_utils import persistence, safe_pickle
-from training import networks, snapshot
+from training import networks
 from training.augment import AugmentPipe
+from training.files import snapshot
 
 GOLDEN = golden_json("networks")
 CLASSES = {"Generator": networks.Generator, "Discriminator": networks.Discriminator}

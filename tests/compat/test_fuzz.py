@@ -14,9 +14,9 @@ import torch
 from dnnlib.util import UserError
 from tests.compat import canary, foreign
 from tests.compat.opcodes import call, named, op, pickled, stack_named
-from tests.training import tensorflow_pickle
-from training import snapshot
+from tests.training.files import tensorflow_pickle
 from training.augment import AugmentPipe
+from training.files import snapshot
 from training.networks import Discriminator, Generator
 
 OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]

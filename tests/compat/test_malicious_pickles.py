@@ -22,7 +22,7 @@ from tests.compat.foreign import easy_dict, module, stored, tensor
 from tests.compat.opcodes import Raw, built, call, named, new, op, pickled, stack_named
 from torch_utils import safe_pickle
 from torch_utils.safe_pickle import BrokenPickleError, UnsafePickleError
-from training import snapshot
+from training.files import snapshot
 from training.networks import Discriminator
 
 TOUCH = "touch canary"

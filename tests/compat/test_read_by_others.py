@@ -16,8 +16,8 @@ import torch
 from dnnlib.util import EasyDict
 from tests.compat import stand_in_tree
 from tests.support import ROOT, rnd
-from training import snapshot
 from training.augment import AugmentPipe
+from training.files import snapshot
 from training.networks import Discriminator, Generator
 
 OPEN = """

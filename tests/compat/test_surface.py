@@ -15,8 +15,9 @@ from tests.compat.surface import CONSTRUCTORS, FLAGS, METHODS, METRICS, NAMES
 from tests.support import ROOT, golden_json
 from torch_utils import custom_ops, persistence
 from torch_utils.ops import bias_act, conv2d_gradfix, grid_sample_gradfix
-from training import networks, snapshot, training_loop
+from training import networks, training_loop
 from training.augment import AugmentPipe
+from training.files import snapshot
 
 KINDS = inspect.Parameter
 ALL = [(module, name) for module, names in NAMES.items() for name in names]

@@ -15,7 +15,7 @@ from dnnlib.util import UserError
 from tests.compat.opcodes import call, pickled
 from tests.support import ROOT
 from torch_utils import persistence
-from training import snapshot
+from training.files import snapshot
 
 # An architecture that this project knows nothing of. Its source leaves a trace where it is executed.
 SOURCE = """

@@ -12,8 +12,8 @@ from dnnlib.util import UserError
 from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
 from torch_utils import persistence
+from training.files.snapshot import save_snapshot
 from training.networks import Discriminator
-from training.snapshot import save_snapshot
 
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
 

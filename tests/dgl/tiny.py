@@ -8,10 +8,10 @@ import torch
 
 from dgl.loss import DGLLoss
 from tests.support import rnd
+from training.files.snapshot import save_snapshot
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
 from training.phases import build_phases, run_phase
-from training.snapshot import save_snapshot
 
 RESOLUTION, CHANNELS, C_DIM, Z_DIM, BATCH = 16, 3, 3, 8, 4
 WIDTHS = {"channel_base": 64, "channel_max": 8}

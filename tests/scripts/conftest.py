@@ -9,7 +9,7 @@ import torch
 import dnnlib.cli
 from tests.metrics import stand_ins
 from torch_utils.ops import paths
-from training.snapshot import save_snapshot
+from training.files.snapshot import save_snapshot
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from metrics import detectors, metric_main, saved_stats
 from metrics.frechet_inception_distance import frechet_distance, mean_and_covariance
 from tests.metrics import stand_ins
 from training.dataset import ImageFolderDataset
-from training.snapshot import save_snapshot
+from training.files.snapshot import save_snapshot
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 import dataset_tool
 from dnnlib.util import UserError
 from tests.support import ROOT
-from tests.training.test_dataset_sources import write_mnist
-from training import dataset_convert
+from tests.training.data.test_sources import write_mnist
+from training.data import convert
 from training.dataset import ImageFolderDataset
 
 
@@ -287,7 +287,7 @@ def test_an_interrupted_run_leaves_nothing_behind(photos, tmp_path, monkeypatch,
     def stop(self, n=1):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset_convert.Progress, "update", stop)
+    monkeypatch.setattr(convert.Progress, "update", stop)
     with pytest.raises((KeyboardInterrupt, click.Abort)):
         tool(photos, tmp_path / dest)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
@@ -337,5 +337,5 @@ def test_help_comes_without_waiting_for_torch():
     assert done.returncode == 0 and "Examples:" in done.stdout
     # Processor time, so that a busy machine does not fail the test.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2
-    check = "import sys, dataset_tool, training.dataset_convert; sys.exit('torch' in sys.modules)"
+    check = "import sys, dataset_tool, training.data.convert; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0

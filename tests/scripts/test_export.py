@@ -10,7 +10,7 @@ import export
 import generate
 from tests.metrics import stand_ins
 from training import export as exporter
-from training.snapshot import load_snapshot, save_snapshot
+from training.files.snapshot import load_snapshot, save_snapshot
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import dnnlib.cli
 from tests.metrics import stand_ins
 from tests.scripts.outcome import pixels
 from torch_utils import images
-from training.snapshot import save_snapshot
+from training.files.snapshot import save_snapshot
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import generate
 from tests.scripts.outcome import pixels, refused
 from tests.support import ROOT
 from torch_utils import images
+from training.files.snapshot import save_snapshot
 from training.networks import Generator
-from training.snapshot import save_snapshot
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from dnnlib import cli, urls
 from metrics import metric_main
 from tests.metrics import stand_ins
 from tests.support import ROOT
-from tests.training import tensorflow_pickle
-from tests.training.test_dataset_sources import write_mnist
+from tests.training.data.test_sources import write_mnist
+from tests.training.files import tensorflow_pickle
 from torch_utils import images
 from training.config import RESUME_ALIASES
+from training.files.snapshot import save_snapshot
 from training.networks import Discriminator
-from training.snapshot import save_snapshot
 
 # What keeps an example short; none of its own flags is changed.
 EXTRA_FLAGS = {"projector": ["--num-steps=3"], "train": ["--dry-run"]}

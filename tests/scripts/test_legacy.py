@@ -18,9 +18,10 @@ import dnnlib.cli
 import legacy
 from dnnlib.util import UserError
 from tests.support import ROOT, golden_arrays, golden_json, rnd
-from tests.training import tensorflow_pickle
+from tests.training.files import tensorflow_pickle
 from torch_utils import misc, persistence
-from training import augment, networks, snapshot
+from training import augment, networks
+from training.files import snapshot
 
 KEYS = ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
 

@@ -16,7 +16,8 @@ import dnnlib.cli
 import train
 from tests.support import ROOT, golden_json
 from tests.training.test_config import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
-from training import config, snapshot, training_loop
+from training import config, training_loop
+from training.files import snapshot
 
 REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]
 

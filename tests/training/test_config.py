@@ -13,8 +13,8 @@ from dnnlib.util import UserError
 from tests.support import golden_json
 from training import config
 from training.config_checks import new_network
+from training.files.snapshot import save_snapshot
 from training.networks import Discriminator, Generator
-from training.snapshot import save_snapshot
 
 GOLDEN = golden_json("train_options")
 SHAPE_1024 = {"c_dim": 0, "img_resolution": 1024, "img_channels": 3}

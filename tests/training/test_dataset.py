@@ -15,7 +15,7 @@ import torch
 
 from dnnlib.util import UserError
 from tests.support import golden_json
-from training import dataset_files
+from training.data import image_files
 from training.dataset import Dataset, DatasetError, ImageFolderDataset
 
 
@@ -157,7 +157,7 @@ def test_png_decoders_agree(tmp_path, monkeypatch):
         dataset = ImageFolderDataset(write_files(tmp_path / name, content))
         fast = dataset[0][0]
         with monkeypatch.context() as patch:
-            patch.setattr(dataset_files, "pyspng", None)
+            patch.setattr(image_files, "pyspng", None)
             assert np.array_equal(dataset[0][0], fast)
 
 

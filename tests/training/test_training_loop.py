@@ -14,8 +14,8 @@ from PIL import Image
 from dnnlib.util import UserError
 from tests.support import make_image_zip
 from torch_utils import distributed
+from training.files.snapshot import load_snapshot
 from training.loss import StyleGAN2Loss
-from training.snapshot import load_snapshot
 from training.training_loop import TrainingOptions, training_loop
 
 WIDTHS = {"channel_base": 128, "channel_max": 8}

@@ -22,7 +22,8 @@ import torch
 from dnnlib.util import UserError, is_url, open_atomic, open_url
 from torch_utils import distributed, misc, persistence, safe_pickle
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
-from training import augment, networks, safetensors_io, tf_import
+from training import augment, networks
+from training.files import safetensors_io, tf_import
 
 NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
 KEYS = (*NETWORK_KEYS, "training_set_kwargs")

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from dnnlib.util import UserError
-from training.dataset_sources import open_source
+from training.data.sources import open_source
 
 
 def pixels(seed, *shape) -> np.ndarray:

@@ -2,7 +2,7 @@
 """Networks of the TensorFlow codebases (StyleGAN2, StyleGAN2-ADA), put in the terms of ours.
 
 Such a network lies in its pickle as constructor arguments and named variables. Both are translated by the tables
-below into what our own pickles hold, and `training.snapshot.rebuild` makes the network, with all its checks.
+below into what our own pickles hold, and `training.files.snapshot.rebuild` makes the network, with all its checks.
 """
 
 import numbers
@@ -131,7 +131,7 @@ def entries(networks: tuple | list, name: str) -> dict[str, Any]:
 
 
 def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> StoredObject:
-    """A TensorFlow network as one of our own pickles would hold it, for `training.snapshot.rebuild`.
+    """A TensorFlow network as one of our own pickles would hold it, for `training.files.snapshot.rebuild`.
 
     `class_name` is 'Generator' or 'Discriminator', `name` what messages call the network. Variables that our networks
     have no place for keep their TensorFlow names. Raises UserError for a network that is too old or damaged, or has

@@ -11,8 +11,8 @@ import torch
 
 from dnnlib.util import UserError
 from tests.support import rnd
-from tests.training import tensorflow_pickle
-from tests.training.tensorflow_pickle import (
+from tests.training.files import tensorflow_pickle
+from tests.training.files.tensorflow_pickle import (
     D_SIZES,
     G_SIZES,
     Network,
@@ -24,7 +24,8 @@ from tests.training.tensorflow_pickle import (
     tiny_D,
     tiny_G,
 )
-from training import networks, snapshot
+from training import networks
+from training.files import snapshot
 
 
 def same_tensors(ours, theirs):

@@ -14,8 +14,9 @@ from dnnlib.util import UserError
 from tests.support import ROOT
 from torch_utils import misc, persistence, safe_pickle
 from torch_utils.ops import paths
-from training import networks, snapshot
+from training import networks
 from training.augment import AugmentPipe
+from training.files import snapshot
 
 SHAPE = {"c_dim": 2, "img_resolution": 8, "img_channels": 1}
 WIDTHS = {"channel_base": 64, "channel_max": 8}
@@ -355,7 +356,7 @@ def test_mutated_snapshots_never_fail_in_another_way(path):
 
 MEASURE = """
 import re, sys, time
-from training import snapshot
+from training.files import snapshot
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024

@@ -16,8 +16,9 @@ from dnnlib.util import UserError
 from tests.metrics import stand_ins
 from tests.support import rnd
 from torch_utils import misc
-from training import networks, safetensors_io, snapshot
+from training import networks
 from training.augment import AugmentPipe
+from training.files import safetensors_io, snapshot
 
 
 def make_data(channels=3, c_dim=0):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from training.dataset_files import (
+from training.data.image_files import (
     DatasetError,
     decode_image,
     image_names,

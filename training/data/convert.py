@@ -15,8 +15,8 @@ import PIL.Image
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, open_atomic
-from training.dataset_files import LABEL_FILE, DatasetError, check_same_shape, check_side
-from training.dataset_sources import Source
+from training.data.image_files import LABEL_FILE, DatasetError, check_same_shape, check_side
+from training.data.sources import Source
 
 FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")

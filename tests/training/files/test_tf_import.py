@@ -11,9 +11,9 @@ import generate
 from dgl.teacher import open_teacher
 from dnnlib.util import UserError
 from tests.support import golden_arrays, golden_json, make_image_zip, rnd
-from tests.training import tensorflow_pickle
-from tests.training.tensorflow_pickle import Network, rebuilt, refusal, stored, tensors
-from training import snapshot, tf_import
+from tests.training.files import tensorflow_pickle
+from tests.training.files.tensorflow_pickle import Network, rebuilt, refusal, stored, tensors
+from training.files import snapshot, tf_import
 from training.training_loop import Trainer, TrainingOptions
 
 CASES = ("uncond", "cond")

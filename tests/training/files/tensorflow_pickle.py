@@ -14,7 +14,8 @@ import torch
 from dnnlib.util import UserError
 from tests.support import golden_json, rnd
 from torch_utils import misc, safe_pickle
-from training import networks, snapshot, tf_import
+from training import networks
+from training.files import snapshot, tf_import
 
 
 class Network:
