@@ -16,7 +16,7 @@ import torch
 from benchmarks.variants import Variant
 from dnnlib.util import UserError, construct_class_by_name
 from torch_utils.images import save_png
-from torch_utils.ops.paths import place
+from torch_utils.ops.layout import prepare
 from training import config
 from training.training_loop import Trainer, TrainingOptions
 
@@ -99,7 +99,7 @@ class Setting:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             network = construct_class_by_name(**self.options(variant)[f"{name}_kwargs"], **shape)
-            return place(network, self.device)
+            return prepare(network, self.device)
 
     def trainer(self, variant: Variant, reads_data: bool) -> Trainer:
         """A training run before its first iteration; prints nothing. `reads_data`: its data workers are started."""

@@ -8,7 +8,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import precision
-from torch_utils.ops.paths import reference_path
+from torch_utils.ops.backend import reference_path
 
 REFERENCE = "reference"
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -12,7 +12,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training.files.snapshot import Snapshot, load_snapshot
 
 ANOTHER = "name another pickle with --dgl-teacher"
@@ -89,7 +89,7 @@ class Teacher:
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)
         device = next(iter(misc.params_and_buffers(self.D))).device
-        self.D = paths.place(D, device).eval().requires_grad_(False)
+        self.D = layout.prepare(D, device).eval().requires_grad_(False)
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
@@ -116,7 +116,7 @@ def open_teacher(path: str, trust: bool = False, device: torch.device | str | No
     for name, tensor in misc.named_params_and_buffers(D):
         if not torch.isfinite(tensor).all():
             raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
-    return Teacher(D if device is None else paths.place(D, torch.device(device)), snapshot)
+    return Teacher(D if device is None else layout.prepare(D, torch.device(device)), snapshot)
 
 
 def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, batch_gpu: int) -> None:

@@ -18,7 +18,7 @@ from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
 from metrics.progress_monitor import ProgressMonitor
 from torch_utils import distributed, images
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training.dataset import Dataset
 
 __all__ = [
@@ -166,7 +166,7 @@ def get_feature_detector(
 
 def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
     """A copy of `opts.G` on `opts.device`, in eval mode and without gradients."""
-    return paths.place(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
+    return layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
 
 
 def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:

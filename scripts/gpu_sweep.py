@@ -137,7 +137,7 @@ def compare(case: Case, dtypes: list[str], device) -> Iterator[dict[str, Any]]:
     """A row for each type and layout: relative errors of output, gradient and second gradient, whether all will do."""
     import torch
 
-    from torch_utils.ops.paths import reference_path
+    from torch_utils.ops.backend import reference_path
 
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     inputs = make_inputs(case)

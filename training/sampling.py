@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training.files.snapshot import load_snapshot
 
 
 def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Module:
     """G_ema of the network pickle at `path` (file or URL), frozen, on `device`. Raises UserError as the loader does."""
-    return paths.place(load_snapshot(path, trust=trust)["G_ema"].eval().requires_grad_(False), device)
+    return layout.prepare(load_snapshot(path, trust=trust)["G_ema"].eval().requires_grad_(False), device)
 
 
 def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device) -> torch.Tensor:

@@ -19,7 +19,7 @@ from dnnlib.util import UserError
 from metrics import metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.images import from_uint8
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
@@ -138,8 +138,8 @@ class Trainer:
         shape = {"c_dim": data.label_dim, "img_resolution": data.resolution, "img_channels": data.num_channels}
         self.G = dnnlib.util.construct_class_by_name(**opt.G_kwargs, **shape).train().requires_grad_(False)
         self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
-        paths.place(self.G, self.device)
-        paths.place(self.D, self.device)
+        layout.prepare(self.G, self.device)
+        layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
         if opt.resume_pkl is not None and self.rank == 0:
             self._resume_from(opt.resume_pkl)

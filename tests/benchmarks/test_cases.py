@@ -13,7 +13,7 @@ from benchmarks.cases_ops import OP_CASES
 from benchmarks.memory import carry_out, order, peak
 from benchmarks.variants import Variant, auto_choice, available, half_is_slow
 from dnnlib.util import UserError
-from torch_utils.ops.paths import is_reference
+from torch_utils.ops.backend import is_reference
 from training.ema import update_ema
 from training.phases import run_phase
 

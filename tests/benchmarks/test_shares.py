@@ -7,10 +7,10 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import shares
-from torch_utils.ops import conv2d_gradfix, paths
+from torch_utils.ops import backend, conv2d_gradfix
 
 
-@pytest.mark.parametrize("path", [paths.reference_path, contextlib.nullcontext])
+@pytest.mark.parametrize("path", [backend.reference_path, contextlib.nullcontext])
 def test_convolutions_are_dense_and_what_surrounds_them_is_not(path):
     x, w = torch.randn(2, 32, 32, 32).requires_grad_(), torch.randn(32, 32, 3, 3).requires_grad_()
     with path():

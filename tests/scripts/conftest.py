@@ -8,7 +8,7 @@ import torch
 
 import dnnlib.cli
 from tests.metrics import stand_ins
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training.files.snapshot import save_snapshot
 
 
@@ -20,7 +20,7 @@ def network(tmp_path):
         G = stand_ins.tiny_generator(**kwargs)
         path = str(tmp_path / "network.pkl")
         save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
-        return path, paths.place(G, torch.device("cpu"))  # as the scripts do: equal to the bit
+        return path, layout.prepare(G, torch.device("cpu"))  # as the scripts do: equal to the bit
 
     return make
 

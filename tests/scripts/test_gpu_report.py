@@ -18,7 +18,7 @@ from scripts import gpu_report, gpu_sweep
 from tests.support import ROOT
 from torch_utils import custom_ops
 from torch_utils.ops import _plugin
-from torch_utils.ops.paths import is_reference
+from torch_utils.ops.backend import is_reference
 
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 STAGES = [

@@ -9,7 +9,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc, training_stats
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 
 
 def _everything_at_once(rank, folder):
@@ -40,7 +40,7 @@ def _everything_at_once(rank, folder):
         seen["differs"] = ""
     except RuntimeError as error:
         seen["differs"] = str(error)
-    laid_out = paths.place(torch.nn.Conv2d(2, 3, 3), torch.device("cpu"))
+    laid_out = layout.prepare(torch.nn.Conv2d(2, 3, 3), torch.device("cpu"))
     for tensor in misc.params_and_buffers(laid_out):
         distributed.broadcast_(tensor.data)
     misc.check_ddp_consistency(laid_out)

@@ -8,7 +8,7 @@ import types
 import torch
 
 from torch_utils import custom_ops, distributed
-from torch_utils.ops import paths
+from torch_utils.ops import backend
 
 NAME = "stylegan2_ada_kernels"
 CSRC = pathlib.Path(__file__).parent / "csrc"
@@ -24,7 +24,7 @@ _attempted = False
 
 def serves(x: torch.Tensor) -> bool:
     """Whether the kernels take `x`: a CUDA tensor of a type they know, outside `reference_path`, and they load."""
-    return x.is_cuda and x.dtype in TYPES and not paths.is_reference() and load() is not None
+    return x.is_cuda and x.dtype in TYPES and not backend.is_reference() and load() is not None
 
 
 def load() -> types.ModuleType | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import _plugin, paths
+from torch_utils.ops import _plugin, backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def bias_act(
         from torch_utils.ops import bias_act_cuda  # here, because it takes the table above
 
         return bias_act_cuda.bias_act(x, b, dim, act, alpha, gain, clamp)
-    if impl == "cuda" and x.device.type == "cpu" and act in _IN_PLACE and not paths.is_reference():
+    if impl == "cuda" and x.device.type == "cpu" and act in _IN_PLACE and not backend.is_reference():
         return _bias_act_cpu(x, b, dim, act, alpha, gain, clamp)
     return _bias_act_ref(x, b, dim, act, alpha, gain, clamp)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import paths
+from torch_utils.ops import backend
 
 enabled = True  # False: the plain functions, whose weight gradients cannot be left out.
 
@@ -91,7 +91,7 @@ def conv_transpose2d(
 
 def _plain(input: torch.Tensor, padding) -> bool:
     """Whether PyTorch's own function is to serve: where it is asked for, or can do what `_Derivative` cannot."""
-    if not enabled or paths.is_reference() or torch.is_autocast_enabled(input.device.type):
+    if not enabled or backend.is_reference() or torch.is_autocast_enabled(input.device.type):
         return True
     return input.ndim != 4 or isinstance(padding, str)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import _plugin, paths
+from torch_utils.ops import _plugin, backend
 
 SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
 FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over all samples' channels at once.
@@ -98,7 +98,7 @@ def upfirdn2d(
             f"upfirdn2d: the upsampled and padded image, {padded_w}x{padded_h}, is smaller than the {fw}x{fh} filter"
         )
     down_x, down_y = axis_factors(down, "down")
-    if impl == "ref" or paths.is_reference() or (f is not None and f.requires_grad):
+    if impl == "ref" or backend.is_reference() or (f is not None and f.requires_grad):
         return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
     if f is not None and _plugin.serves(x):
         from torch_utils.ops import upfirdn2d_cuda  # here, because it takes the reference below

@@ -21,6 +21,7 @@ import torch
 
 from dnnlib.util import UserError, is_url, open_atomic, open_url
 from torch_utils import distributed, misc, persistence, safe_pickle
+from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import augment, networks
 from training.files import safetensors_io, tf_import
@@ -56,8 +57,8 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
         if isinstance(value, torch.nn.Module):
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
             for tensor in misc.params_and_buffers(value):
-                if tensor.ndim == 4:  # Module.to(memory_format=...) would overlook those that paths.place exchanged.
-                    tensor.data = tensor.data.contiguous()
+                # Module.to(memory_format=...) would overlook those that layout.prepare exchanged.
+                tensor.data = layout.standard(tensor.data)
         stored[key] = value
     with open_atomic(path) as file:
         pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)

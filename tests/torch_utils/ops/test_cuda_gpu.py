@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from torch_utils.ops import _plugin, paths
+from torch_utils.ops import _plugin, backend
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
@@ -52,7 +52,7 @@ def compare(fn, x, randn, layout=None):
         g = randn(*fn(x).shape, dtype=x.dtype)
     g = g if layout is None else g.to(memory_format=layout)
     actual = derivatives(fn, x, g)
-    with paths.reference_path():
+    with backend.reference_path():
         expected = derivatives(fn, x.double(), g.double())
     for order, (one, other) in enumerate(zip(actual, expected)):
         assert one.dtype == x.dtype
@@ -91,7 +91,7 @@ def test_bias_act_passes_on_what_is_not_a_number():
     x = torch.tensor([float("nan"), float("inf"), -float("inf")], device="cuda")
     for act in ("linear", "relu", "lrelu"):
         y = bias_act(x, act=act, gain=1, clamp=4)
-        with paths.reference_path():
+        with backend.reference_path():
             torch.testing.assert_close(y, bias_act(x, act=act, gain=1, clamp=4), equal_nan=True)
 
 
@@ -178,7 +178,7 @@ def test_more_than_2_to_the_31_elements(layout, randn):
     x[1:, :, -16:, -16:] = corner
     b = randn(8, dtype=torch.bfloat16)
     y = bias_act(x, b, act="lrelu")
-    with paths.reference_path():
+    with backend.reference_path():
         expected = bias_act(corner, b, act="lrelu")
     torch.testing.assert_close(y[1:, :, -16:, -16:], expected, rtol=1e-2, atol=1e-2)
     if layout == torch.contiguous_format:  # elements that fill no packs are counted one by one
@@ -188,7 +188,7 @@ def test_more_than_2_to_the_31_elements(layout, randn):
     for f in (setup_filter([1, 3, 3, 1]), setup_filter([1, 2, 1])):
         taps = f.shape[0]
         y = upfirdn2d(x, f.cuda(), padding=[taps - 1, 0, taps - 1, 0])
-        with paths.reference_path():
+        with backend.reference_path():
             expected = upfirdn2d(corner, f.cuda(), padding=0)
         inner = 17 - taps
         torch.testing.assert_close(y[1:, :, -inner:, -inner:], expected, rtol=2e-2, atol=2e-2)

@@ -11,7 +11,7 @@ import torch.utils.cpp_extension
 
 from tests.support import ROOT, rnd
 from torch_utils import custom_ops, distributed
-from torch_utils.ops import _plugin, bias_act_cuda, paths, upfirdn2d_cuda
+from torch_utils.ops import _plugin, backend, bias_act_cuda, upfirdn2d_cuda
 from torch_utils.ops.bias_act import _bias_act_ref, activation_funcs, bias_act
 from torch_utils.ops.upfirdn2d import _upfirdn2d_ref, downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
@@ -197,7 +197,7 @@ def called(monkeypatch):
 
     watch(bias_act_cuda, "bias_act")
     watch(upfirdn2d_cuda, "upfirdn2d")
-    monkeypatch.setattr(_plugin, "serves", lambda x: not paths.is_reference())
+    monkeypatch.setattr(_plugin, "serves", lambda x: not backend.is_reference())
     return names
 
 
@@ -214,7 +214,7 @@ def test_the_public_functions_use_the_operations(called):
         called.clear()
         fast = fn("cuda")
         assert len(called) == 1
-        with paths.reference_path():
+        with backend.reference_path():
             torch.testing.assert_close(fn("cuda"), fast)
         torch.testing.assert_close(fn("ref"), fast)
         assert len(called) == 1
@@ -254,7 +254,7 @@ def fresh(monkeypatch):
 def test_what_the_kernels_serve(fresh, monkeypatch):
     monkeypatch.setattr(custom_ops, "get_plugin", lambda *args, **kwargs: fresh.append(args) or types.ModuleType("k"))
     assert not _plugin.serves(torch.zeros(1)) and not _plugin.serves(fake_cuda_tensor(torch.int32)) and not fresh
-    with paths.reference_path():
+    with backend.reference_path():
         assert not _plugin.serves(fake_cuda_tensor())
     assert not fresh
     assert all(_plugin.serves(fake_cuda_tensor(dtype)) for dtype in _plugin.TYPES) and len(fresh) == 1

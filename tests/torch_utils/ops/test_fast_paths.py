@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support import rnd
-from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, paths, upfirdn2d
+from torch_utils.ops import backend, bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, layout, upfirdn2d
 from training.networks import Discriminator, Generator
 
 LAYOUTS = {"standard": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -27,7 +27,7 @@ def derivatives(func, *inputs):
 
 
 def assert_same(func, *inputs):
-    with paths.reference_path():
+    with backend.reference_path():
         expected = derivatives(func, *inputs)
     for actual, wanted in zip(derivatives(func, *inputs), expected):
         torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
@@ -118,7 +118,7 @@ def test_low_precision_stays_near_the_reference(dtype):
         y = conv2d_resample.conv2d_resample(x, w, f=f, down=2, padding=1)
         return bias_act.bias_act(y, b, act="lrelu", clamp=256)
 
-    with paths.reference_path():
+    with backend.reference_path():
         expected = derivatives(layer, x, w, b)
     for actual, wanted in zip(derivatives(layer, x, w, b), expected):
         assert (actual - wanted).abs().max() <= tolerance * wanted.abs().max()
@@ -134,11 +134,11 @@ def test_networks_agree_whatever_the_layout_of_their_weights():
         logits = D(G(z, None, noise_mode="const"), None)
         return [logits, *torch.autograd.grad(logits.sum(), [*G.synthesis.parameters(), *D.parameters()])]
 
-    with paths.reference_path():
+    with backend.reference_path():
         expected = gradients()
     for placed in (False, True):
         if placed:
-            paths.place(G, torch.device("cpu")), paths.place(D, torch.device("cpu"))
+            layout.prepare(G, torch.device("cpu")), layout.prepare(D, torch.device("cpu"))
         # Of the largest gradient: those of noise strengths nearly cancel, and the reference has two digits of them.
         scale = max(wanted.abs().max() for wanted in expected[1:])
         for actual, wanted in zip(gradients(), expected):
@@ -149,7 +149,7 @@ def test_networks_can_be_compiled_as_one_graph():
     torch.manual_seed(3)
     G = Generator(16, 0, 16, 32, 3, synthesis_kwargs={"channel_base": 1024}).eval().requires_grad_(False)
     D = Discriminator(0, 32, 3, channel_base=1024).eval().requires_grad_(False)
-    whole = paths.place(torch.nn.Sequential(G.synthesis, D), torch.device("cpu"))
+    whole = layout.prepare(torch.nn.Sequential(G.synthesis, D), torch.device("cpu"))
     ws = G.mapping(torch.randn(2, 16), None)
 
     def run(synthesis, discriminator):
@@ -164,13 +164,13 @@ def test_placing_lays_out_weights_except_on_the_reference_path():
         return torch.nn.Conv2d(4, 4, 3)
 
     cpu = torch.device("cpu")
-    assert paths.place(conv(), cpu).weight.is_contiguous(memory_format=torch.channels_last)
-    with paths.reference_path():
-        assert paths.place(conv(), cpu).weight.is_contiguous()
+    assert layout.prepare(conv(), cpu).weight.is_contiguous(memory_format=torch.channels_last)
+    with backend.reference_path():
+        assert layout.prepare(conv(), cpu).weight.is_contiguous()
 
 
 def test_placing_keeps_to_what_convolutions_read():
-    G = paths.place(Generator(8, 0, 8, 16, 3, synthesis_kwargs={"channel_base": 256}), torch.device("cpu"))
+    G = layout.prepare(Generator(8, 0, 8, 16, 3, synthesis_kwargs={"channel_base": 256}), torch.device("cpu"))
     block = G.synthesis.b16
     assert block.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert block.conv0.weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)
@@ -183,7 +183,7 @@ def test_placing_takes_any_network():
             self.weight = torch.nn.Parameter(torch.zeros(1, 2, 2, 3, 3))
             self.up = torch.nn.Upsample(scale_factor=2)
 
-    placed = paths.place(Other(), torch.device("cpu"))
+    placed = layout.prepare(Other(), torch.device("cpu"))
     assert placed.weight.is_contiguous()
 
 
@@ -209,10 +209,10 @@ def test_autocast_is_left_to_pytorch():
 
 
 def test_the_reference_path_ends_with_its_block_also_after_an_error():
-    with pytest.raises(KeyError), paths.reference_path():
-        assert paths.is_reference()
-        with paths.reference_path():
+    with pytest.raises(KeyError), backend.reference_path():
+        assert backend.is_reference()
+        with backend.reference_path():
             pass
-        assert paths.is_reference()
+        assert backend.is_reference()
         raise KeyError
-    assert not paths.is_reference()
+    assert not backend.is_reference()

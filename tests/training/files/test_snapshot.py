@@ -13,7 +13,7 @@ import torch
 from dnnlib.util import UserError
 from tests.support import ROOT
 from torch_utils import misc, persistence, safe_pickle
-from torch_utils.ops import paths
+from torch_utils.ops import layout
 from training import networks
 from training.augment import AugmentPipe
 from training.files import snapshot
@@ -382,7 +382,7 @@ def test_a_large_snapshot_opens_quickly_in_little_memory(tmp_path):
 
 
 def test_the_layout_that_a_cpu_works_in_is_not_stored(tmp_path):
-    G = paths.place(make_G(), torch.device("cpu"))
+    G = layout.prepare(make_G(), torch.device("cpu"))
     assert not G.synthesis.b8.conv0.weight.is_contiguous() and not G.synthesis.b8.conv1.weight.is_contiguous()
     snapshot.save_snapshot(tmp_path / "G.pkl", {"G_ema": G})
     with open(tmp_path / "G.pkl", "rb") as file:

@@ -1,42 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which path the operations take: the fastest that fits the tensors, or the plain one that defines the result."""
-
-import contextlib
-from collections.abc import Iterator
+"""Memory layout of weights: channels-last on a CPU while a network runs, the standard layout in files."""
 
 import torch
 
-# One flag for all threads: a backward pass runs its nodes on threads of its own.
-_reference = False
+from torch_utils.ops import backend
 
 
-@contextlib.contextmanager
-def reference_path() -> Iterator[None]:
-    """Inside, every operation of this package takes its plain PyTorch path, as with `impl='ref'`.
-
-    Benchmarks and tests compare with it; results agree to rounding (docs/numerics.md).
-    """
-    global _reference
-    before = _reference
-    _reference = True
-    try:
-        yield
-    finally:
-        _reference = before
-
-
-def is_reference() -> bool:
-    """Whether `reference_path` is active."""
-    return _reference
-
-
-def place(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def prepare(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """Move `network` to `device` and lay its weights out as the convolutions there read them; returns it.
 
     On a CPU that is channels-last, which saves each convolution a conversion. Snapshots do not show it.
     """
     network = network.to(device)
-    if device.type != "cpu" or _reference:
+    if device.type != "cpu" or backend.is_reference():
         return network
     for module in network.modules():
         weight = getattr(module, "weight", None)
@@ -52,3 +28,8 @@ def _channels_last(weight: torch.Tensor, exchanged: bool) -> torch.Tensor:
     if exchanged:
         return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
     return weight.contiguous(memory_format=torch.channels_last)
+
+
+def standard(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in the standard layout, whatever `prepare` made of it."""
+    return tensor.contiguous()
