@@ -17,7 +17,7 @@ from benchmarks.variants import Variant
 from dnnlib.util import UserError, construct_class_by_name
 from torch_utils.images import save_png
 from torch_utils.ops.layout import prepare
-from training import config
+from training import options as config
 from training.training_loop import Trainer, TrainingOptions
 
 NUM_IMAGES = 32  # noise, so that a file is as slow to read as any

@@ -49,7 +49,7 @@ def gradient_norm(loss: torch.Tensor, img: torch.Tensor) -> torch.Tensor:
 class DGLLoss(StyleGAN2Loss):
     """StyleGAN2Loss whose main generator phase is softplus(-s) + λ Σ_i w_i softplus(-s̄_i), on one batch of fakes.
 
-    teachers:      one {'path', 'sha256'} per teacher; a file whose SHA-256 is given must still have it.
+    teachers:      one {'path', 'sha256'} per teacher, or an opened one; a given SHA-256 must still be the file's.
     dgl_weight:    λ >= 0. At 0 no teacher is evaluated and every update equals StyleGAN2Loss's, bit for bit.
     dgl_start:     in kimg; the term is on in the iterations that start at or after it (stage 2).
     dgl_weighting: 'plain' or 'score', see `teacher_term`.
@@ -68,7 +68,7 @@ class DGLLoss(StyleGAN2Loss):
         D: torch.nn.Module,
         augment_pipe: torch.nn.Module | None = None,
         *,
-        teachers: Sequence[dict],
+        teachers: Sequence[dict | Teacher],
         dgl_weight: float = 0.1,
         dgl_start: float = 0,
         dgl_weighting: str = "plain",
@@ -140,8 +140,11 @@ class DGLLoss(StyleGAN2Loss):
         return [{"path": teacher.path, "sha256": teacher.sha256} for teacher in self.teachers]
 
 
-def _open_for_run(spec: dict, device: torch.device, trust: bool) -> Teacher:
-    """The teacher of `spec` on `device`, holding no more than its D."""
+def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Teacher:
+    """The teacher of `spec`, or an opened one, on `device`, holding no more than its D."""
+    if isinstance(spec, Teacher):
+        spec.release_file()
+        return spec.to(device)
     teacher = open_teacher(spec["path"], trust=trust, device=device)
     expected = spec.get("sha256")
     if expected is not None and teacher.sha256 != expected:

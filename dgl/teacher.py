@@ -7,12 +7,14 @@ Source: DGL-GAN (arXiv 2112.06502), section 3.
 
 import functools
 import inspect
+from collections.abc import Callable
 
 import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
 from torch_utils.ops import layout
+from training import families
 from training.files.snapshot import Snapshot, load_snapshot
 
 ANOTHER = "name another pickle with --dgl-teacher"
@@ -47,9 +49,13 @@ class Teacher:
 
     @property
     def group_size(self) -> int | None:
-        """Images that share one minibatch-stddev statistic, the D's own setting; None where any batch size will do."""
-        epilogue = self.D.init_kwargs.get("epilogue_kwargs", {})
-        return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
+        """Images that share a statistic in D, by its own setting; None where any batch size will do."""
+        return families.of(self.D).batch_group(self.D)
+
+    def to(self, device: torch.device) -> "Teacher":
+        """Moves `D` to `device`, and returns this teacher."""
+        self.D = layout.prepare(self.D, device)
+        return self
 
     def release_file(self) -> None:
         """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
@@ -96,27 +102,34 @@ class Teacher:
         return self.D(img, c, **self._forward_kwargs)
 
 
-def open_teacher(path: str, trust: bool = False, device: torch.device | str | None = None) -> Teacher:
+def open_teacher(
+    path: str,
+    trust: bool = False,
+    device: torch.device | str | None = None,
+    load: Callable[[str, bool], Snapshot] = load_snapshot,
+) -> Teacher:
     """Opens the network pickle at `path` (file or URL) and returns its discriminator as a frozen teacher.
 
-    `trust` loads with the pickle's own code, as --trust-pickle asks. Draws no random numbers from the global
-    generators. Raises UserError where the file cannot be read, is unsafe, has no discriminator of
-    StyleGAN2's kind, or has one with broken weights.
+    `trust` loads with the pickle's own code, as --trust-pickle asks; `load` opens the file. Draws no random numbers
+    from the global generators. Raises UserError where the file cannot be read, is unsafe, has no discriminator of a
+    known family, or has one with broken weights.
     """
     try:
         with _rng_untouched():
-            snapshot = load_snapshot(path, trust=trust)
+            snapshot = load(path, trust)
             if "D" not in snapshot:
                 raise UserError(f"{path} holds no discriminator D to learn from; {ANOTHER}")
             D = snapshot["D"]
     except UserError as err:
         raise UserError(f"--dgl-teacher: {err}") from err
-    if type(D).__name__ != "Discriminator" or not hasattr(D, "init_kwargs"):
-        raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a StyleGAN2 discriminator; {ANOTHER}")
+    family = families.find(type(D).__name__)
+    if family is None or type(D).__name__ not in family.discriminators or not hasattr(D, "init_kwargs"):
+        raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a known discriminator; {ANOTHER}")
     for name, tensor in misc.named_params_and_buffers(D):
         if not torch.isfinite(tensor).all():
             raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
-    return Teacher(D if device is None else layout.prepare(D, torch.device(device)), snapshot)
+    teacher = Teacher(D, snapshot)
+    return teacher if device is None else teacher.to(torch.device(device))
 
 
 def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, batch_gpu: int) -> None:

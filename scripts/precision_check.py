@@ -78,7 +78,7 @@ def train_once(precision: str, seed: int, folder: pathlib.Path, settings: Settin
 
 def options(precision: str, seed: int, settings: Settings) -> dict[str, Any]:
     """Options of the training loop: those of the demo's networks, narrow and conditional, in half precision."""
-    from training import config
+    from training import options as config
 
     _desc, made = config.build(
         data=settings.data,

@@ -10,8 +10,8 @@ import torch
 from dnnlib.util import UserError
 from tests.support import ROOT
 from torch_utils import precision
-from training import config
 from training.networks import Discriminator, Generator
+from training.options import PRECISIONS
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -51,7 +51,7 @@ def test_what_a_device_cannot_do_is_refused_in_one_sentence(name, device):
 
 
 def test_the_flag_offers_what_there_is():
-    assert config.PRECISIONS == precision.PRECISIONS
+    assert PRECISIONS == precision.PRECISIONS
 
 
 @pytest.mark.parametrize(
