@@ -18,8 +18,10 @@ from tests.support import ROOT, golden_json
 from tests.training.test_options import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
 from training import training_loop
 from training.files import snapshot
+from training.initial import new_network
 from training.options import BY_NAME, build
 
+SHAPE_64 = {"c_dim": 0, "img_resolution": 64, "img_channels": 3}
 REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]
 
 
@@ -274,3 +276,33 @@ def test_the_loop_takes_every_option(datasets, teacher_pkl):  # noqa: F811
     ours = {"device": "cpu", "detector": "mnist", "trust_pickle": True, "dgl_teacher": [teacher_pkl]}
     _, options = build(data=datasets["toy64"], **everything, **ours)
     training_loop.TrainingOptions(run_dir="runs", **options)
+
+
+@pytest.fixture
+def opened_files():
+    """Real paths of the files that this process opens."""
+    found, here = [], os.getpid()
+
+    def record(event, arguments):
+        if active and event == "open" and os.getpid() == here and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            found.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+    active = True
+    sys.addaudithook(record)  # cannot be removed
+    yield found
+    active = False
+
+
+def test_set_up_opens_each_file_once(run_cli, outdir, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
+    """A guided run with --resume: options, checks and the loop go on with what is open."""
+    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
+    flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
+    _, options = build(**flags)
+    G, D = (new_network(options[name], SHAPE_64) for name in ("G_kwargs", "D_kwargs"))
+    own = str(tmp_path / "own.pkl")
+    snapshot.save_snapshot(own, {"G": G, "D": D, "G_ema": G})
+    opened_files.clear()
+    status, _, err = run_cli(outdir=outdir, metrics="none", dgl_teacher=teacher_pkl, resume=own, **flags)
+    assert status == 0, err
+    assert [opened_files.count(os.path.realpath(path)) for path in (teacher_pkl, own)] == [1, 1]
+    assert opened_files.count(os.path.realpath(flags["data"])) == 2  # as a zip, and raw to look at the files' ends
