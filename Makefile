@@ -16,7 +16,7 @@ help:
 	@echo "make bench      fast path against reference path, in runs/bench/; BENCH_ARGS=--quick: docs/benchmarks/README.md"
 	@echo "make test       the test suite        make test-slow, make test-gpu: the tests left out of it"
 	@echo "make fuzz       2,000 damaged network files, each opened or refused (a part of test-slow)"
-	@echo "make lint       style checks          make format: mend what can be mended"
+	@echo "make lint       style checks          make format: apply automatic fixes"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 setup: $(READY)
