@@ -293,7 +293,7 @@ def opened_files():
     active = False
 
 
-def test_each_file_is_opened_once(run_cli, outdir, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
+def test_each_file_opens_once(run_cli, outdir, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
     """A guided run with --resume: options, checks and the loop go on with what is open."""
     monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
     flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
