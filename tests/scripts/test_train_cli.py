@@ -293,7 +293,7 @@ def opened_files():
     active = False
 
 
-def test_each_file_opens_once(run_cli, outdir, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
+def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
     """A guided run with --resume: options, checks and the loop go on with what is open."""
     monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
     flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
@@ -302,7 +302,7 @@ def test_each_file_opens_once(run_cli, outdir, datasets, teacher_pkl, tmp_path, 
     own = str(tmp_path / "own.pkl")
     snapshot.save_snapshot(own, {"G": G, "D": D, "G_ema": G})
     opened_files.clear()
-    status, _, err = run_cli(outdir=outdir, metrics="none", dgl_teacher=teacher_pkl, resume=own, **flags)
+    status, _, err = run_cli(outdir=tmp_path, metrics="none", dgl_teacher=teacher_pkl, resume=own, **flags)
     assert status == 0, err
     assert [opened_files.count(os.path.realpath(path)) for path in (teacher_pkl, own)] == [1, 1]
     assert opened_files.count(os.path.realpath(flags["data"])) == 2  # as a zip, and raw to look at the files' ends
