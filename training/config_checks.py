@@ -17,7 +17,7 @@ from dnnlib.util import UserError, construct_class_by_name, is_url
 from metrics import detectors, metric_main
 from torch_utils import misc
 from torch_utils.distributed import resolve_device
-from torch_utils.precision import forward_kwargs
+from torch_utils.precision import run_dtype
 from training.files.snapshot import load_snapshot
 
 
@@ -68,7 +68,7 @@ def preflight(options: dict[str, Any], outdir: str) -> None:
     `options` as `training.config.build` made them. Raises `UserError` naming the flag or the file.
     """
     device = resolve_device(options.get("device", "auto"), rank=options["num_gpus"] - 1)
-    forward_kwargs(options.get("precision", "auto"), device)
+    run_dtype(options.get("precision", "auto"), device)
     _check_outdir(outdir)
     shape = _check_dataset(options["training_set_kwargs"])
     if "resume_pkl" in options:
