@@ -6,7 +6,7 @@ import torch
 from benchmarks import plain
 from benchmarks.cases import Case, Part, Setting
 from benchmarks.variants import Variant
-from torch_utils.precision import forward_kwargs
+from torch_utils.precision import run_dtype
 from training.ema import update_ema
 from training.phases import run_phase
 from training.training_loop import TrainingOptions
@@ -20,7 +20,7 @@ def network_forward(name: str):
 
     def build(setting: Setting, variant: Variant) -> dict[str, Part]:
         net = setting.network(name, variant).train()
-        kwargs = forward_kwargs(variant.precision, setting.device)
+        kwargs = {"half_dtype": run_dtype(variant.precision, setting.device)}
         shape = [setting.batch_size, net.z_dim] if name == "G" else [setting.batch_size, 3, *[setting.resolution] * 2]
         x = torch.randn(shape, device=setting.device)
         c = torch.zeros([setting.batch_size, 0], device=setting.device)
@@ -37,7 +37,7 @@ def inference(batch: int):
 
     def build(setting: Setting, variant: Variant) -> dict[str, Part]:
         G = setting.network("G", variant).eval().requires_grad_(False)
-        kwargs = {**forward_kwargs(variant.precision, setting.device), "noise_mode": "const"}
+        kwargs = {"half_dtype": run_dtype(variant.precision, setting.device), "noise_mode": "const"}
         if variant.plain:
             kwargs["fused_modconv"] = True
         z = torch.randn([batch, G.z_dim], device=setting.device)

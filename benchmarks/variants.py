@@ -40,14 +40,14 @@ def available(device: torch.device, wanted: list[str] | None = None) -> list[Var
     for name in wanted or ():
         if name not in PRECISIONS:
             raise UserError(f"--precisions must be of {', '.join(PRECISIONS)}, got {name!r}")
-        precision.forward_kwargs(name, device)  # says what the device lacks
+        precision.run_dtype(name, device)  # says what the device lacks
     names = list(dict.fromkeys(wanted or ())) or [name for name in PRECISIONS if _has(name, device)]
     return [Variant(REFERENCE, "fp32", plain=True), *(Variant(name, name) for name in names)]
 
 
 def _has(name: str, device: torch.device) -> bool:
     try:
-        precision.forward_kwargs(name, device)
+        precision.run_dtype(name, device)
     except UserError:
         return False
     return True
@@ -55,10 +55,8 @@ def _has(name: str, device: torch.device) -> bool:
 
 def auto_choice(device: torch.device) -> str:
     """The precision that --precision=auto, which users get, means on `device`."""
-    half = precision.forward_kwargs("auto", device).get("half_dtype")
-    if half is None:
-        return "fp16" if device.type == "cuda" else "fp32"
-    return next(name for name in PRECISIONS if Variant(name, name).dtype == half)
+    dtype = precision.run_dtype("auto", device)
+    return next(name for name in PRECISIONS if Variant(name, name).dtype == dtype)
 
 
 def half_is_slow(variant: Variant, device: torch.device) -> bool:

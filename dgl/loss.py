@@ -81,10 +81,9 @@ class DGLLoss(StyleGAN2Loss):
         self.dgl_start = dgl_start
         self.dgl_weighting = dgl_weighting
         self.dgl_augment = dgl_augment
-        run_D = D.module if isinstance(D, torch.nn.parallel.DistributedDataParallel) else D
         self.teachers = [_open_for_run(spec, device, trust_pickle) for spec in teachers]
         for teacher in self.teachers:
-            teacher.match_precision(run_D, self.forward_kwargs)
+            teacher.match_precision(D)
         self._ratio_due = True
         self.begin_iteration(cur_nimg=0, new_tick=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families
 from training.files.snapshot import Snapshot, load_snapshot
@@ -33,7 +33,6 @@ class Teacher:
         self.path = str(snapshot.path)
         self.sha256 = snapshot.sha256
         self._snapshot: Snapshot | None = snapshot
-        self._forward_kwargs: dict = {}
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
@@ -61,45 +60,46 @@ class Teacher:
         """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
         self._snapshot = None
 
-    def match_precision(self, run_D: torch.nn.Module, forward_kwargs: dict | None = None) -> None:
-        """Makes `D` run as `run_D(img, c, **forward_kwargs)`, the student's discriminator, does.
+    def match_precision(self, student_D: torch.nn.Module) -> None:
+        """Runs `D` in the precision of `student_D`: as many half-precision resolutions, in the same type.
 
-        That is in as many half-precision resolutions, and in the same type there. A teacher that was trained in full
-        precision takes the activation clamp of `run_D` along with half precision.
+        A teacher trained in full precision takes over the activation clamp of `student_D` with half precision. A D
+        whose own class supports fp16 only (from a trusted pickle) runs in fp32 where the run has another type.
         """
-        self._match_resolutions(run_D)
-        self._forward_kwargs = self._understood(dict(forward_kwargs or {}))
+        dtype = precision.get_half_dtype(student_D)
+        student = getattr(student_D, "init_kwargs", {})
+        num_fp16_res = student.get("num_fp16_res", 0)
+        if not precision.is_supported(self.D) and not self._is_fp16(dtype):
+            if num_fp16_res > 0 and dtype == torch.bfloat16:
+                distributed.print0(f"The teacher {self.path} runs in fp32: its own class supports fp16 only.")
+            num_fp16_res = 0
+        self._set_half_resolutions(num_fp16_res, student.get("conv_clamp"))
+        precision.set_half_dtype(self.D, dtype)
 
-    def _understood(self, forward_kwargs: dict) -> dict:
-        """What `D` is to be called with for `forward_kwargs`; of a class from a trusted pickle, it may know less."""
-        known = inspect.signature(self.D.forward).parameters
-        if "half_dtype" in known:
-            return forward_kwargs
-        on_cuda = next(iter(misc.params_and_buffers(self.D))).device.type == "cuda"
-        if on_cuda and not forward_kwargs:
-            return {}  # fp16, which is what such classes know
-        if "half_dtype" in forward_kwargs:
-            distributed.print0(f"The teacher {self.path} runs in fp32: its own class knows fp16 only.")
-        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        return {"force_fp32": True} if any_name or "force_fp32" in known else {}
+    @property
+    def _device(self) -> torch.device:
+        return misc.params_and_buffers(self.D)[0].device
 
-    def _match_resolutions(self, run_D: torch.nn.Module) -> None:
-        run, own = run_D.init_kwargs, self.D.init_kwargs
-        num_fp16_res = run.get("num_fp16_res", 0)
+    def _is_fp16(self, dtype: torch.dtype | None) -> bool:
+        return self._device.type == "cuda" if dtype is None else dtype == torch.float16
+
+    def _set_half_resolutions(self, num_fp16_res: int, conv_clamp: float | None) -> None:
+        own = self.D.init_kwargs
         if own.get("num_fp16_res") == num_fp16_res:
-            return  # Where it is not recorded, the default depends on whose class it is.
+            return  # Where it is not recorded, the default depends on the class.
+        if "num_fp16_res" not in inspect.signature(type(self.D)).parameters:
+            return  # a class of another project, always in one precision
         kwargs = {**own, "num_fp16_res": num_fp16_res}
         if num_fp16_res > 0 and own.get("conv_clamp") is None:
-            kwargs["conv_clamp"] = run.get("conv_clamp")
+            kwargs["conv_clamp"] = conv_clamp
         with _rng_untouched():
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)
-        device = next(iter(misc.params_and_buffers(self.D))).device
-        self.D = layout.prepare(D, device).eval().requires_grad_(False)
+        self.D = layout.prepare(D, self._device).eval().requires_grad_(False)
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
-        return self.D(img, c, **self._forward_kwargs)
+        return self.D(img, c)
 
 
 def open_teacher(

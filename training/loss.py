@@ -63,11 +63,7 @@ class Loss:
 
 
 class StyleGAN2Loss(Loss):
-    """Phases Gmain, Greg, Gboth, Dmain, Dreg, Dboth of StyleGAN2 with adaptive augmentation.
-
-    `forward_kwargs` go with every call of `G_synthesis` and `D`: the precision of the run, from
-    `torch_utils.precision.forward_kwargs`.
-    """
+    """Phases Gmain, Greg, Gboth, Dmain, Dreg, Dboth of StyleGAN2 with adaptive augmentation."""
 
     def __init__(
         self,
@@ -81,7 +77,6 @@ class StyleGAN2Loss(Loss):
         pl_batch_shrink=2,
         pl_decay=0.01,
         pl_weight=2,
-        forward_kwargs=None,
     ):
         self.device = device
         self.G_mapping = G_mapping
@@ -93,7 +88,6 @@ class StyleGAN2Loss(Loss):
         self.pl_batch_shrink = pl_batch_shrink
         self.pl_decay = pl_decay
         self.pl_weight = pl_weight
-        self.forward_kwargs = dict(forward_kwargs or {})
         self.pl_mean = torch.zeros([], device=device)
 
     def state_dict(self) -> dict:
@@ -109,7 +103,7 @@ class StyleGAN2Loss(Loss):
             if self.style_mixing_prob > 0:
                 ws = self._mix_styles(ws, c, z)
         with misc.ddp_sync(self.G_synthesis, sync):
-            return self.G_synthesis(ws, **self.forward_kwargs), ws
+            return self.G_synthesis(ws), ws
 
     def _mix_styles(self, ws, c, z):
         # Every draw happens whether or not mixing fires, and on the device, so that no iteration waits for the host.
@@ -128,7 +122,7 @@ class StyleGAN2Loss(Loss):
         """Logits [N, 1] of the student's own discriminator for `img`, through the augmentations."""
         img = self.augment(img)
         with misc.ddp_sync(self.D, sync):
-            return self.D(img, c, **self.forward_kwargs)
+            return self.D(img, c)
 
     def generator_loss(self, gen_img, gen_c, gen_logits):
         """The generator's main loss per sample [N, 1]. `gen_img` is what D scored, before augmentation."""

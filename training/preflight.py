@@ -8,7 +8,7 @@ from dnnlib.progress import Progress
 from dnnlib.util import UserError, is_url
 from metrics import detectors
 from torch_utils.distributed import resolve_device
-from torch_utils.precision import forward_kwargs
+from torch_utils.precision import run_dtype
 from training import initial
 from training.options import Opened
 
@@ -20,7 +20,7 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     Raises UserError naming the flag or the file.
     """
     device = resolve_device(options.get("device", "auto"), rank=options["num_gpus"] - 1)
-    forward_kwargs(options.get("precision", "auto"), device)
+    run_dtype(options.get("precision", "auto"), device)
     _check_outdir(outdir)
     with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
         opened.training_set.validate(progress.update)

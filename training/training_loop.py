@@ -100,7 +100,7 @@ class Trainer:
         self.options = options
         self.rank = rank
         self.device = distributed.resolve_device(options.device, rank=rank)
-        self.forward_kwargs = precision.forward_kwargs(options.precision, self.device)
+        self.half_dtype = precision.run_dtype(options.precision, self.device)
         self.cur_nimg = self.cur_tick = self.iteration = 0
         self.metric_values: dict[str, float] = {}
         self._configure_torch()
@@ -156,6 +156,8 @@ class Trainer:
                 distributed.broadcast_(tensor)
         if self.rank == 0:
             self._print_networks()
+        for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
+            precision.set_half_dtype(module, self.half_dtype)
 
     def _print_networks(self) -> None:
         z = torch.zeros([1, self.G.z_dim], device=self.device)
@@ -180,8 +182,6 @@ class Trainer:
             device=self.device,
             **self.family.loss_arguments(self.G, self.D),
             augment_pipe=self.augment_pipe,
-            # Only where there is something to say: a loss from elsewhere may not know the argument.
-            **({"forward_kwargs": self.forward_kwargs} if self.forward_kwargs else {}),
             **{**opt.loss_kwargs, **opened_arguments},
         )
         self.phases = self.family.phases(self.G, self.D, opt)
@@ -193,8 +193,8 @@ class Trainer:
         if self.rank == 0:
             self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
-        types = precision.describe([self.G, self.D], self.forward_kwargs, self.device)
-        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} in {types}...")
+        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
+        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} {types}...")
         progress = self._progress(total_nimg)
         self.log.tick_start = time.time()
         tick_start_nimg, new_tick = self.cur_nimg, True
@@ -231,7 +231,8 @@ class Trainer:
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
         picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
         all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
-        self.loss.begin_iteration(self.cur_nimg, new_tick)
+        if hasattr(self.loss, "begin_iteration"):  # losses of other projects have `accumulate_gradients` only
+            self.loss.begin_iteration(self.cur_nimg, new_tick)
         for phase, z, c in zip(self.phases, all_z, all_c.split(local)):
             if self.iteration % phase.interval == 0:
                 pieces = zip(*(x.split(opt.batch_gpu) for x in (real_img, real_c, z, c)))

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from dgl.loss import DGLLoss
-from dgl.teacher import check_teacher, open_teacher
+from dgl.teacher import Teacher, check_teacher, open_teacher
 from dnnlib.util import UserError
+from tests.dgl import foreign, foreign_plain
 from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
-from torch_utils import persistence
+from tests.training import other_projects
+from torch_utils import persistence, precision
 from training.files.snapshot import save_snapshot
-from training.networks import Discriminator
 
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
 
@@ -229,54 +230,64 @@ def test_a_loss_keeps_only_the_discriminator(tmp_path):
     assert Student([save_teacher(tmp_path)]).loss.teachers[0].G is None
 
 
-BF16 = {"half_dtype": torch.bfloat16}
-
-
-def dtypes_seen(D, call) -> set:
-    """Types that the first block of `D` gives out during `call`."""
+def dtypes_seen(layer: torch.nn.Module, call) -> set:
+    """Types of the outputs of `layer` during `call`."""
     seen = set()
-    hook = D.b16.conv1.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
+    hook = layer.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
     call()
     hook.remove()
     return seen
 
 
-@pytest.mark.parametrize("forward_kwargs, dtype", [(BF16, torch.bfloat16), ({}, torch.float32)])
-def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, forward_kwargs, dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, dtype):
     run_precision = {"num_fp16_res": 1, "conv_clamp": 256}
-    student = Student([save_teacher(tmp_path)], D_overrides=run_precision, forward_kwargs=forward_kwargs)
+    student = Student([save_teacher(tmp_path)], D_overrides=run_precision, half_dtype=dtype)
     (teacher,) = student.loss.teachers
     for D in (teacher.D, student.D):
-        assert dtypes_seen(D, lambda: student.gradients("Gmain")) == {dtype}
+        assert dtypes_seen(D.b16.conv1, lambda: student.gradients("Gmain")) == {dtype}
     assert all(p.grad is None and p.dtype == torch.float32 for p in teacher.D.parameters())
 
 
-class KnowsForce(Discriminator):
-    """As in other repositories: options of the blocks are passed on by name, and there is no `half_dtype`."""
-
-    calls: list = []
-
-    def forward(self, img, c, **block_kwargs):
-        self.calls.append(block_kwargs)
-        return super().forward(img, c, **block_kwargs)
+def trusted_teacher(folder: pathlib.Path, D: torch.nn.Module) -> Teacher:
+    save_snapshot(str(folder / "foreign.pkl"), {"D": D})
+    return open_teacher(str(folder / "foreign.pkl"), trust=True)
 
 
-class KnowsNothing(Discriminator):
-    def forward(self, img, c):
-        return super().forward(img, c)
+IMG, C = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
 
 
-@pytest.mark.parametrize("forward_kwargs, said", [(BF16, True), ({}, False), ({"force_fp32": True}, False)])
-def test_a_class_of_its_own_is_asked_for_what_it_knows(tmp_path, capsys, forward_kwargs, said):
-    path = save_teacher(tmp_path)
-    img, c = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
-    expected = open_teacher(path).scores(img, c)
-    for known in (KnowsForce, KnowsNothing):
-        teacher = open_teacher(path)
-        teacher.D.__class__ = known
-        teacher.match_precision(make_D(2), forward_kwargs)
-        KnowsForce.calls.clear()
-        assert torch.equal(teacher.scores(img, c), expected)
-        if known is KnowsForce:
-            assert KnowsForce.calls == [{"force_fp32": True}]
-        assert (f"{path} runs in fp32" in capsys.readouterr().out) == said
+@pytest.mark.parametrize(
+    ("run", "own", "said"),
+    [
+        (torch.bfloat16, torch.float32, True),
+        (torch.float32, torch.float32, False),
+        (torch.float16, torch.float16, False),
+        (None, torch.float32, False),
+    ],
+)
+@pytest.mark.parametrize("num_fp16_res", [0, 2])
+def test_a_class_that_supports_fp16_only_runs_in_fp32_elsewhere(tmp_path, capsys, run, own, said, num_fp16_res):
+    D = foreign.Discriminator(C_DIM, RESOLUTION, CHANNELS, num_fp16_res=num_fp16_res)
+    teacher, student_D = trusted_teacher(tmp_path, D), make_D(2, num_fp16_res=2)
+    precision.set_half_dtype(student_D, run)
+    teacher.match_precision(student_D)
+    assert dtypes_seen(teacher.D.features, lambda: teacher.scores(IMG, C)) == {own}
+    assert torch.equal(teacher.D.weight, D.weight)
+    assert ("foreign.pkl runs in fp32" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("run", [torch.bfloat16, torch.float32, torch.float16])
+def test_a_class_without_half_precision_is_left_alone(tmp_path, run):
+    teacher = trusted_teacher(tmp_path, foreign_plain.Discriminator(C_DIM, RESOLUTION, CHANNELS))
+    D, student_D = teacher.D, make_D(2, num_fp16_res=2)
+    precision.set_half_dtype(student_D, run)
+    teacher.match_precision(student_D)
+    assert teacher.D is D
+    assert dtypes_seen(teacher.D.features, lambda: teacher.scores(IMG, C)) == {torch.float32}
+
+
+def test_a_teacher_beside_a_student_of_another_project(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path, num_fp16_res=2))
+    teacher.match_precision(other_projects.Discriminator(C_DIM, RESOLUTION, CHANNELS))
+    assert dtypes_seen(teacher.D.b16.conv1, lambda: teacher.scores(IMG, C)) == {torch.float32}

@@ -8,6 +8,7 @@ import torch
 
 from dgl.loss import DGLLoss
 from tests.support import rnd
+from torch_utils import precision
 from training.files.snapshot import save_snapshot
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
@@ -59,11 +60,15 @@ class NoisyPipe(torch.nn.Module):
 class Student:
     """A G and a D from fixed weights, their loss, and inputs from fixed random numbers.
 
-    `teachers` None takes the plain StyleGAN2 loss, otherwise the guided one with those paths.
+    `teachers` None takes the plain StyleGAN2 loss, otherwise the guided one with those paths. `half_dtype` is the
+    precision of the run.
     """
 
-    def __init__(self, teachers: list[str] | None = None, augment_pipe=None, D_overrides={}, **loss_kwargs):
+    def __init__(
+        self, teachers: list[str] | None = None, augment_pipe=None, D_overrides={}, half_dtype=None, **loss_kwargs
+    ):
         self.G, self.D = make_G(1).train(), make_D(2, **D_overrides).train()
+        precision.set_half_dtype(self.D, half_dtype)
         torch.manual_seed(3)
         modules = (torch.device("cpu"), self.G.mapping, self.G.synthesis, self.D, augment_pipe)
         if teachers is None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError, is_url, open_atomic, open_url
-from torch_utils import distributed, misc, persistence, safe_pickle
+from torch_utils import distributed, misc, persistence, precision, safe_pickle
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
@@ -39,13 +39,14 @@ _PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapsh
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
 
-    Networks are stored as copies in eval mode, on the CPU, in the standard layout, with requires_grad off; those given
-    stay as they are.
+    Networks are stored as copies in eval mode, on the CPU, in the standard layout, without the precision of the run,
+    with requires_grad off; those given stay as they are.
     """
     stored = {}
     for key, value in data.items():
         if isinstance(value, torch.nn.Module):
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
+            precision.set_half_dtype(value, None)
             for tensor in misc.params_and_buffers(value):
                 # Module.to(memory_format=...) would overlook those that layout.prepare exchanged.
                 tensor.data = layout.standard(tensor.data)
