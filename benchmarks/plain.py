@@ -8,7 +8,7 @@ from training.phases import Phase
 
 def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
     """One optimiser step as in `training.phases.run_phase`, for one process."""
-    phase.opt.zero_grad(set_to_none=True)
+    phase.optimizer.zero_grad(set_to_none=True)
     phase.module.requires_grad_(True)
     gain = phase.interval / len(micro_batches)
     for micro_batch in micro_batches:
@@ -17,7 +17,7 @@ def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
     for param in phase.module.parameters():
         if param.grad is not None:
             torch.nan_to_num(param.grad, nan=0, posinf=1e5, neginf=-1e5, out=param.grad)
-    phase.opt.step()
+    phase.optimizer.step()
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teacher discriminators: open them, check that they fit the run, and hold them still.
+"""Teachers: open their networks, check that they fit the run, and freeze them.
 
 Shapes: N images in a batch on one device, C image channels, H = W resolution, K label dimensions (`c_dim`).
 Source: DGL-GAN (arXiv 2112.06502), section 3.
@@ -16,6 +16,7 @@ from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families
 from training.files.snapshot import Snapshot, load_snapshot
+from training.loss import Fakes
 
 ANOTHER = "name another pickle with --dgl-teacher"
 
@@ -23,9 +24,9 @@ ANOTHER = "name another pickle with --dgl-teacher"
 class Teacher:
     """A frozen discriminator that guides the student's generator.
 
-    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else.
-    `path` and `sha256` say which file it came from. `G` is the generator of the same file, rebuilt when first asked
-    for, or None where the file has none that can be read.
+    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else. `path` and
+    `sha256` identify its file. `G` is the generator of the same file, rebuilt on first access, or None if the file has
+    none that can be read.
     """
 
     def __init__(self, D: torch.nn.Module, snapshot: Snapshot):
@@ -36,14 +37,14 @@ class Teacher:
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
-        """The moving average where the file has one, else the trained generator, else None."""
+        """The moving average if the file has one, else the trained generator, else None."""
         for key in ("G_ema", "G"):
             if self._snapshot is not None and key in self._snapshot:
                 try:
                     with _rng_untouched():
                         return self._snapshot[key]
                 except UserError:
-                    continue  # D alone makes a teacher: a generator of another family only leaves the table shorter.
+                    continue  # D alone makes a teacher; without G the size table is shorter
         return None
 
     @property
@@ -57,7 +58,7 @@ class Teacher:
         return self
 
     def release_file(self) -> None:
-        """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
+        """Frees the rest of the pickle. A `G` that was not accessed before is None from then on."""
         self._snapshot = None
 
     def match_precision(self, student_D: torch.nn.Module) -> None:
@@ -86,7 +87,7 @@ class Teacher:
     def _set_half_resolutions(self, num_fp16_res: int, conv_clamp: float | None) -> None:
         own = self.D.init_kwargs
         if own.get("num_fp16_res") == num_fp16_res:
-            return  # Where it is not recorded, the default depends on the class.
+            return  # unrecorded, the default depends on the class
         if "num_fp16_res" not in inspect.signature(type(self.D)).parameters:
             return  # a class of another project, always in one precision
         kwargs = {**own, "num_fp16_res": num_fp16_res}
@@ -96,6 +97,25 @@ class Teacher:
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)
         self.D = layout.prepare(D, self._device).eval().requires_grad_(False)
+
+    def matching_images(self, fakes: Fakes, share_ws: bool = True) -> torch.Tensor:
+        """Images [N, C, H, W] of this teacher's G for the latents and labels of `fakes`, without gradient.
+
+        They are made from the student's own ws where these fit G, which makes sense for a student whose mapping network
+        started as a copy of the teacher's. Without `share_ws`, or where they do not fit, G maps z and c itself, without
+        style mixing. Noise is constant, so no random number is drawn. Raises UserError if the file has no usable G.
+        """
+        if self.G is None:
+            raise UserError(f"--dgl-teacher: {self.path} holds no generator to draw images with; {ANOTHER}")
+        G = layout.prepare(self.G, self._device)
+        family = families.of(G)
+        with torch.no_grad():
+            if not family.has_w:
+                return family.sample(G, fakes.z, fakes.c)
+            ws = fakes.ws
+            if not share_ws or ws is None or ws.shape[1:] != (G.num_ws, G.w_dim):
+                ws = G.mapping(fakes.z, fakes.c)
+            return G.synthesis(ws, noise_mode="const")
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
@@ -110,9 +130,9 @@ def open_teacher(
 ) -> Teacher:
     """Opens the network pickle at `path` (file or URL) and returns its discriminator as a frozen teacher.
 
-    `trust` loads with the pickle's own code, as --trust-pickle asks; `load` opens the file. Draws no random numbers
-    from the global generators. Raises UserError where the file cannot be read, is unsafe, has no discriminator of a
-    known family, or has one with broken weights.
+    `trust` runs the code in the pickle, for --trust-pickle; `load` opens the file. Draws no random numbers from the
+    global generators. Raises UserError if the file cannot be read or is unsafe, has no discriminator of a known family,
+    or one with NaN or infinite weights.
     """
     try:
         with _rng_untouched():
@@ -133,10 +153,10 @@ def open_teacher(
 
 
 def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, batch_gpu: int) -> None:
-    """Raises UserError unless `teacher` can score what the run generates.
+    """Raises UserError unless `teacher` can score the run's fakes.
 
-    `resolution` in pixels, `channels` and `c_dim` are the data's; `batch_gpu` is the number of images in one pass on
-    one device, which must fill whole minibatch-stddev groups of the teacher.
+    `resolution` (pixels), `channels` and `c_dim` are those of the data; `batch_gpu` is the number of images in one pass
+    on one device, which must be a multiple of the teacher's minibatch-stddev group.
     """
     D, name = teacher.D, f"--dgl-teacher: the D of {teacher.path}"
     if D.img_resolution != resolution:
@@ -162,5 +182,5 @@ def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, 
 
 
 def _rng_untouched():
-    """Building a network draws its initial weights; a run with a teacher must draw what a run without one draws."""
+    """Building a network draws initial weights; a run must make the same draws with a teacher as without."""
     return torch.random.fork_rng(devices=[])

@@ -24,7 +24,7 @@ from training import families, initial
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
-from training.phases import run_phase
+from training.phases import phases_of_terms, run_due
 from training.run_log import RunLog
 from training.sample_grid import SampleGrid
 
@@ -184,7 +184,7 @@ class Trainer:
             augment_pipe=self.augment_pipe,
             **{**opt.loss_kwargs, **opened_arguments},
         )
-        self.phases = self.family.phases(self.G, self.D, opt)
+        self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
 
     def run(self, abort_fn=None, progress_fn=None) -> None:
         """Train until the images are spent or `abort_fn` says so."""
@@ -225,24 +225,23 @@ class Trainer:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
         opt = self.options
         local = opt.batch_size // opt.num_gpus
-        real_img, real_c = self._next_reals()
-        real_img = from_uint8(real_img.to(self.device, non_blocking=True))
-        real_c = real_c.to(self.device, non_blocking=True)
+        reals = [self._next_reals() for phase in self.phases if phase.fresh_reals and phase.is_due(self.iteration)]
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
         picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
         all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
         if hasattr(self.loss, "begin_iteration"):  # losses of other projects have `accumulate_gradients` only
             self.loss.begin_iteration(self.cur_nimg, new_tick)
-        for phase, z, c in zip(self.phases, all_z, all_c.split(local)):
-            if self.iteration % phase.interval == 0:
-                pieces = zip(*(x.split(opt.batch_gpu) for x in (real_img, real_c, z, c)))
-                names = ("real_img", "real_c", "gen_z", "gen_c")
-                run_phase(phase, self.loss, [dict(zip(names, piece)) for piece in pieces])
+        batches = map(self._reals_to_device, reals)
+        run_due(self.phases, self.iteration, self.loss, batches, all_z, all_c.split(local), opt.batch_gpu)
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size
         self.iteration += 1
         if self.ada is not None:
             self.ada.update(self.iteration)
+
+    def _reals_to_device(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        img, c = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        return from_uint8(img), c
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

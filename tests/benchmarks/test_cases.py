@@ -100,7 +100,7 @@ def test_totals_have_a_weight_for_each_part(case, setting):
 
 def test_the_loop_runs_the_phases_that_its_parts_name(setting, monkeypatch):
     phases = []
-    monkeypatch.setattr("training.training_loop.run_phase", lambda phase, loss, batches: phases.append(phase.name))
+    monkeypatch.setattr("training.phases.run_phase", lambda phase, loss, batches: phases.append(phase.name))
     expected = {
         "with Greg, Dreg": ["Gmain", "Greg", "Dmain", "Dreg"],
         "with Greg": ["Gmain", "Greg", "Dmain"],
@@ -136,7 +136,7 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
 
 def test_plain_training_ends_at_the_same_weights(setting):
     trainers = [setting.trainer(variant, reads_data=False) for variant in (REFERENCE, FP32)]
-    assert [trainer.phases[0].opt.defaults["fused"] for trainer in trainers] == [False, True]
+    assert [trainer.phases[0].optimizer.defaults["fused"] for trainer in trainers] == [False, True]
     steps = [(plain.run_phase, plain.update_ema), (run_phase, update_ema)]
     for trainer, variant, (step, follow) in zip(trainers, (REFERENCE, FP32), steps):
         trainer.augment_pipe.p.fill_(0.0)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import hashlib
 import pathlib
 import pickle
@@ -10,12 +11,14 @@ from dgl.loss import DGLLoss
 from dgl.teacher import Teacher, check_teacher, open_teacher
 from dnnlib.util import UserError
 from tests.dgl import foreign, foreign_plain
-from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
+from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Z_DIM, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
 from tests.training import other_projects
 from torch_utils import persistence, precision
 from training.files.snapshot import save_snapshot
+from training.loss import Fakes
 
+IMG, C = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
 
 
@@ -54,8 +57,8 @@ def test_a_teacher_is_the_d_of_the_pickle_frozen(tmp_path):
 
 
 def test_gradients_reach_the_images(tmp_path):
-    img = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)).requires_grad_(True)
-    open_teacher(save_teacher(tmp_path)).scores(img, torch.eye(C_DIM)[[0, 1, 2, 0]]).sum().backward()
+    img = IMG.clone().requires_grad_(True)
+    open_teacher(save_teacher(tmp_path)).scores(img, C).sum().backward()
     assert img.grad.abs().sum() > 0
 
 
@@ -86,6 +89,52 @@ def test_a_pickle_without_a_usable_generator_still_teaches(tmp_path, G):
 def test_trusting_opens_the_same_teacher(tmp_path):
     path = save_teacher(tmp_path)
     assert same(dict(open_teacher(path, trust=True).D.state_dict()), dict(open_teacher(path).D.state_dict()))
+
+
+# Its generator
+
+
+def fakes(num_ws: int = 6) -> Fakes:
+    return Fakes(rnd("z", (BATCH, Z_DIM)), C, rnd("ws", (BATCH, num_ws, Z_DIM)), IMG)
+
+
+def test_matching_images_come_from_the_students_ws(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path, 7))
+    G, batch = make_G(7, channel_base=128, channel_max=16).eval(), fakes()
+    img = teacher.matching_images(batch)
+    torch.testing.assert_close(img, G.synthesis(batch.ws, noise_mode="const"))
+    own = teacher.matching_images(batch, share_ws=False)
+    torch.testing.assert_close(own, G(batch.z, batch.c, noise_mode="const"))
+    assert not torch.allclose(own, img)
+
+
+@pytest.mark.parametrize("batch", [fakes(num_ws=8), dataclasses.replace(fakes(), ws=None)], ids=["other ws", "no ws"])
+def test_matching_images_come_from_z_and_c_where_ws_do_not_fit(tmp_path, batch):
+    teacher = open_teacher(save_teacher(tmp_path, 7))
+    assert torch.equal(teacher.matching_images(batch), teacher.matching_images(fakes(), share_ws=False))
+
+
+def test_matching_images_draw_nothing_and_have_no_graph(tmp_path):
+    teacher, batch = open_teacher(save_teacher(tmp_path, 7)), fakes()
+    batch.ws.requires_grad_(True)
+    before = torch.get_rng_state()
+    assert not teacher.matching_images(batch).requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_matching_images_need_a_generator(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path))
+    teacher.release_file()
+    with pytest.raises(UserError) as error:
+        teacher.matching_images(fakes())
+    assert "teacher.pkl holds no generator" in sentence(error)
+
+
+def test_a_generator_in_use_survives_the_release_of_the_file(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path))
+    img = teacher.matching_images(fakes())
+    teacher.release_file()
+    assert torch.equal(teacher.matching_images(fakes()), img)
 
 
 # Refusals on opening
@@ -252,9 +301,6 @@ def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, dtype):
 def trusted_teacher(folder: pathlib.Path, D: torch.nn.Module) -> Teacher:
     save_snapshot(str(folder / "foreign.pkl"), {"D": D})
     return open_teacher(str(folder / "foreign.pkl"), trust=True)
-
-
-IMG, C = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
 
 
 @pytest.mark.parametrize(

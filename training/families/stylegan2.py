@@ -157,7 +157,7 @@ def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
     from training.phases import build_phases
 
     return [
-        *build_phases("G", G, options.G_opt_kwargs, options.G_reg_interval),
+        *build_phases("G", G, options.G_opt_kwargs, options.G_reg_interval, fresh_reals=True),
         *build_phases("D", D, options.D_opt_kwargs, options.D_reg_interval),
     ]
 
