@@ -130,7 +130,7 @@ def test_files_in_memory_and_networks_left_out(ours):
         legacy.load_network_pkl(io.BytesIO(pickle.dumps({"G": Evil()})))
 
 
-def test_half_precision_where_asked_for(ours, tensorflow):
+def test_force_fp16(ours, tensorflow):
     before = torch.get_rng_state()
     for path in (ours[0], tensorflow):
         plain, half = load(path), load(path, force_fp16=True)
