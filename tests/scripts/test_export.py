@@ -105,7 +105,7 @@ def test_bad_input_is_refused(network, run_cli, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full.safetensors", "net.pkl"]
 
 
-def test_a_file_without_g_ema_has_no_program(run_cli, tmp_path):
+def test_a_file_without_g_ema_is_refused(run_cli, tmp_path):
     G = stand_ins.tiny_generator()
     save_snapshot(tmp_path / "net.pkl", {"G": G, "D": None, "G_ema": None, "training_set_kwargs": {}})
     refused(run_cli(export.main, network=tmp_path / "net.pkl", dest=tmp_path / "x.pt"), "G_ema")

@@ -95,7 +95,7 @@ def is_whole(path: pathlib.Path) -> bool:
 @pytest.mark.parametrize(
     ("script", "room"), [*((script, room) for script in RUNS for room in (0, 500, 5000)), ("train", 500_000)]
 )
-def test_whole_files_or_none(script, room, files, disk, monkeypatch, capsys):
+def test_complete_files_or_none(script, room, files, disk, monkeypatch, capsys):
     folder = disk(room)
     flags = RUNS[script].replace("=F/", f"={files}/").replace("=D/", f"={folder}/").split()
     script = script.strip()
@@ -110,7 +110,7 @@ def test_whole_files_or_none(script, room, files, disk, monkeypatch, capsys):
     assert all(map(is_whole, left)) and (script in IN_PARTS or not left)
 
 
-def test_the_disk_of_these_tests_takes_what_it_has_room_for(disk):
+def test_the_simulated_disk_accepts_what_fits(disk):
     folder = disk(10)
     with open(folder / "a", "wb") as file:
         file.write(b"12345")

@@ -36,7 +36,7 @@ def test_images_are_those_of_the_seeds(network, run_cli, channels):
 
 
 @pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
-def test_the_same_bytes_on_every_run_and_in_any_company(network, run_cli, noise_mode):
+def test_the_same_bytes_on_every_run_and_with_any_other_seeds(network, run_cli, noise_mode):
     path, _ = network()
     *_, first = run_cli(network=path, seeds="0,1,7", noise_mode=noise_mode, outdir="first")
     *_, second = run_cli(network=path, seeds="7", noise_mode=noise_mode, outdir="second")
