@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names, arguments and flags that StyleGAN2-ADA's users and notebooks rely on (spec 1.1, 1.2, 1.4)."""
+"""Names, arguments and flags that users and notebooks of StyleGAN2-ADA rely on (spec 1.1, 1.2, 1.4)."""
 
 import dataclasses
 import importlib
@@ -37,7 +37,7 @@ def parsed(arguments: str) -> list[inspect.Parameter]:
         kind = [KINDS.POSITIONAL_OR_KEYWORD, KINDS.VAR_POSITIONAL, KINDS.VAR_KEYWORD][stars]
         if found and found[-1].kind in (KINDS.VAR_POSITIONAL, KINDS.KEYWORD_ONLY) and stars == 0:
             kind = KINDS.KEYWORD_ONLY
-        # Made without a default first: inspect.Parameter checks it against the kind.
+        # Created without a default first, because inspect.Parameter checks the default against the kind.
         parameter = inspect.Parameter(name, kind)
         found.append(parameter.replace(default=eval(default)) if default else parameter)
     return found

@@ -64,7 +64,9 @@ def save_detector(module: torch.nn.Module, path: pathlib.Path) -> str:
     """Write `module` as a TorchScript file; returns the path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # newer torch advises against TorchScript
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning
+        )  # newer versions of PyTorch deprecate TorchScript
         torch.jit.script(module.eval()).save(str(path))
     return str(path)
 

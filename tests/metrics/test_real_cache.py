@@ -17,7 +17,7 @@ def setup(tmp_path):
         detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "d.pt")
 
         def mean(self, kwargs=FEATURES, cache=True, max_items=None, during_work=lambda: None, **dataset_kwargs):
-            """Mean features, and whether there was work to show progress of. `during_work` is called meanwhile."""
+            """Mean features, and whether progress was reported, that is, the cache was not used."""
             worked = []
 
             def progress_fn(position, total):

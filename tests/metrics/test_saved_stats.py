@@ -42,7 +42,7 @@ VECTORS = np.random.RandomState(1).randn(40, 2).astype(np.float32)
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a file: `save(num=..., capture_all=..., labels=..., **facts)` -> its path."""
+    """Write a file: `save(num=..., capture_all=..., labels=..., **facts)` -> its path."""
 
     def write(num=40, capture_all=True, labels=None, **facts):
         stats = FeatureStats(capture_all=capture_all, capture_mean_cov=True)

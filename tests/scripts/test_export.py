@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""export.py: what it writes and prints, which flags go together, refusals."""
+"""export.py: output files and messages, combinations of flags, refusals."""
 
 import sys
 
@@ -24,7 +24,7 @@ def network(tmp_path):
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys):
-    """Runs a command in this process: `run_cli(command, flag=value, ...)` -> (exit status, stdout, stderr)."""
+    """Run a command in this process: `run_cli(command, flag=value, ...)` -> (exit status, stdout, stderr)."""
 
     def run(command, **flags):
         argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]

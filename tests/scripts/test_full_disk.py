@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that fills up while a script writes: status 2, one sentence, and whole files only."""
+"""A disk that fills up while a script writes: status 2, one sentence, and only complete files."""
 
 import builtins
 import errno
@@ -22,7 +22,7 @@ from training.files.snapshot import save_snapshot
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A folder as on a disk of its own: `disk(room)` leaves so many bytes to write there and returns its path."""
+    """A folder on a simulated disk: `disk(room)` leaves `room` free bytes there and returns its path."""
     folder = tmp_path / "disk"
     folder.mkdir()
     real_open = builtins.open
@@ -55,7 +55,7 @@ def disk(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """A folder with what the scripts take: a network, a target, a dataset and detectors."""
+    """A folder with inputs of the scripts: a network, a target, a dataset and detectors."""
     folder = tmp_path / "files"
     folder.mkdir()
     G = stand_ins.tiny_generator(channels=1)

@@ -3,9 +3,11 @@
 
 import hashlib
 import importlib
+import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -102,6 +104,20 @@ def examples(help_text: str) -> list[list[str]]:
     """The words of each command line in the text; a backslash at the end of a line continues it."""
     lines = help_text.replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if re.match(r"\s+python \w+\.py ", line)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_quick(script):
+    check = f"import sys, {script}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    assert "Usage:" in done.stdout and "--help" in done.stdout
+    # Processor time, so the test does not fail on a busy machine.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

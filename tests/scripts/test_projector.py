@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""projector.py: which files, the same on every run, folders and batches, refusals."""
+"""projector.py: output files, reproducibility, folders and batches, refusals."""
 
 import errno
 import functools
@@ -20,14 +20,14 @@ from training import projection_files
 
 @pytest.fixture
 def run_cli(run_script, tmp_path):
-    """`run_script` of the projector, with a stand-in detector and few steps."""
+    """`run_script` for the projector, with a stand-in detector and few steps."""
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "lpips.pt")
     return functools.partial(run_script, projector.main, detector=detector, num_steps=4)
 
 
 @pytest.fixture(autouse=True)
 def no_ffmpeg(monkeypatch):
-    """Whatever is installed; the tests of the video say otherwise themselves."""
+    """Independent of what is installed; the tests of videos override it."""
     monkeypatch.setattr(projection_files, "ffmpeg_available", lambda: False)
 
 
@@ -87,7 +87,7 @@ def test_without_ffmpeg_a_long_run_has_a_hundred_frames(monkeypatch):
 
 
 class FakeVideo(list):
-    """Takes frames as imageio's writer does, and leaves a file when closed."""
+    """Takes frames like imageio's writer, and writes a file when closed."""
 
     def open(self, path, **options):
         self.path, self.options = path, options

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training sees of a folder or zip of images, and what a user is told about one that cannot be used."""
+"""Datasets from folders and zips, and the messages about unusable ones."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def pixels(seed, *shape) -> np.ndarray:
 
 
 def write_files(path, files: dict) -> str:
-    """A folder, or by its name a zip, of `files`: contents by relative path."""
+    """A folder, or a zip if its name ends in .zip, of `files`: contents by relative path."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
@@ -204,7 +204,7 @@ def test_a_dataset_survives_pickling_and_closing(tmp_path):
 
 
 def refusal(call) -> str:
-    """The sentence with which `call` refuses: one line, for the user, also an IOError."""
+    """The message of the UserError, also an IOError, that `call` raises; one line."""
     with pytest.raises(DatasetError) as caught:
         call()
     assert isinstance(caught.value, UserError) and isinstance(caught.value, IOError)

@@ -86,7 +86,7 @@ def test_torchscript_gives_the_images_without_this_project(exported, tmp_path):
 @pytest.mark.parametrize("wrong", [0.01, float("nan")])
 def test_a_program_that_gives_other_images_is_not_written(tmp_path, wrong):
     class Unsteady(networks.Generator):
-        """Its images are others than those that are recorded with fake tensors."""
+        """Its images differ from those recorded with fake tensors."""
 
         def forward(self, z, c, **kwargs):
             return super().forward(z, c, **kwargs) + (wrong if type(z) is torch.Tensor else 0)

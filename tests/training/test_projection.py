@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection: its schedules, its regulariser, and that it finds what is there."""
+"""The projection: schedules, regulariser, and whether it finds known images."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ def G():
 
 @pytest.fixture
 def features(tmp_path):
-    """The pixels in [0, 1], so that distances are mean squares."""
+    """Features are the pixels in [0, 1], so distances are mean squares."""
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "vgg16.pt")
     find = lpips.open_features(detector, torch.device("cpu"))
     return lambda img: find(img) / 255
@@ -74,7 +74,7 @@ def test_w_statistics(c_dim):
 
 
 def naive_regularizer(noise):
-    """For one map, float64 [H, H], pixel by pixel."""
+    """The regulariser of one map, float64 [H, H], pixel by pixel."""
     total = 0.0
     while True:
         side = len(noise)
@@ -107,7 +107,7 @@ def test_renormalized_noise_has_no_mean_and_unit_variance():
 
 
 def test_the_first_steps_against_a_manual_computation(G, features):
-    """Adam by hand on one w and the maps, with losses as the paper writes them."""
+    """Adam written out for one w and its noise maps, with the losses of the paper."""
     target = random_targets(1)
     found = projection.project(G, target, features, num_steps=4, seed=9)
 
@@ -157,9 +157,9 @@ def test_noise_is_renormalized_at_each_step_and_optimised(G, features):
 def test_an_image_of_the_network_is_found_again(G, features):
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
-            parameter.fill_(0.02)  # the noise maps that drew the target are not known to the projection
+            parameter.fill_(0.02)  # the projection does not know the noise maps of the target
         elif "torgb" in name and "affine" not in name:
-            parameter.mul_(0.2)  # colours inside the range that uint8 can hold
+            parameter.mul_(0.2)  # colours inside the range of uint8
     mean, std = projection.w_statistics(G, torch.zeros(1, 0))
     offset = rnd("projection/offset", [1, G.w_dim])
     w = mean + 0.5 * std * offset / offset.norm()

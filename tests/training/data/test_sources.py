@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MNIST, CIFAR-10 and LSUN files as sources of images, made small here; folders and zips are in test_dataset_tool."""
+"""Small MNIST, CIFAR-10 and LSUN files as sources of images; test_dataset_tool covers folders and zips."""
 
 import gzip
 import io
