@@ -7,8 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+from benchmarks.cases import REFERENCE
 from benchmarks.timing import Spread, paired_ratio, spread
-from benchmarks.variants import REFERENCE
 from dnnlib.util import UserError, open_atomic
 
 SCHEMA = 1

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing: the versions of a piece of work take turns in one process, so that noise hits all alike."""
+"""Measuring a piece of work: interleaved timing, peak memory, and the statistics of samples.
+
+The versions of a piece of work take turns in one process, so that noise affects all of them alike.
+"""
 
 import contextlib
 import functools
+import gc
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 MAX_REPEATS = 1000
+SAMPLING_INTERVAL = 0.002  # seconds between looks at the memory
 
 Work = Callable[[], Any]
 
@@ -121,3 +128,35 @@ def _warm_up(work: Work, clock: Clock) -> float:
 
 def _repeats(seconds: float, min_sample: float) -> int:
     return max(1, min(MAX_REPEATS, round(min_sample / max(seconds, 1e-9))))
+
+
+def peak_growth(work: Work, device: torch.device) -> int:
+    """Bytes that `work` adds, at its peak, to the allocated memory of a CUDA device or the resident memory on a CPU."""
+    gc.collect()
+    return _allocated_growth(work) if device.type == "cuda" else _resident_growth(work)
+
+
+def _allocated_growth(work: Work) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - start
+
+
+def _resident_growth(work: Work) -> int:
+    memory = psutil.Process().memory_info
+    sizes, done = [memory().rss], threading.Event()
+
+    def watch():
+        while not done.wait(SAMPLING_INTERVAL):
+            sizes.append(memory().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+        sizes.append(memory().rss)
+    finally:
+        done.set()
+        thread.join()
+    return max(sizes) - sizes[0]

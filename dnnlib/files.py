@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import pathlib
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,16 @@ def full_disk_is_a_user_error() -> Iterator[None]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
+
+
+def make_folder(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Make the folder that the option `flag` names, with its parents. Raises UserError if it cannot be made."""
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}={path}: cannot make a folder there ({error.strerror})") from error
+    return folder
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:

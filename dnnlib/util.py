@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from dnnlib.errors import UserError
 from dnnlib.files import append_line, copy_files_and_create_dirs, list_dir_recursively_with_ignore, open_atomic
+from dnnlib.text import format_time
 from dnnlib.urls import CacheError, DownloadError, is_url, make_cache_dir_path, open_url
 
 __all__ = [
@@ -141,21 +142,6 @@ class Logger:
 
     def __exit__(self, *exc_info) -> None:
         self.close()
-
-
-def format_time(seconds: float) -> str:
-    """Seconds as people read them: '8s', '3m 08s', '2h 03m 08s', '1d 02h 03m'."""
-    total = round(seconds)
-    minutes, s = divmod(total, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d {h:02}h {m:02}m"
-    if hours:
-        return f"{h}h {m:02}m {s:02}s"
-    if minutes:
-        return f"{m}m {s:02}s"
-    return f"{s}s"
 
 
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:

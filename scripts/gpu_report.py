@@ -35,8 +35,7 @@ PATH = re.compile(r"""(?<![\w.:/~<])(?:/[^\s/:'"`|,;()<>]+)+/(?=[^\s/])""")
 def facts() -> dict[str, Any]:
     """Processor, GPU, driver and versions; nothing that names the machine."""
     import torch
-
-    from benchmarks.machine import describe
+    from torch_utils.machine import describe
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     found = describe(device)

@@ -168,7 +168,7 @@ def table(result: dict[str, Any]) -> str:
 
 def picture(result: dict[str, Any]):
     """Loss curves and, where measured, FIDs by seed; a colour for each precision."""
-    from scripts.charts import Series, beside, chart
+    from dnnlib.charts import Series, beside, chart
 
     names = list(dict.fromkeys(run["precision"] for run in result["runs"]))
     charts = []

@@ -6,12 +6,21 @@ import copy
 import pytest
 import torch
 
-from benchmarks import measure, plain
-from benchmarks.cases import Case, Part, Setting, build_all
-from benchmarks.cases_networks import LOOP_WEIGHTS, NETWORK_CASES, TRAINING_WEIGHTS
-from benchmarks.cases_ops import OP_CASES
-from benchmarks.memory import carry_out, order, peak
-from benchmarks.variants import Variant, auto_choice, available, half_is_slow
+from benchmarks import measure
+from benchmarks.cases import (
+    CASES,
+    LOOP_WEIGHTS,
+    OP_CASES,
+    TRAINING_WEIGHTS,
+    Case,
+    Part,
+    Setting,
+    Variant,
+    auto_choice,
+    available,
+    build_all,
+    update_ema_by_tensor,
+)
 from dnnlib.util import UserError
 from torch_utils.ops.backend import is_reference
 from training.ema import update_ema
@@ -24,6 +33,10 @@ REFERENCE, FP32, BF16 = available(CPU)
 @pytest.fixture
 def setting(tmp_path) -> Setting:
     return Setting(CPU, resolution=8, batch=2, cbase=64, folder=tmp_path)
+
+
+def find_case(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
 
 
 def jobs_of(
@@ -49,8 +62,8 @@ def test_auto_is_bf16_where_the_cpu_is_fast_at_it(monkeypatch):
     for fast, name in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda fast=fast: fast)
         assert auto_choice(CPU) == name
-        assert half_is_slow(BF16, CPU) is not fast
-        assert not half_is_slow(FP32, CPU)
+        assert BF16.is_emulated(CPU) is not fast
+        assert not FP32.is_emulated(CPU)
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp16"])
@@ -78,11 +91,11 @@ def test_operations_have_three_passes_in_every_precision(case, setting):
 
 
 def test_memory_bound_operations_know_what_they_move(setting):
-    case = measure.find_case("op/bias_act")
+    case = find_case("op/bias_act")
     moved = {name: part.moved for name, part in build_all(case, setting, [REFERENCE, BF16])["forward"].items()}
     elements = 2 * (2 * 8 * 8 * 8) + 8  # x and y of 2 images, 8 channels, 8x8, and the bias
     assert moved == {"reference": elements * 4, "bf16": elements * 2}
-    assert build_all(measure.find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
+    assert build_all(find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
 
 
 def test_an_iteration_weighs_phases_by_their_intervals(setting):
@@ -92,7 +105,7 @@ def test_an_iteration_weighs_phases_by_their_intervals(setting):
     assert measure.weighted_sum(samples, {"a": 1, "b": 0.25}) == {"x": [2.0, 4.0], "y": [10.0, 21.0]}
 
 
-@pytest.mark.parametrize("case", [case for case in NETWORK_CASES if case.total], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if case.total], ids=lambda case: case.name)
 def test_totals_have_a_weight_for_each_part(case, setting):
     parts = build_all(case, setting, [FP32])
     assert set(parts) == set(case.weights)
@@ -106,7 +119,7 @@ def test_the_loop_runs_the_phases_that_its_parts_name(setting, monkeypatch):
         "with Greg": ["Gmain", "Greg", "Dmain"],
         "main phases": ["Gmain", "Dmain"],
     }
-    for name, versions in build_all(measure.find_case("loop"), setting, [FP32]).items():
+    for name, versions in build_all(find_case("loop"), setting, [FP32]).items():
         phases.clear()
         versions["fp32"].run()
         assert phases == expected[name]
@@ -124,7 +137,7 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
 
         G.register_forward_hook(note, with_kwargs=True)
         torch.manual_seed(0)
-        part = measure.find_case("inference/b1").build(setting, variant)["images"]
+        part = find_case("inference/b1").build(setting, variant)["images"]
         with variant.path():
             part.run()
         monkeypatch.undo()
@@ -136,16 +149,15 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
 
 def test_plain_training_ends_at_the_same_weights(setting):
     trainers = [setting.trainer(variant, reads_data=False) for variant in (REFERENCE, FP32)]
-    assert [trainer.phases[0].opt.defaults["fused"] for trainer in trainers] == [False, True]
-    steps = [(plain.run_phase, plain.update_ema), (run_phase, update_ema)]
-    for trainer, variant, (step, follow) in zip(trainers, (REFERENCE, FP32), steps):
+    assert [setting.options(v)["G_opt_kwargs"].get("fused") for v in (REFERENCE, FP32)] == [False, None]
+    for trainer, variant, follow in zip(trainers, (REFERENCE, FP32), (update_ema_by_tensor, update_ema)):
         trainer.augment_pipe.p.fill_(0.0)
         torch.manual_seed(1)
         c = torch.zeros([2, 0])
         batch = {"real_img": torch.randn([2, 3, 8, 8]), "real_c": c, "gen_z": torch.randn([2, 512]), "gen_c": c}
         with variant.path():
             for phase in trainer.phases:
-                step(phase, trainer.loss, [batch])
+                run_phase(phase, trainer.loss, [batch])
             follow(trainer.G_ema, trainer.G, 0.5)
     for name in ("G", "D", "G_ema"):
         ours, theirs = (getattr(trainer, name).state_dict() for trainer in reversed(trainers))
@@ -156,12 +168,12 @@ def test_plain_training_ends_at_the_same_weights(setting):
 def test_the_moving_average_moves():
     G, G_ema = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = copy.deepcopy(G_ema)
-    plain.update_ema(G_ema, G, 0.75)
+    update_ema_by_tensor(G_ema, G, 0.75)
     torch.testing.assert_close(G_ema.weight, 0.75 * before.weight + 0.25 * G.weight)
 
 
 def test_patterns_name_a_case_a_folder_or_a_wildcard():
-    names = [case.name for case in measure.CASES]
+    names = [case.name for case in CASES]
 
     def found(pattern):
         return [name for name in names if measure.matches(name, pattern)]
@@ -177,11 +189,11 @@ def test_patterns_name_a_case_a_folder_or_a_wildcard():
 
 def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
     jobs = jobs_of(setting, "*")
-    assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in measure.CASES}
+    assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in CASES}
     assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference"}
     assert next(iter(jobs))[1] == 128  # first, so that an interrupted run has it
     everywhere = jobs_of(setting, "*", thorough=True)
-    assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in measure.CASES}
+    assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in CASES}
 
 
 def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monkeypatch):
@@ -214,9 +226,12 @@ def test_peak_memory_counts_what_a_run_holds(setting):
     def build(setting, variant):
         return {"part": Part(lambda: torch.ones(size // 4))}
 
-    assert 0.9 * size < peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
+    assert 0.9 * size < measure.peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
 
 
-def test_an_order_to_another_process_is_carried_out(setting):
-    text = order(measure.find_case("memory/inference"), setting, Variant("reference", "fp32", plain=True))
-    assert carry_out(text) >= 0
+def test_peak_memory_is_measured_in_another_process(setting):
+    case = find_case("memory/inference")
+    assert measure.peak_in_subprocess(case, setting, REFERENCE) >= 0
+    impossible = Variant("fp16", "fp16")
+    with pytest.raises(UserError, match=r"memory of memory/inference \(fp16\) failed: .*fp16 needs a CUDA device"):
+        measure.peak_in_subprocess(case, setting, impossible)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from benchmarks.__main__ import _command, main
-from benchmarks.measure import CASES
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES
 from benchmarks.results import load
 from dnnlib import cli
 from tests.support import ROOT
@@ -120,6 +120,9 @@ def test_a_file_in_place_of_the_folder_is_refused(bench, tmp_path):
     assert err.startswith("Error: --out=")
 
 
-def test_the_recorded_command_names_no_files():
-    command = _command(["--out", "/a/b", "--quick", "--compare=/c/d.json", "--res=8", "--compare", "e.json"])
-    assert command == "python -m benchmarks --quick --res=8"
+def test_the_recorded_command_names_no_files(bench, tmp_path):
+    out = tmp_path / "new"
+    assert bench("--out", str(out), "--only=inference/b1", *TINY)[0] == 0
+    old = out / "benchmark.json"
+    assert bench(f"--out={out}", "--compare", str(old), "--only=inference/b1", *TINY)[0] in (0, 1)
+    assert load(old).command == " ".join(["python -m benchmarks --only=inference/b1", *TINY])

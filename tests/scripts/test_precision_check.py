@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import dnnlib.cli
-from scripts import charts, precision_check
+from dnnlib import charts
+from scripts import precision_check
 from tests.support import make_image_zip
 
 

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures were made on, as far as it matters to them; nothing that names the machine."""
+"""The machine that figures were measured on, as far as it matters to them. Nothing identifies the machine."""
 
 import os
 import pathlib
 import platform
+from typing import Any
 
 import psutil
 import torch
 
 from torch_utils.precision import cpu_has_fast_bf16
 
-# Of what Linux lists, what decides how fast matrices are multiplied.
+# The flags listed by Linux that decide how fast matrices are multiplied.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16")
 
 
-def describe(device: torch.device) -> dict:
-    """Processor, memory, versions and threads, ready for JSON."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def describe(device: torch.device) -> dict[str, Any]:
+    """Processor, memory, versions, threads and, for a CUDA `device`, the GPU; ready for JSON."""
     info = {
         "device": device.type,
         "cpu": _cpuinfo().get("model name") or platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in _cpuinfo().get("flags", "").split()],
         "fast_bf16": cpu_has_fast_bf16(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -35,8 +35,13 @@ def describe(device: torch.device) -> dict:
     return info
 
 
+def short_name(device: torch.device) -> str:
+    """The name of the GPU, or the number of CPU cores."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+
+
 def _cpuinfo() -> dict[str, str]:
-    """The first entry of /proc/cpuinfo, by its names; empty elsewhere than on Linux."""
+    """The first entry of /proc/cpuinfo; empty on systems other than Linux."""
     path = pathlib.Path("/proc/cpuinfo")
     if not path.exists():
         return {}
