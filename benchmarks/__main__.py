@@ -31,9 +31,7 @@ UNNAMED = ("--out", "--compare")  # options that are not recorded
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: PyTorch's]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--compare", metavar="JSON", help="An earlier run; exit status 1 if a ratio fell.")
-@click.option(
-    "--tolerance", type=click.FloatRange(0, 100), default=10, show_default=True, help="Percent, for --compare."
-)
+@click.option("--tolerance", type=click.FloatRange(0, 100), default=10, help="Percent, for --compare.  [default: 10]")
 def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads, device, compare, tolerance):
     """Measure the fast path against the plain reference path of this repository.
 
@@ -50,7 +48,6 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
     device = resolve_device(device)
     earlier = None if compare is None else results.load(compare)
     chosen, auto = cases.available(device, precisions), cases.auto_choice(device)
-    scope = measure.scope_of(device.type, quick, full, only, res)
     folder = make_folder(out, "--out")
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     found = results.Run(_command(sys.argv[1:]), date, machine.describe(device), auto, cbase)
@@ -63,7 +60,7 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
         def make_setting(resolution):
             return cases.Setting(device, resolution, batch, cbase, pathlib.Path(temporary))
 
-        jobs = measure.select(scope, make_setting, chosen, auto)
+        jobs = measure.select(device.type, make_setting, chosen, auto, quick, full, only, res)
         measure.measure(jobs, found, budget, lambda done: done.save(folder / JSON_NAME))
     click.echo(report.page(found))
     report.save_plot(found, folder / PLOT_NAME)

@@ -231,11 +231,15 @@ def _loop(setting: Setting, variant: Variant) -> dict[str, Part]:
         trainer.iteration = iteration
         trainer.step(new_tick=False)
 
-    return {name: Part(partial(step, kind)) for kind, name in {0: BOTH, G_INTERVAL: ONE, 1: NONE}.items()}
+    iterations = (0, G_INTERVAL, 1)
+    return {name: Part(partial(step, iteration)) for name, iteration in zip(LOOP_WEIGHTS, iterations)}
 
 
-BOTH, ONE, NONE = "with Greg, Dreg", "with Greg", "main phases"
-LOOP_WEIGHTS = {BOTH: 1 / D_INTERVAL, ONE: 1 / G_INTERVAL - 1 / D_INTERVAL, NONE: 1 - 1 / G_INTERVAL}
+LOOP_WEIGHTS = {
+    "with Greg, Dreg": 1 / D_INTERVAL,
+    "with Greg": 1 / G_INTERVAL - 1 / D_INTERVAL,
+    "main phases": 1 - 1 / G_INTERVAL,
+}
 TRAINING_WEIGHTS = {"Gmain": 1, "Greg": 1 / G_INTERVAL, "Dmain": 1, "Dreg": 1 / D_INTERVAL, "EMA": 1}
 
 
@@ -331,10 +335,3 @@ CASES = [
     Case("memory/inference", partial(_inference, 16), plan=25, batch=16, kind="memory"),
     *OP_CASES,
 ]
-
-
-def copy_bandwidth(device: torch.device, seconds_of: Callable[[Callable], float]) -> float:
-    """Bytes per second that a copy of a large tensor reads and writes; `seconds_of(work)` times it."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / seconds_of(lambda: target.copy_(source))

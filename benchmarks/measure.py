@@ -13,50 +13,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.cases import CASES, OP_CASES, REFERENCE, Case, Setting, Variant, build_all, copy_bandwidth
+from benchmarks.cases import CASES, OP_CASES, Case, Setting, Variant, build_all
 from benchmarks.results import Result, Run
-from benchmarks.timing import clock_for, interleave, peak_growth
+from benchmarks.timing import Clock, clock_for, interleave, peak_growth
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
 
 DEFAULT_RESOLUTIONS = {"cpu": [64, 128, 256], "cuda": [256, 512, 1024]}
 HEADLINE = {"cpu": 128, "cuda": 256}
-QUICK_CASES = {
-    "cpu": ["training", "inference"],
-    "cuda": ["training", "inference", "loop", "op/bias_act", "op/upfirdn2d"],
-}
+QUICK = ["training", "inference"]
+QUICK_CASES = {"cpu": QUICK, "cuda": [*QUICK, "loop", "op/bias_act", "op/upfirdn2d"]}
 PROGRESS_INTERVAL = 15.0  # seconds between progress lines where the output is not a terminal
 COSTLY = ("op/", "loop", "memory/", "forward/")  # on a CPU, only at the headline resolution
-
-
-@dataclasses.dataclass(frozen=True)
-class Scope:
-    """How much is measured: the cases that match `patterns`, at `resolutions`.
-
-    With `thorough`, everything; otherwise slow cases and emulated half precision only at the `headline` resolution.
-    `slow_training`: there, also training in emulated half precision.
-    """
-
-    patterns: list[str]
-    resolutions: list[int]
-    headline: int
-    thorough: bool = False
-    slow_training: bool = True
-
-
-def scope_of(device: str, quick: bool, full: bool, only: list[str] | None, res: list[int] | None) -> Scope:
-    """The scope for flags of the command line. Raises UserError where they contradict each other."""
-    if quick and full:
-        raise UserError("--quick contradicts --full: drop one of the two")
-    check_resolutions(res or ())
-    headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
-    return Scope(
-        patterns=only or (QUICK_CASES[device] if quick else ["*"]),
-        resolutions=res or ([headline] if quick else DEFAULT_RESOLUTIONS[device]),
-        headline=headline,
-        thorough=full or bool(only) or device == "cuda",
-        slow_training=not quick,
-    )
 
 
 def check_resolutions(resolutions: list[int]) -> None:
@@ -85,16 +53,36 @@ class Job:
         return Result(self.case.name, part, self.setting.resolution, batch, unit, samples, moved)
 
 
-def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[Variant], auto: str) -> list[Job]:
-    """The jobs of `scope`, the headline resolution first. Raises UserError if there is nothing to measure."""
+def select(
+    device: str,
+    make_setting: Callable[[int], Setting],
+    variants: list[Variant],
+    auto: str,
+    quick: bool = False,
+    full: bool = False,
+    only: list[str] | None = None,
+    res: list[int] | None = None,
+) -> list[Job]:
+    """The jobs for flags of the command line, those at the headline resolution first.
+
+    Slow cases and emulated half precision are measured only there, except with `full` or `only` or on CUDA. Training in
+    emulated half precision is not part of `quick`. Raises UserError for flags that contradict each other or select
+    nothing.
+    """
+    if quick and full:
+        raise UserError("--quick contradicts --full: drop one of the two")
+    check_resolutions(res or ())
+    headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
+    resolutions = res or ([headline] if quick else DEFAULT_RESOLUTIONS[device])
+    patterns = only or (QUICK_CASES[device] if quick else ["*"])
     jobs = []
-    for resolution in sorted(scope.resolutions, key=lambda r: (r != scope.headline, r)):
+    for resolution in sorted(resolutions, key=lambda r: (r != headline, r)):
         setting = make_setting(resolution)
-        everything = scope.thorough or resolution == scope.headline
+        everything = full or bool(only) or device == "cuda" or resolution == headline
         for case in CASES:
-            named = any(matches(case.name, pattern) for pattern in scope.patterns)
+            named = any(matches(case.name, pattern) for pattern in patterns)
             if named and (everything or not case.name.startswith(COSTLY)):
-                emulated = everything and (scope.slow_training or case.name != "training")
+                emulated = everything and not (quick and case.name == "training")
                 chosen = [v for v in variants if _wanted(case, v, setting, auto, emulated)]
                 jobs += [Job(case, setting, chosen)] if len(chosen) > 1 else []
     if not jobs:
@@ -121,11 +109,7 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
     """
     clock = clock_for(jobs[0].setting.device)
     if any(job.case in OP_CASES for job in jobs):
-
-        def seconds_of(work):
-            return min(interleave({"copy": {REFERENCE: work}}, clock, budget=1)["copy"][REFERENCE])
-
-        run.copy_bytes_per_s = copy_bandwidth(jobs[0].setting.device, seconds_of)
+        run.copy_bytes_per_s = _copy_bandwidth(jobs[0].setting.device, clock)
     for job in jobs:
         for variant in job.variants:
             job.setting.options(variant)
@@ -146,6 +130,14 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
             save(run)
 
 
+def _copy_bandwidth(device: torch.device, clock: Clock) -> float:
+    """Bytes per second that a copy of a large tensor reads and writes."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    samples = interleave({"": {"": lambda: target.copy_(source)}}, clock, budget=1)
+    return 2 * source.numel() * source.element_size() / min(samples[""][""])
+
+
 @contextlib.contextmanager
 def _clean_after() -> Iterator[None]:
     """Reset the settings and free the memory of a job; a training run sets cuDNN's, and refers to itself."""
@@ -163,13 +155,13 @@ def _timings(job: Job, clock, budget: float, on_round) -> list[Result]:
     works = {name: {variant: part.run for variant, part in versions.items()} for name, versions in parts.items()}
     paths = {variant.name: variant.path for variant in job.variants}
     samples = interleave(works, clock, budget, lambda name: paths[name](), on_round)
-    moved = {
-        name: {variant: part.moved for variant, part in versions.items() if part.moved is not None}
-        for name, versions in parts.items()
-    }
     if job.case.total:
         samples = {job.case.total: weighted_sum(samples, job.case.weights), **samples}
-    return [job.result(name, "s", times, moved.get(name, {})) for name, times in samples.items()]
+
+    def moved(name: str) -> dict[str, int]:
+        return {variant: part.moved for variant, part in parts.get(name, {}).items() if part.moved is not None}
+
+    return [job.result(name, "s", times, moved(name)) for name, times in samples.items()]
 
 
 def weighted_sum(samples: dict[str, dict[str, list[float]]], weights: dict[str, float]) -> dict[str, list[float]]:

@@ -6,7 +6,6 @@ import os
 from benchmarks.cases import REFERENCE
 from benchmarks.results import Change, Result, Run
 from dnnlib import charts
-from dnnlib.files import open_atomic
 from dnnlib.text import aligned
 
 # Two measurements of the same work differ by a few percent, in time by more than the quartiles of a few rounds show.
@@ -185,5 +184,4 @@ def save_plot(run: Run, path: str | os.PathLike) -> None:
     name = run.machine["gpu"] if run.machine["device"] == "cuda" else run.machine["cpu"]
     title = f"{name}, PyTorch {run.machine['torch']}, {run.date}"
     picture = charts.bars(title, "times the reference: above 1 is faster, or less memory", rows, mark=1)
-    with open_atomic(path) as file:
-        picture.save(file, format="png")
+    charts.save_png(picture, path)

@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.cases import REFERENCE
 from benchmarks.timing import Spread, paired_ratio, spread
-from dnnlib.util import UserError, open_atomic
+from dnnlib.files import write_text
+from dnnlib.util import UserError
 
 SCHEMA = 1
 
@@ -62,25 +63,22 @@ class Run:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as JSON, atomically."""
-        with open_atomic(path, "w") as file:
-            json.dump({"schema": SCHEMA, **dataclasses.asdict(self)}, file, indent=1)
+        write_text(path, json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1))
 
 
 def load(path: str | os.PathLike) -> Run:
     """Read what `Run.save` wrote. Raises UserError for a file that is not there or is not one."""
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--compare={path}: cannot be read ({error})") from error
-    try:
-        content = json.loads(text)
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
-            raise UserError(f"--compare={path} was written by another version of the benchmark: make it anew")
+            raise UserError(f"--compare={path} was written by another version of the benchmark: make a new one")
         results = [Result(**result) for result in content.pop("results")]
-        for result in results:  # what the comparison will take
+        for result in results:  # as the comparison will do
             for variant in result.fast_variants:
                 result.ratio(variant)
         return Run(**content, results=results)
+    except OSError as error:
+        raise UserError(f"--compare={path}: cannot be read ({error})") from error
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"--compare={path} is not a benchmark's JSON file ({type(error).__name__}: {error})") from error
 

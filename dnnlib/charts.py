@@ -3,9 +3,12 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+
+from dnnlib.files import open_atomic
 
 INK, FAINT, RULE, PAPER = (24, 24, 27), (110, 110, 118), (222, 222, 226), (255, 255, 255)
 COLOURS = [(31, 98, 180), (214, 84, 28), (34, 139, 77), (140, 70, 160), (120, 100, 20)]
@@ -101,6 +104,12 @@ def beside(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
         whole.paste(picture, (x, 0))
         x += picture.width + gap
     return whole
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture as a PNG file, atomically."""
+    with open_atomic(path) as file:
+        picture.save(file, format="PNG", optimize=True)
 
 
 def _canvas(title: str, x_label: str, size: tuple[int, int], left: int):

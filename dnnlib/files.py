@@ -50,6 +50,12 @@ def full_disk_is_a_user_error() -> Iterator[None]:
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, UTF-8, so that it appears whole or not at all."""
+    with open_atomic(path, "w") as file:
+        file.write(text)
+
+
 def make_folder(path: str | os.PathLike, flag: str) -> pathlib.Path:
     """Make the folder that the option `flag` names, with its parents. Raises UserError if it cannot be made."""
     folder = pathlib.Path(path)

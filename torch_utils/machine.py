@@ -4,6 +4,7 @@
 import os
 import pathlib
 import platform
+import subprocess
 from typing import Any
 
 import psutil
@@ -30,9 +31,30 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if device.type == "cuda":
-        info.update(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
-    return info
+    return {**info, **_describe_gpu(device)} if device.type == "cuda" else info
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpus": torch.cuda.device_count(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": command_output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]),
+    }
+
+
+def command_output(command: list[str]) -> str | None:
+    """The output of a command, or None if it does not exist or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def short_name(device: torch.device) -> str:

@@ -39,15 +39,13 @@ def find_case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
-def jobs_of(
-    setting, *patterns, thorough=False, slow_training=True, resolutions=(64, 128)
-) -> dict[tuple[str, int], list]:
-    scope = measure.Scope(list(patterns), list(resolutions), 128, thorough, slow_training)
+def jobs_of(setting, **flags) -> dict[tuple[str, int], list]:
+    """Variants by case and resolution, at 64 and 128, for flags of the command line."""
 
     def make_setting(resolution):
         return Setting(CPU, resolution, 4, None, setting.folder)
 
-    chosen = measure.select(scope, make_setting, [REFERENCE, FP32, BF16], "fp32")
+    chosen = measure.select("cpu", make_setting, [REFERENCE, FP32, BF16], "fp32", **{"res": [64, 128], **flags})
     return {(job.case.name, job.setting.resolution): [variant.name for variant in job.variants] for job in chosen}
 
 
@@ -188,36 +186,36 @@ def test_patterns_name_a_case_a_folder_or_a_wildcard():
 
 
 def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
-    jobs = jobs_of(setting, "*")
+    jobs = jobs_of(setting)
     assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in CASES}
     assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference"}
     assert next(iter(jobs))[1] == 128  # first, so that an interrupted run has it
-    everywhere = jobs_of(setting, "*", thorough=True)
+    everywhere = jobs_of(setting, full=True)
     assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in CASES}
 
 
 def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monkeypatch):
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: False)
-    jobs = jobs_of(setting, "training", "inference")
+    jobs = jobs_of(setting)
     assert jobs["training", 128] == ["reference", "fp32", "bf16"]
     assert jobs["training", 64] == ["reference", "fp32"]
     assert jobs["inference/b1", 128] == ["reference", "fp32", "bf16"]
     assert jobs["inference/b1", 64] == ["reference", "fp32"]
-    quick = jobs_of(setting, "training", "inference", slow_training=False)
+    quick = jobs_of(setting, quick=True)
     assert quick["training", 128] == ["reference", "fp32"]
     assert quick["inference/b1", 128] == ["reference", "fp32", "bf16"]
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: True)
-    assert jobs_of(setting, "training", slow_training=False)["training", 64] == ["reference", "fp32", "bf16"]
+    assert jobs_of(setting, quick=True)["training", 64] == ["reference", "fp32", "bf16"]
 
 
 def test_the_loop_is_measured_as_users_get_it(setting):
-    assert jobs_of(setting, "loop")["loop", 128] == ["reference", "fp32"]
-    assert jobs_of(setting, "op/grid_sample")["op/grid_sample", 128] == ["reference", "fp32"]
+    assert jobs_of(setting)["loop", 128] == ["reference", "fp32"]
+    assert jobs_of(setting)["op/grid_sample", 128] == ["reference", "fp32"]
 
 
 def test_nothing_to_measure_is_refused_with_the_names(setting):
     with pytest.raises(UserError, match=r"--only.*op/bias_act"):
-        jobs_of(setting, "nothing")
+        jobs_of(setting, only=["nothing"])
 
 
 def test_peak_memory_counts_what_a_run_holds(setting):
