@@ -24,10 +24,10 @@ Work = Callable[[], Any]
 
 
 class Clock(NamedTuple):
-    """`time(work, repeats)` gives the seconds of one call. Work shorter than `min_sample` seconds is repeated.
+    """`time(work, repeats)` returns the seconds per call. Work shorter than `min_sample` seconds is repeated.
 
-    On a CPU that makes the clock's own noise small; on CUDA the calls run back to back, as they do in use, where the
-    host is ahead of the device.
+    On a CPU this reduces the noise of the clock; on CUDA the calls run back to back, as in real use, where the host is
+    ahead of the device.
     """
 
     time: Callable[[Work, int], float]
@@ -69,7 +69,7 @@ def _wall_time(work: Work, repeats: int) -> float:
 
 def _cuda_time(work: Work, repeats: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()  # or the first event would wait behind work of others
+    torch.cuda.synchronize()  # or the first event would wait for earlier work
     start.record()
     for _ in range(repeats):
         work()
@@ -88,8 +88,9 @@ def interleave(
     """Seconds of each part for each of its versions, one sample a round.
 
     `parts[part][version]` is the work. After a warm-up the versions of a part take turns, part by part and round by
-    round; who begins rotates. As many rounds are made as fit into `budget` seconds, from 3 to 15. `hold(version)` is
-    held around each sample; `on_round` is called after the warm-up and each round with the share that is done.
+    round; the version that begins rotates. There are as many rounds as fit into `budget` seconds, from 3 to 15. Each
+    sample runs inside the context `hold(version)`. `on_round` is called with the completed fraction after the warm-up
+    and after each round.
     """
 
     def sample(timed: Callable[[], float], name: str) -> float:
@@ -115,13 +116,13 @@ def interleave(
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """`names`, beginning `by` places later, the first ones last."""
+    """`names`, rotated to the left by `by` places."""
     by %= len(names)
     return names[by:] + names[:by]
 
 
 def _warm_up(work: Work, clock: Clock) -> float:
-    """Seconds of one call; where the first is short, of a second, without what is done only once."""
+    """Seconds of one call; if it is short, of a second one, without one-time initialisation."""
     seconds = clock.time(work, 1)
     return clock.time(work, 1) if seconds < 1 else seconds
 

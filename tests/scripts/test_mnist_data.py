@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metrics import digit_detector
 from tests.support import ROOT
 from training.dataset import ImageFolderDataset
 
@@ -107,6 +108,34 @@ def test_features_tell_good_images_from_bad(digits, detector):
     for name, changed in bad.items():
         assert frechet(features(images), features(changed)) > 3 * halves, name
     assert frechet(features(images), features(images[labels != 3])) > halves, "a missing class"
+
+
+def test_the_detector_file_is_the_network_of_the_training_code(digits, detector):
+    images = digits[0][:20]
+    net = digit_detector.DigitNet().eval()
+    net.load_state_dict(detector.state_dict())
+    for kwargs in ({}, {"return_features": True}, {"no_output_bias": True}):
+        torch.testing.assert_close(net(images, **kwargs), detector(images, **kwargs))
+
+
+def test_a_short_training_is_reproducible_and_better_than_chance(digits):
+    images, labels = digits
+    nets = [digit_detector.train(images[:400], labels[:400], epochs=2) for _ in range(2)]
+    first, second = (net.state_dict().values() for net in nets)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert (nets[0](images[400:]).argmax(dim=1) == labels[400:]).float().mean() > 0.2
+
+
+def test_an_exported_detector_computes_the_same_and_names_no_folder(digits, tmp_path):
+    net = digit_detector.DigitNet().eval()
+    content = digit_detector.export(net)
+    (tmp_path / "net.pt").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is", category=DeprecationWarning)
+        loaded = torch.jit.load(tmp_path / "net.pt")
+    images = digits[0][:20]
+    torch.testing.assert_close(loaded(images, return_features=True), net(images, return_features=True))
+    assert str(ROOT).encode() not in content and b"debug_pkl" not in content
 
 
 def test_the_detector_file_names_no_folder_of_the_machine_it_was_made_on():
