@@ -4,8 +4,8 @@
 #
 #   scripts/gpu_check.sh [--cpu] [--out DIR]
 #
-# --cpu rehearses, in about 3 minutes, every stage that needs no GPU. PYTHON names the interpreter; it needs the packages
-# of training, and pytest for the stage of tests. Exit status 1 if any stage failed.
+# --cpu rehearses, in about 3 minutes, every stage that needs no GPU. PYTHON names the interpreter; it needs the
+# packages of training, and pytest for the stage of tests. Exit status 1 if any stage failed.
 set -euo pipefail
 
 usage() {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases are measured, that the reference is plain and gives what the fast path gives, and what users get."""
+"""Selection of cases, and the reference: it is plain, and its results are those of the fast path."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused(name):
         available(CPU, [name])
 
 
-def test_the_reference_path_is_held_while_the_reference_is_built():
+def test_the_reference_is_built_on_the_reference_path():
     def build(setting, variant):
         return {f"{variant.name} {is_reference()}": Part(lambda: None)}
 
@@ -88,7 +88,7 @@ def test_operations_have_three_passes_in_every_precision(case, setting):
                 versions[variant.name].run()
 
 
-def test_memory_bound_operations_know_what_they_move(setting):
+def test_memory_bound_operations_state_the_bytes_that_they_transfer(setting):
     case = find_case("op/bias_act")
     moved = {name: part.moved for name, part in build_all(case, setting, [REFERENCE, BF16])["forward"].items()}
     elements = 2 * (2 * 8 * 8 * 8) + 8  # x and y of 2 images, 8 channels, 8x8, and the bias
@@ -185,7 +185,7 @@ def test_patterns_name_a_case_a_folder_or_a_wildcard():
     assert found("o") == []
 
 
-def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
+def test_slow_cases_are_measured_at_the_headline_resolution(setting):
     jobs = jobs_of(setting)
     assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in CASES}
     assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference"}
@@ -194,7 +194,7 @@ def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
     assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in CASES}
 
 
-def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monkeypatch):
+def test_emulated_bf16_training_is_measured_only_at_the_headline_resolution(setting, monkeypatch):
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: False)
     jobs = jobs_of(setting)
     assert jobs["training", 128] == ["reference", "fp32", "bf16"]
@@ -208,17 +208,17 @@ def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monke
     assert jobs_of(setting, quick=True)["training", 64] == ["reference", "fp32", "bf16"]
 
 
-def test_the_loop_is_measured_as_users_get_it(setting):
+def test_the_loop_is_measured_in_the_precision_that_users_get(setting):
     assert jobs_of(setting)["loop", 128] == ["reference", "fp32"]
     assert jobs_of(setting)["op/grid_sample", 128] == ["reference", "fp32"]
 
 
-def test_nothing_to_measure_is_refused_with_the_names(setting):
+def test_an_empty_selection_is_refused_with_the_names_of_the_cases(setting):
     with pytest.raises(UserError, match=r"--only.*op/bias_act"):
         jobs_of(setting, only=["nothing"])
 
 
-def test_peak_memory_counts_what_a_run_holds(setting):
+def test_peak_memory_counts_the_tensors_of_a_run(setting):
     size = 2**26
 
     def build(setting, variant):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: a tiny benchmark from end to end, a comparison with it, and what is refused."""
+"""The command line: a tiny benchmark from end to end, a comparison with it, and refused arguments."""
 
 import json
 
@@ -17,7 +17,7 @@ TINY = ["--device=cpu", "--cbase=64", "--batch=2", "--res=8", "--budget=0", "--p
 @pytest.fixture
 def bench(monkeypatch, capsys):
     """Runs the command with arguments; returns status, standard output and standard error."""
-    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # of the process that all tests share
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # all tests share this process
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
@@ -82,7 +82,7 @@ def test_a_tiny_benchmark_on_a_gpu(bench, tmp_path):
     assert "of a copy" in out
 
 
-def test_a_comparison_without_anything_in_common_is_refused(bench, tmp_path):
+def test_a_comparison_of_runs_with_nothing_in_common_is_refused(bench, tmp_path):
     assert bench(f"--out={tmp_path}", "--only=inference/b1", *TINY)[0] == 0
     old = tmp_path / "benchmark.json"
     status, _out, err = bench(f"--out={tmp_path / 'new'}", "--only=op/grid_sample", f"--compare={old}", *TINY)

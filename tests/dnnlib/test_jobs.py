@@ -22,7 +22,7 @@ def test_jobs_wait_for_what_they_need(tmp_path):
     assert second.start >= first.start + first.seconds
 
 
-def test_a_failing_job_stops_the_others_and_says_its_own_words(tmp_path):
+def test_a_failing_job_stops_the_others_and_shows_its_output(tmp_path):
     bad = job("break", "print('all is lost'); raise SystemExit(3)", tmp_path)
     endless = job("go on", "import time; time.sleep(60)", tmp_path)
     with pytest.raises(UserError, match=r"could not break \(exit status 3\)[\s\S]*all is lost"):

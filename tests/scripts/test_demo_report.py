@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's report: what it shows, that it stands alone, and that the demo as a whole runs."""
+"""The demo's report: its content, that it is self-contained, and that the whole demo runs."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def entry(title: str, **changes) -> Entry:
 ENTRIES = [entry("Teacher"), entry("Student <1>", channels=(64, 32, 16), params=1_000_000, macs=2_000_000, fid=20.0)]
 
 
-def test_table_says_sizes_and_their_share_of_the_first_network():
+def test_table_has_sizes_and_their_share_of_the_first_network():
     header, teacher, student = table(ENTRIES)
     assert header == HEADER
     assert teacher == ("Teacher", "128 64 32", "2.00 M", "8.00 M", "12.50", "61 s", "20 kimg, batch 16")
@@ -35,7 +35,7 @@ def test_table_says_sizes_and_their_share_of_the_first_network():
 
 
 class Counting(torch.nn.Module):
-    """Makes 2x2 images whose brightness is the class number, and 10 more for each row of the grid."""
+    """Makes 2x2 images whose brightness is the class number plus 10 times the row of the grid."""
 
     z_dim = 4
 
@@ -54,7 +54,7 @@ def test_sample_grid_has_a_column_per_class_and_a_row_per_seed():
     np.testing.assert_array_equal(cells, np.broadcast_to(expected[:, None, :, None], cells.shape))
 
 
-def test_html_holds_every_cell_and_carries_its_pictures_inside(tmp_path):
+def test_html_contains_every_cell_and_its_pictures(tmp_path):
     write_html(tmp_path / "report.html", "Heading & more", ENTRIES, ["A note."])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in [*HEADER, "Heading &amp; more", "Student &lt;1&gt;", "2.00 M (25%)", "A note."]:
@@ -80,7 +80,7 @@ def test_png_shows_the_grids_side_by_side_unchanged(tmp_path):
     assert corners[1][1] >= corners[0][1] + ENTRIES[0].grid.shape[1]
 
 
-def test_older_runs_are_removed_and_nothing_else(tmp_path):
+def test_only_older_runs_are_removed(tmp_path):
     for name in ("20250101-000000", "20250102-000000", "mine"):
         (tmp_path / name).mkdir()
     (tmp_path / "report.html").write_text("x")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/gpu_check.sh and its report: stages that fail, what is left out, the sweep that it runs."""
+"""scripts/gpu_check.sh and its report: failed and skipped stages, and the sweep of operations that it runs."""
 
 import json
 import os
@@ -32,7 +32,7 @@ STAGES = [
 
 @pytest.fixture
 def work(tmp_path):
-    """What stages leave behind: some that went well, some that did not."""
+    """The files that stages leave behind, some of which failed."""
     folder = tmp_path / "work"
     (folder / "training").mkdir(parents=True)
     (folder / "benchmark").mkdir()
@@ -69,14 +69,14 @@ def test_report_is_a_few_flat_files(work, tmp_path):
     assert len(names) <= 8 and all((tmp_path / "out" / name).is_file() for name in names)
 
 
-def test_nothing_of_an_earlier_check_stays(work, tmp_path):
+def test_files_of_an_earlier_check_are_removed(work, tmp_path):
     gpu_report.assemble(work, tmp_path / "out")
     (work / "training" / "result.png").unlink()
     gpu_report.assemble(work, tmp_path / "out")
     assert not (tmp_path / "out" / "training.png").exists()
 
 
-def test_nothing_names_the_machine(work, tmp_path, monkeypatch):
+def test_nothing_identifies_the_machine(work, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node17")
     (work / "sweep.err").write_text("node17 failed in /opt/lib/x.so, see https://example.org/a/b and 3 sec/kimg\n")
     gpu_report.assemble(work, tmp_path / "out")
@@ -110,7 +110,7 @@ def test_facts_of_this_machine():
 
 
 @pytest.mark.parametrize("kernels", [None, object()])
-def test_build_says_how_long_it_took_or_that_it_failed(monkeypatch, kernels):
+def test_build_reports_its_duration_or_its_failure(monkeypatch, kernels):
     monkeypatch.setattr(custom_ops, "verbosity", custom_ops.verbosity)
     monkeypatch.setattr(_plugin, "load", lambda: kernels)
     if kernels is None:
@@ -121,7 +121,7 @@ def test_build_says_how_long_it_took_or_that_it_failed(monkeypatch, kernels):
 
 
 def run_check(tmp_path, python: str, *args: str) -> subprocess.CompletedProcess:
-    """The script with a stand-in for Python, which decides what each stage does; the report is made by the true one."""
+    """The script with a stand-in for Python that decides the result of each stage; the real one makes the report."""
     stand_in = tmp_path / "python"
     stand_in.write_text(f'#!/usr/bin/env bash\ncase "$*" in *assemble*) exec {sys.executable} "$@";; esac\n{python}\n')
     stand_in.chmod(0o755)
@@ -130,7 +130,7 @@ def run_check(tmp_path, python: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
 
-def test_a_failing_stage_does_not_hide_the_later_ones(tmp_path):
+def test_stages_after_a_failed_one_still_run(tmp_path):
     done = run_check(tmp_path, 'case "$*" in *ops.sweep*) echo no luck >&2; exit 3;; *) echo fine;; esac', "--cpu")
     assert done.returncode == 1, done.stderr
     results = dict(re.findall(r"^(\w+) +(ok|failed|skipped) ", done.stdout, re.MULTILINE))
@@ -141,13 +141,13 @@ def test_a_failing_stage_does_not_hide_the_later_ones(tmp_path):
     assert "no luck" in done.stdout and "no luck" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_all_well(tmp_path):
+def test_success_without_pytest(tmp_path):
     done = run_check(tmp_path, 'if [[ "$*" == *pytest* ]]; then exit 1; fi', "--cpu")
     assert done.returncode == 0, done.stdout
     assert re.search(r"^tests +skipped +0 s +pytest is not installed$", done.stdout, re.MULTILINE)
 
 
-def test_wrong_flags_are_told_the_usage(tmp_path):
+def test_wrong_flags_print_the_usage(tmp_path):
     done = run_check(tmp_path, "exit 0", "--gpu")
     assert done.returncode == 2 and "usage: scripts/gpu_check.sh [--cpu] [--out DIR]" in done.stderr
 
@@ -161,7 +161,7 @@ def test_limits_add_up_to_less_than_ten_minutes():
 
 
 def test_sweep_of_small_shapes_on_the_cpu():
-    assert sweep.TOLERANCE == {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}  # as docs/numerics.md declares
+    assert sweep.TOLERANCE == {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}  # as stated in docs/numerics.md
     cases = sweep.cases(small=True)
     for case in cases:
         for row in sweep.compare(case, ["fp32", "bf16"], torch.device("cpu")):
@@ -171,7 +171,7 @@ def test_sweep_of_small_shapes_on_the_cpu():
 
 
 @pytest.mark.parametrize("wrong", ["output", "gradient"])
-def test_sweep_finds_what_is_off(wrong):
+def test_sweep_finds_wrong_results(wrong):
     def func(x):
         if is_reference():
             return x * x

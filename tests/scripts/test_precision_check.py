@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of precisions: short runs to the end, and what it makes of FIDs."""
+"""The comparison of precisions: short complete runs, and the comparison of FIDs."""
 
 import json
 import math
