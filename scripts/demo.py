@@ -165,8 +165,8 @@ def main(outdir: str, quick: bool) -> None:
     """Train a teacher and two narrow students on digits, and compare them in a report."""
     budget = QUICK_BUDGET if quick else BUDGET
     networks = [dataclasses.replace(net, cbase=QUICK_CBASE, plan=20) for net in NETWORKS] if quick else NETWORKS
-    home = make_folder(outdir, "--outdir").resolve()
-    folder = home / time.strftime("%Y%m%d-%H%M%S")
+    home = pathlib.Path(outdir).resolve()
+    folder = make_folder(home / time.strftime("%Y%m%d-%H%M%S"), "--outdir")
     start = time.monotonic()
     entries = make_entries(folder, networks, budget)
     elapsed = time.monotonic() - start
