@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer, pip and make. The first target that is run makes .venv/ from
+# `make demo` and `make test` need Python 3.10 or newer, pip and make. The first target makes .venv/ from
 # requirements.lock; later ones reuse it until the lock changes. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -13,20 +13,20 @@ PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
 
 help:
 	@echo "make demo       train a teacher and two students on 5,000 digits, compare them in runs/demo/report.html"
-	@echo "make bench      fast path against reference path, in runs/bench/; BENCH_ARGS=--quick: docs/benchmarks/README.md"
-	@echo "make test       the test suite        make test-slow, make test-gpu: the tests left out of it"
-	@echo "make fuzz       2,000 damaged network files, each opened or refused (a part of test-slow)"
-	@echo "make lint       style checks          make format: apply automatic fixes"
-	@echo "make clean      remove .venv and caches; runs/ stays"
+	@echo "make bench      fast path against reference path, to runs/bench/; see docs/benchmarks/README.md"
+	@echo "make test       the test suite        make test-slow, make test-gpu: the tests it omits"
+	@echo "make fuzz       2,000 damaged network files, each opened or refused (part of test-slow)"
+	@echo "make lint       style checks          make format: fix what can be fixed automatically"
+	@echo "make clean      remove .venv and caches, but not runs/"
 
 setup: $(READY)
 
-# Debian's python3 comes without ensurepip unless python3-venv is there too; then the system's pip fills the environment.
+# Debian's python3 has no ensurepip unless python3-venv is installed; without it the system's pip fills the environment.
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV) \
 	  || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install --quiet pip; }
-	@echo "Installing the pinned packages into $(VENV) (once; torch is the large one)"
+	@echo "Installing the pinned packages into $(VENV) (once; torch is the largest)"
 	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
 	@touch $(READY)
 

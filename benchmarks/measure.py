@@ -1,38 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases are measured where, and the measuring."""
+"""Selection of cases, and their measurement."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import fnmatch
 import gc
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.cases import Case, Part, Setting, build_all
-from benchmarks.cases_networks import NETWORK_CASES
-from benchmarks.cases_ops import OP_CASES, copy_bandwidth
-from benchmarks.memory import peak_in_subprocess
+from benchmarks.cases import CASES, OP_CASES, Case, Setting, Variant, build_all
 from benchmarks.results import Result, Run
-from benchmarks.timing import clock_for, interleave
-from benchmarks.variants import REFERENCE, Variant, half_is_slow
+from benchmarks.timing import Clock, clock_for, interleave, peak_growth
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
 
-CASES = [*NETWORK_CASES, *OP_CASES]
-QUICK_CASES = {
-    "cpu": ["training", "inference"],
-    "cuda": ["training", "inference", "loop", "op/bias_act", "op/upfirdn2d"],
-}
+DEFAULT_RESOLUTIONS = {"cpu": [64, 128, 256], "cuda": [256, 512, 1024]}
+HEADLINE = {"cpu": 128, "cuda": 256}
+QUICK = ["training", "inference"]
+QUICK_CASES = {"cpu": QUICK, "cuda": [*QUICK, "loop", "op/bias_act", "op/upfirdn2d"]}
 PROGRESS_INTERVAL = 15.0  # seconds between progress lines where the output is not a terminal
-COSTLY = ("op/", "loop", "memory/", "forward/")  # on a CPU, at the headline resolution alone
+COSTLY = ("op/", "loop", "memory/", "forward/")  # on a CPU, only at the headline resolution
 
 
-def find_case(name: str) -> Case:
-    """The case of that name."""
-    return next(case for case in CASES if case.name == name)
+def check_resolutions(resolutions: list[int]) -> None:
+    """Raises UserError for a resolution that no network has."""
+    for resolution in resolutions:
+        if resolution < 8 or resolution & (resolution - 1):
+            raise UserError(f"--res: networks exist for powers of two from 8 up, not for {resolution}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +42,78 @@ class Job:
     setting: Setting
     variants: list[Variant]
 
-    def check(self) -> None:
-        """Raises UserError for a width or batch that networks cannot have, before anything is measured."""
-        for variant in self.variants:
-            self.setting.options(variant)
-
     @property
     def plan(self) -> int:
-        """Roughly how long it takes, for the progress line."""
+        """Rough duration, for the progress line."""
         return math.ceil(self.case.plan * math.sqrt(self.setting.resolution / 128))
+
+    def result(self, part: str, unit: str, samples: dict[str, list[float]], moved: dict[str, int]) -> Result:
+        """The result for a part of this case."""
+        batch = self.case.batch or self.setting.batch_size
+        return Result(self.case.name, part, self.setting.resolution, batch, unit, samples, moved)
+
+
+def select(
+    device: str,
+    make_setting: Callable[[int], Setting],
+    variants: list[Variant],
+    auto: str,
+    quick: bool = False,
+    full: bool = False,
+    only: list[str] | None = None,
+    res: list[int] | None = None,
+) -> list[Job]:
+    """The jobs for flags of the command line, those at the headline resolution first.
+
+    Slow cases and emulated half precision are measured only there, except with `full` or `only` or on CUDA. Training in
+    emulated half precision is not part of `quick`. Raises UserError for flags that contradict each other or select
+    nothing.
+    """
+    if quick and full:
+        raise UserError("--quick contradicts --full: drop one of the two")
+    check_resolutions(res or ())
+    headline = HEADLINE[device] if not res or HEADLINE[device] in res else res[0]
+    resolutions = res or ([headline] if quick else DEFAULT_RESOLUTIONS[device])
+    patterns = only or (QUICK_CASES[device] if quick else ["*"])
+    jobs = []
+    for resolution in sorted(resolutions, key=lambda r: (r != headline, r)):
+        setting = make_setting(resolution)
+        everything = full or bool(only) or device == "cuda" or resolution == headline
+        for case in CASES:
+            named = any(matches(case.name, pattern) for pattern in patterns)
+            if named and (everything or not case.name.startswith(COSTLY)):
+                emulated = everything and not (quick and case.name == "training")
+                chosen = [v for v in variants if _wanted(case, v, setting, auto, emulated)]
+                jobs += [Job(case, setting, chosen)] if len(chosen) > 1 else []
+    if not jobs:
+        names = ", ".join(case.name for case in CASES)
+        raise UserError(f"--only and --precisions leave nothing to measure; the cases are {names}")
+    return jobs
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is that name, a folder above it, or a matching wildcard."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
+
+
+def _wanted(case: Case, variant: Variant, setting: Setting, auto: str, emulated: bool) -> bool:
+    if case.name == "loop" and not variant.plain:
+        return variant.name == auto  # what users get; the phases compare the precisions
+    return variant.precision == "fp32" or (case.half and (emulated or not variant.is_emulated(setting.device)))
 
 
 def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None]) -> None:
-    """Carry out `jobs`, adding to `run` and calling `save` after each, so that an interrupted run keeps its figures."""
+    """Carry out `jobs`, adding to `run`. Calls `save` after each, so that an interrupted run keeps its figures.
+
+    Raises UserError, before anything is measured, for a width or batch that networks cannot have.
+    """
     clock = clock_for(jobs[0].setting.device)
     if any(job.case in OP_CASES for job in jobs):
-
-        def seconds_of(work):
-            return min(interleave({"copy": {REFERENCE: work}}, clock, budget=1)["copy"][REFERENCE])
-
-        run.copy_bytes_per_s = copy_bandwidth(jobs[0].setting.device, seconds_of)
-    interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
+        run.copy_bytes_per_s = _copy_bandwidth(jobs[0].setting.device, clock)
     for job in jobs:
-        job.check()
+        for variant in job.variants:
+            job.setting.options(variant)
+    interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
     with Progress(sum(job.plan for job in jobs), "measuring", "units", min_interval=interval) as progress:
         for job in jobs:
             progress.desc = f"measuring {job.case.name} at {job.setting.resolution}"
@@ -76,106 +124,82 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
 
             with _clean_after():
                 if job.case.kind == "memory":
-                    run.results.append(_memory(job, on_round))
+                    run.results += _peaks(job, on_round)
                 else:
                     run.results += _timings(job, clock, budget, on_round)
             save(run)
 
 
+def _copy_bandwidth(device: torch.device, clock: Clock) -> float:
+    """Bytes per second that a copy of a large tensor reads and writes."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    samples = interleave({"": {"": lambda: target.copy_(source)}}, clock, budget=1)
+    return 2 * source.numel() * source.element_size() / min(samples[""][""])
+
+
 @contextlib.contextmanager
 def _clean_after() -> Iterator[None]:
-    """No job finds settings or memory that another has left; a training run sets cuDNN's, and refers to itself."""
+    """Reset the settings and free the memory of a job; a training run sets cuDNN's, and refers to itself."""
     benchmark = torch.backends.cudnn.benchmark
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
         gc.collect()
-        torch.cuda.empty_cache()  # does nothing where CUDA was not used
+        torch.cuda.empty_cache()  # no effect if CUDA was not used
 
 
 def _timings(job: Job, clock, budget: float, on_round) -> list[Result]:
-    case, setting = job.case, job.setting
-    parts = build_all(case, setting, job.variants)
+    parts = build_all(job.case, job.setting, job.variants)
     works = {name: {variant: part.run for variant, part in versions.items()} for name, versions in parts.items()}
     paths = {variant.name: variant.path for variant in job.variants}
     samples = interleave(works, clock, budget, lambda name: paths[name](), on_round)
-    if case.total:
-        samples = {case.total: weighted_sum(samples, case.weights), **samples}
-    return [
-        Result(case.name, name, setting.resolution, case.batch or setting.batch_size, "s", times, _moved(parts, name))
-        for name, times in samples.items()
-    ]
+    if job.case.total:
+        samples = {job.case.total: weighted_sum(samples, job.case.weights), **samples}
 
+    def moved(name: str) -> dict[str, int]:
+        return {variant: part.moved for variant, part in parts.get(name, {}).items() if part.moved is not None}
 
-def _moved(parts: dict[str, dict[str, Part]], name: str) -> dict[str, int]:
-    return {variant: part.moved for variant, part in parts.get(name, {}).items() if part.moved is not None}
+    return [job.result(name, "s", times, moved(name)) for name, times in samples.items()]
 
 
 def weighted_sum(samples: dict[str, dict[str, list[float]]], weights: dict[str, float]) -> dict[str, list[float]]:
     """Round by round, the sum of the parts' times by `weights`, for each variant."""
-    variants = next(iter(samples.values()))
-    return {
-        name: [
-            sum(weight * samples[part][name][index] for part, weight in weights.items())
-            for index in range(len(variants[name]))
-        ]
-        for name in variants
-    }
+
+    def total(variant: str) -> list[float]:
+        rounds = zip(*(samples[part][variant] for part in weights))
+        return [sum(weight * seconds for weight, seconds in zip(weights.values(), times)) for times in rounds]
+
+    return {variant: total(variant) for variant in next(iter(samples.values()))}
 
 
-def _memory(job: Job, on_round) -> Result:
-    case, setting = job.case, job.setting
-    peaks = {}
+def _peaks(job: Job, on_round) -> list[Result]:
+    samples = {}
     for index, variant in enumerate(job.variants, 1):
-        peaks[variant.name] = [float(peak_in_subprocess(case, setting, variant))]
+        samples[variant.name] = [float(peak_in_subprocess(job.case, job.setting, variant))]
         on_round(index / len(job.variants))
-    return Result(case.name, "peak", setting.resolution, case.batch or setting.batch_size, "bytes", peaks)
+    return [job.result("peak", "bytes", samples, {})]
 
 
-@dataclasses.dataclass(frozen=True)
-class Scope:
-    """How much is measured: the cases that `patterns` name, at `resolutions`.
-
-    With `thorough`, everything; else at the `headline` resolution alone what takes long, and what is in a half
-    precision that the CPU only emulates. `slow_training`: there, also training in such a precision.
-    """
-
-    patterns: list[str]
-    resolutions: list[int]
-    headline: int
-    thorough: bool = False
-    slow_training: bool = True
+def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:
+    """`peak` in a new process, which earlier work cannot have influenced. Raises UserError if that fails."""
+    context = multiprocessing.get_context("spawn")
+    threads = torch.get_num_threads()
+    with concurrent.futures.ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
+        try:
+            return pool.submit(peak, case, setting, variant).result()
+        except Exception as error:
+            raise UserError(f"measuring the memory of {case.name} ({variant.name}) failed: {error}") from error
 
 
-def select(scope: Scope, make_setting: Callable[[int], Setting], variants: list[Variant], auto: str) -> list[Job]:
-    """The jobs of `scope`, the headline resolution first. Raises UserError where there is nothing to measure."""
-    jobs = []
-    for resolution in sorted(scope.resolutions, key=lambda r: (r != scope.headline, r)):
-        setting = make_setting(resolution)
-        everything = scope.thorough or resolution == scope.headline
-        for case in CASES:
-            named = any(matches(case.name, pattern) for pattern in scope.patterns)
-            if named and (everything or not case.name.startswith(COSTLY)):
-                slow_half = everything and (scope.slow_training or case.name != "training")
-                chosen = [v for v in variants if _wanted(case, v, setting, auto, slow_half)]
-                jobs += [Job(case, setting, chosen)] if len(chosen) > 1 else []
-    if not jobs:
-        names = ", ".join(case.name for case in CASES)
-        raise UserError(f"--only and --precisions leave nothing to measure; the cases are {names}")
-    return jobs
+def peak(case: Case, setting: Setting, variant: Variant) -> int:
+    """Bytes that running every part of `case` once adds, at the peak, to what building it took."""
+    parts = build_all(case, setting, [variant]).values()
 
+    def work():
+        for versions in parts:
+            versions[variant.name].run()
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is that name, a folder above it, or a wildcard that fits."""
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")
-
-
-def _wanted(case: Case, variant: Variant, setting: Setting, auto: str, slow_half: bool) -> bool:
-    if variant.plain:
-        return True
-    if case.name == "loop":
-        return variant.name == auto  # what a user gets; the phases tell the precisions apart
-    if variant.precision == "fp32":
-        return True
-    return case.half and (slow_half or not half_is_slow(variant, setting.device))
+    with variant.path():
+        return peak_growth(work, setting.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark found, in JSON and back, and the comparison with an earlier one."""
+"""Results of a benchmark, in JSON and back, and the comparison of two runs."""
 
 import dataclasses
 import json
@@ -7,16 +7,17 @@ import os
 import pathlib
 from typing import Any
 
+from benchmarks.cases import REFERENCE
 from benchmarks.timing import Spread, paired_ratio, spread
-from benchmarks.variants import REFERENCE
-from dnnlib.util import UserError, open_atomic
+from dnnlib.files import write_text
+from dnnlib.util import UserError
 
 SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Samples of one part of a case, for each variant: seconds, or bytes at the peak. `moved`: bytes of one run."""
+    """Samples of one part of a case, for each variant: seconds, or peak bytes. `moved`: bytes transferred per run."""
 
     case: str
     part: str
@@ -28,7 +29,7 @@ class Result:
 
     @property
     def key(self) -> str:
-        """What the same measurement is called in every run."""
+        """The name of the measurement, the same in every run."""
         return f"{self.case} {self.part}, {self.resolution}x{self.resolution}, batch {self.batch}"
 
     def of(self, variant: str) -> Spread:
@@ -41,7 +42,7 @@ class Result:
 
     @property
     def fast_variants(self) -> list[str]:
-        """Variants beside the reference, in the order of measurement."""
+        """All variants but the reference, in the order of measurement."""
         return [name for name in self.samples if name != REFERENCE]
 
 
@@ -49,7 +50,7 @@ class Result:
 class Run:
     """A whole benchmark. `auto`: the precision that users get; `copy_bytes_per_s`: bandwidth of a copy, if measured.
 
-    `machine` is what `machine.describe` said, `cbase` the width of the networks if it was not that of `--cfg=auto`.
+    `machine` is the result of `machine.describe`, `cbase` the width of the networks unless it was that of `--cfg=auto`.
     """
 
     command: str
@@ -62,38 +63,35 @@ class Run:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as JSON, atomically."""
-        with open_atomic(path, "w") as file:
-            json.dump({"schema": SCHEMA, **dataclasses.asdict(self)}, file, indent=1)
+        write_text(path, json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1))
 
 
 def load(path: str | os.PathLike) -> Run:
-    """Read what `Run.save` wrote. Raises UserError for a file that is not there or is not one."""
+    """Read a file written by `Run.save`. Raises UserError if it is missing or not such a file."""
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--compare={path}: cannot be read ({error})") from error
-    try:
-        content = json.loads(text)
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
-            raise UserError(f"--compare={path} was written by another version of the benchmark: make it anew")
+            raise UserError(f"--compare={path} was written by another version of the benchmark: make a new one")
         results = [Result(**result) for result in content.pop("results")]
-        for result in results:  # what the comparison will take
+        for result in results:  # as the comparison will do
             for variant in result.fast_variants:
                 result.ratio(variant)
         return Run(**content, results=results)
+    except OSError as error:
+        raise UserError(f"--compare={path}: cannot be read ({error})") from error
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"--compare={path} is not a benchmark's JSON file ({type(error).__name__}: {error})") from error
 
 
 def differences(old: Run, new: Run) -> list[str]:
-    """Names of what may explain other ratios than the code: machine, versions, settings."""
+    """Names of conditions that may explain different ratios: machine, versions, settings."""
     kept = [name for name in {**old.machine, **new.machine} if old.machine.get(name) != new.machine.get(name)]
     return [name for name in kept if name != "load"] + ["cbase"] * (old.cbase != new.cbase)
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A ratio to the reference, then and now."""
+    """A ratio to the reference in an earlier and a new run."""
 
     key: str
     variant: str
@@ -103,12 +101,12 @@ class Change:
 
     @property
     def percent(self) -> float:
-        """By how much it changed."""
+        """Relative change."""
         return (self.new / self.old - 1) * 100
 
 
 def compare(old: Run, new: Run, tolerance: float) -> list[Change]:
-    """Every ratio that both have; one that fell by more than `tolerance` percent counts as a regression."""
+    """Every ratio that both runs have; a fall by more than `tolerance` percent is a regression."""
     before = {result.key: result for result in old.results}
     changes = []
     for result in new.results:

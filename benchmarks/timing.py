@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing: the versions of a piece of work take turns in one process, so that noise hits all alike."""
+"""Measuring a piece of work: interleaved timing, peak memory, and the statistics of samples.
+
+The versions of a piece of work take turns in one process, so that noise affects all of them alike.
+"""
 
 import contextlib
 import functools
+import gc
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 MAX_REPEATS = 1000
+SAMPLING_INTERVAL = 0.002  # seconds between looks at the memory
 
 Work = Callable[[], Any]
 
 
 class Clock(NamedTuple):
-    """`time(work, repeats)` gives the seconds of one call. Work shorter than `min_sample` seconds is repeated.
+    """`time(work, repeats)` returns the seconds per call. Work shorter than `min_sample` seconds is repeated.
 
-    On a CPU that makes the clock's own noise small; on CUDA the calls run back to back, as they do in use, where the
-    host is ahead of the device.
+    On a CPU this reduces the noise of the clock; on CUDA the calls run back to back, as in real use, where the host is
+    ahead of the device.
     """
 
     time: Callable[[Work, int], float]
@@ -62,7 +69,7 @@ def _wall_time(work: Work, repeats: int) -> float:
 
 def _cuda_time(work: Work, repeats: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()  # or the first event would wait behind work of others
+    torch.cuda.synchronize()  # or the first event would wait for earlier work
     start.record()
     for _ in range(repeats):
         work()
@@ -81,8 +88,9 @@ def interleave(
     """Seconds of each part for each of its versions, one sample a round.
 
     `parts[part][version]` is the work. After a warm-up the versions of a part take turns, part by part and round by
-    round; who begins rotates. As many rounds are made as fit into `budget` seconds, from 3 to 15. `hold(version)` is
-    held around each sample; `on_round` is called after the warm-up and each round with the share that is done.
+    round; the version that begins rotates. There are as many rounds as fit into `budget` seconds, from 3 to 15. Each
+    sample runs inside the context `hold(version)`. `on_round` is called with the completed fraction after the warm-up
+    and after each round.
     """
 
     def sample(timed: Callable[[], float], name: str) -> float:
@@ -108,16 +116,48 @@ def interleave(
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """`names`, beginning `by` places later, the first ones last."""
+    """`names`, rotated to the left by `by` places."""
     by %= len(names)
     return names[by:] + names[:by]
 
 
 def _warm_up(work: Work, clock: Clock) -> float:
-    """Seconds of one call; where the first is short, of a second, without what is done only once."""
+    """Seconds of one call; if it is short, of a second one, without one-time initialisation."""
     seconds = clock.time(work, 1)
     return clock.time(work, 1) if seconds < 1 else seconds
 
 
 def _repeats(seconds: float, min_sample: float) -> int:
     return max(1, min(MAX_REPEATS, round(min_sample / max(seconds, 1e-9))))
+
+
+def peak_growth(work: Work, device: torch.device) -> int:
+    """Bytes that `work` adds, at its peak, to the allocated memory of a CUDA device or the resident memory on a CPU."""
+    gc.collect()
+    return _allocated_growth(work) if device.type == "cuda" else _resident_growth(work)
+
+
+def _allocated_growth(work: Work) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - start
+
+
+def _resident_growth(work: Work) -> int:
+    memory = psutil.Process().memory_info
+    sizes, done = [memory().rss], threading.Event()
+
+    def watch():
+        while not done.wait(SAMPLING_INTERVAL):
+            sizes.append(memory().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+        sizes.append(memory().rss)
+    finally:
+        done.set()
+        thread.join()
+    return max(sizes) - sizes[0]

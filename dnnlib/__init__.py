@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utilities below everything else: they import neither torch nor any other package of the project."""
+"""General utilities. They import neither torch nor any other package of the project."""
 
 from dnnlib import util
 from dnnlib.util import EasyDict, make_cache_dir_path

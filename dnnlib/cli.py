@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command-line scripts share: the entry point and the value types of their flags. Imports click alone."""
+"""Shared by the command-line scripts: the entry point and the value types of flags. Imports only click."""
 
 import math
 import re
@@ -15,8 +15,8 @@ from dnnlib.files import full_disk_is_a_user_error
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, a sentence on stderr; 130 after Ctrl-C,
-    quietly.
+    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
+    Ctrl-C, without a message.
     """
     try:
         with full_disk_is_a_user_error():
@@ -37,7 +37,7 @@ class _Bool(click.ParamType):
     _values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
     def convert(self, value, param, ctx) -> bool:
-        """The truth value a word stands for."""
+        """The truth value of a word."""
         if isinstance(value, bool):
             return value
         key = str(value).strip().lower()
@@ -50,7 +50,7 @@ class _IntList(click.ParamType):
     name = "list"
 
     def convert(self, value, param, ctx) -> list[int]:
-        """The numbers, in the order given, ranges written out."""
+        """The numbers in the given order, with ranges expanded."""
         if isinstance(value, list):
             return value
         numbers: list[int] = []
@@ -67,7 +67,7 @@ class _IntList(click.ParamType):
 
 class _FiniteFloat(click.types.FloatParamType):
     def convert(self, value, param, ctx) -> float:
-        """The number, which must be one: neither nan nor inf."""
+        """The number; nan and inf are refused."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that speaks to the user."""
+"""The exception for mistakes of the user."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence that says what, where, and which flag or file mends it.
+    """A mistake that the user can fix. The message is one sentence: what is wrong, where, and which flag to change.
 
-    Scripts print the sentence and exit with status 2; no traceback is shown.
+    Scripts print the message without a traceback and exit with status 2.
     """

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import pathlib
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,19 +13,19 @@ from typing import IO
 
 from dnnlib.errors import UserError
 
-_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas
 
 
 @contextlib.contextmanager
 def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """Open `path` for writing so that it appears whole or not at all.
+    """Open `path` for atomic writing: it appears completely or not at all.
 
-    The bytes go to a hidden temporary file in the same folder, which takes the place of `path` when the block ends
-    without an exception and is removed otherwise. Text modes write UTF-8; 'w+b' can also be read back. Raises OSError
-    where the folder is missing or not writable.
+    The bytes go to a hidden temporary file in the same folder, which replaces `path` when the block ends without an
+    exception and is removed otherwise. Text modes write UTF-8; 'w+b' can also be read back. Raises OSError if the
+    folder is missing or not writable.
     """
     if "w" not in mode:
-        raise ValueError(f"open_atomic writes whole files, so its mode is 'wb' or 'w', not {mode!r}")
+        raise ValueError(f"open_atomic writes whole files: its mode must be 'wb' or 'w', not {mode!r}")
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -39,7 +40,7 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 @contextlib.contextmanager
 def full_disk_is_a_user_error() -> Iterator[None]:
-    """Inside it, a write that finds no room, wherever it is, raises UserError instead of OSError."""
+    """Inside this block, any write to a full disk raises UserError instead of OSError."""
     try:
         yield
     except OSError as error:
@@ -49,13 +50,29 @@ def full_disk_is_a_user_error() -> Iterator[None]:
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
 
 
-def append_line(path: str | os.PathLike, line: str) -> None:
-    """Add `line`, and a newline, to the end of a text file: all of it or nothing. The file is made if need be.
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with open_atomic(path, "w") as file:
+        file.write(text)
 
-    Raises OSError where that fails.
+
+def make_folder(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Make the folder that is the value of the option `flag`, with its parents. Raises UserError if that fails."""
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag}={path}: cannot make a folder there ({error.strerror})") from error
+    return folder
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Append `line` and a newline to a text file, completely or not at all. A missing file is created.
+
+    Raises OSError if that fails.
     """
     data = f"{line}\n".encode()
-    with open(path, "ab", buffering=0) as file:  # a buffer would try once more to write what is taken back
+    with open(path, "ab", buffering=0) as file:  # a buffer would later write again what is truncated here
         end = file.seek(0, os.SEEK_END)
         try:
             while data:
@@ -70,8 +87,8 @@ def list_dir_recursively_with_ignore(
 ) -> list[tuple[str, str]]:
     """All files under `dir_path` as (absolute path, relative path), sorted.
 
-    `ignores` are glob patterns for the base names of files and folders to leave out. With `add_base_to_relative` the
-    relative paths start with the folder's own name. Raises NotADirectoryError where there is no such folder.
+    `ignores` are glob patterns for the base names of files and folders to omit. With `add_base_to_relative` the
+    relative paths start with the folder's own name. Raises NotADirectoryError if there is no such folder.
     """
     if not os.path.isdir(dir_path):
         raise NotADirectoryError(f"no such folder: {dir_path}")
@@ -91,7 +108,7 @@ def list_dir_recursively_with_ignore(
 
 
 def copy_files_and_create_dirs(files: Iterable[tuple[str, str]]) -> None:
-    """Copy each (source, destination) pair, making the destination's folders."""
+    """Copy each (source, destination) pair, creating missing folders."""
     for source, destination in files:
         folder = os.path.dirname(destination)
         if folder:

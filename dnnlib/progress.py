@@ -1,25 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a long piece of work has come, how fast it goes, and when it will be done."""
+"""Progress of long work: how much is done, how fast, and the time remaining."""
 
+import abc
 import sys
 import time
 from typing import TextIO
 
-from dnnlib.util import format_time
+from dnnlib.text import format_time
 
 
-class Progress:
-    """Prints '<desc> 120/500 img (24%), 31.2 img/s, ETA 12s'.
+class StatusLine(abc.ABC):
+    """A line that shows the state of long work; subclasses give its text.
 
-    On a terminal one line is rewritten in place; elsewhere a plain line appears now and then. `total` None means the
-    end is not known: no percentage and no ETA. Use it as a context manager, or call `close()`.
+    On a terminal the line is rewritten in place; elsewhere a new line is printed now and then. Use it as a context
+    manager, or call `close()`.
 
     Args:
-        total: number of units in all, or None.
+        stream: where to print; by default sys.stderr as it is at construction.
+        min_interval: seconds between prints; by default the first of INTERVALS on a terminal and the second elsewhere.
+    """
+
+    INTERVALS = (0.2, 5.0)
+
+    def __init__(self, stream: TextIO | None = None, min_interval: float | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._in_place = self._stream.isatty()
+        self._min_interval = self.INTERVALS[not self._in_place] if min_interval is None else min_interval
+        self._start = self._last_print = time.monotonic()
+        self._shown_width = 0
+        self._closed = False
+
+    @abc.abstractmethod
+    def line(self, elapsed: float) -> str:
+        """The state `elapsed` seconds after the start."""
+
+    @abc.abstractmethod
+    def last_line(self, elapsed: float) -> str:
+        """The line that remains after the end."""
+
+    def refresh(self, force: bool = False) -> None:
+        """Print the state if the last print is long enough ago, or at once with `force`."""
+        now = time.monotonic()
+        if force or now - self._last_print >= self._min_interval:
+            self._last_print = now
+            self._print(self.line(now - self._start))
+
+    def clear(self) -> None:
+        """Make room for other output: wipe the line if it is rewritten in place."""
+        if self._in_place and self._shown_width:
+            self._stream.write(f"\r{'':{self._shown_width}}\r")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Print the last line. Further calls have no effect."""
+        if not self._closed:
+            self._closed = True
+            self._print(self.last_line(time.monotonic() - self._start), end="\n")
+
+    def _print(self, text: str, end: str = "") -> None:
+        if self._in_place:
+            self._stream.write(f"\r{text:<{self._shown_width}}{end}")
+            self._shown_width = len(text)
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+
+class Progress(StatusLine):
+    """Prints '<desc> 120/500 img (24%), 31.2 img/s, ETA 12s'.
+
+    Args:
+        total: number of units in all; None if unknown: then neither percentage nor ETA is shown.
         desc: what is being done.
         unit: what is counted.
-        stream: where to print; sys.stderr as it is at construction by default.
-        min_interval: seconds between prints; 0.2 on a terminal and 5 elsewhere by default.
+        stream, min_interval: as for StatusLine.
     """
 
     def __init__(
@@ -30,62 +90,31 @@ class Progress:
         stream: TextIO | None = None,
         min_interval: float | None = None,
     ):
+        super().__init__(stream, min_interval)
         self.total = total
         self.desc = desc
         self.unit = unit
         self.count = 0
-        self._stream = sys.stderr if stream is None else stream
-        self._in_place = self._stream.isatty()
-        self._min_interval = (0.2 if self._in_place else 5.0) if min_interval is None else min_interval
-        self._start = self._last_print = time.monotonic()
-        self._shown_width = 0
-        self._closed = False
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more units done."""
+        """Count `n` more units as done."""
         self.count += n
-        now = time.monotonic()
-        if now - self._last_print >= self._min_interval:
-            self._last_print = now
-            self._print(self._line(now), last=False)
+        self.refresh()
 
-    def clear(self) -> None:
-        """Make room for other output: wipe the line where it is rewritten in place."""
-        if self._in_place and self._shown_width:
-            self._stream.write(f"\r{'':{self._shown_width}}\r")
-            self._stream.flush()
+    def line(self, elapsed: float) -> str:
+        """Counts, rate and time remaining."""
+        rate = self.count / max(elapsed, 1e-9)
+        text = f"{self._counted()}, {rate:.3g} {self.unit}/s"
+        if self.total and rate > 0:
+            text += f", ETA {format_time(max(self.total - self.count, 0) / rate)}"
+        return text
 
-    def close(self) -> None:
-        """Print the final count and time. Harmless when repeated."""
-        if not self._closed:
-            self._closed = True
-            elapsed = time.monotonic() - self._start
-            self._print(f"{self._counted()}, {format_time(elapsed)}", last=True)
+    def last_line(self, elapsed: float) -> str:
+        """Counts and time taken."""
+        return f"{self._counted()}, {format_time(elapsed)}"
 
     def _counted(self) -> str:
         text = f"{self.desc} {self.count}".lstrip()
         if self.total:
             return f"{text}/{self.total} {self.unit} ({self.count / self.total:.0%})"
         return f"{text} {self.unit}"
-
-    def _line(self, now: float) -> str:
-        elapsed = max(now - self._start, 1e-9)
-        rate = self.count / elapsed
-        text = f"{self._counted()}, {rate:.3g} {self.unit}/s"
-        if self.total and rate > 0:
-            text += f", ETA {format_time(max(self.total - self.count, 0) / rate)}"
-        return text
-
-    def _print(self, text: str, last: bool) -> None:
-        if self._in_place:
-            self._stream.write(f"\r{text:<{self._shown_width}}" + ("\n" if last else ""))
-            self._shown_width = len(text)
-        else:
-            self._stream.write(f"{text}\n")
-        self._stream.flush()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.close()

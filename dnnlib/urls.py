@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files named by URL: downloaded once, kept in a cache folder."""
+"""Files named by URL: downloaded once and cached."""
 
 import contextlib
 import glob
@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from dnnlib.errors import UserError
 from dnnlib.files import open_atomic
+from dnnlib.progress import Progress
 
 _TIMEOUT_S = 30
 _CHUNK_BYTES = 1 << 16
@@ -22,11 +23,11 @@ _ATTEMPTS_WITHOUT_A_BYTE = 3
 
 
 class DownloadError(UserError, OSError):
-    """A URL could not be fetched; the sentence says where to place the file by hand."""
+    """A URL could not be downloaded; the message says where to place the file by hand."""
 
 
 class CacheError(DownloadError):
-    """A download has no place in the cache folder; the sentence says how to choose another folder."""
+    """A download cannot be stored in the cache folder; the message says how to choose another folder."""
 
 
 def make_cache_dir_path(*paths: str) -> str:
@@ -42,7 +43,7 @@ def make_cache_dir_path(*paths: str) -> str:
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Whether `obj` is a string naming something on the web (or, if allowed, a file:// URL)."""
+    """Whether `obj` is an http or https URL (or, if allowed, a file:// URL)."""
     if not isinstance(obj, str):
         return False
     parts = urllib.parse.urlsplit(obj) if "://" in obj else None
@@ -63,13 +64,13 @@ def open_url(
 ) -> IO[bytes] | str:
     """Open a URL, a file:// URL or a local path for reading bytes.
 
-    A download goes to `cache_dir` (the folder `downloads` of the cache by default) and is found there next time; with
-    `cache` off it stays in memory. `return_filename` gives the local file's path instead of an open file. A broken
-    download is taken up where it broke, `num_attempts` times at most. A URL may end in `#sha256=<hex digest>`, which
-    what is downloaded, or found in the cache, must then have. Raises DownloadError, an OSError.
+    A download is stored in `cache_dir` (by default the folder `downloads` of the cache) and reused; without `cache` it
+    is kept in memory. `return_filename` returns the path of the local file instead of an open file. A broken download
+    is resumed, with at most `num_attempts` attempts. A URL may end in `#sha256=<hex digest>`, which is checked against
+    the downloaded or cached file. Raises DownloadError, an OSError.
     """
     if return_filename and not cache:
-        raise ValueError("open_url: return_filename needs cache=True, as only the cache has a file to name")
+        raise ValueError("open_url: return_filename needs cache=True, as only the cache has files")
     if is_url(url, allow_file_urls=True) and url.startswith("file:"):
         url = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
     if not is_url(url):
@@ -95,7 +96,7 @@ def open_url(
 
 
 def _split_digest(url: str) -> tuple[str, str | None]:
-    """The URL without its `#sha256=...`, and that digest; None where there is none."""
+    """The URL without its `#sha256=...`, and that digest or None."""
     match = re.fullmatch(r"([^#]*)#sha256=([0-9a-fA-F]{64})", url)
     return (match[1], match[2].lower()) if match else (url, None)
 
@@ -109,7 +110,7 @@ def _check_digest(file: IO[bytes], where: str, digest: str | None) -> None:
             found.update(chunk)
         file.seek(0)
         if found.hexdigest() != digest:
-            raise DownloadError(f"{where} has the SHA-256 {found.hexdigest()}, not {digest} as asked for; not used")
+            raise DownloadError(f"{where} has the SHA-256 {found.hexdigest()}, not {digest} as required; not used")
 
 
 def _cache_key(url: str) -> str:
@@ -140,8 +141,8 @@ def _fetch_to_cache(url: str, digest: str | None, cache_dir: str, num_attempts: 
 
 
 def _download(url: str, file: IO[bytes], num_attempts: int, verbose: bool, hint: str) -> None:
-    """Fill the empty `file` with what `url` names."""
-    import requests  # takes 0.1 s, and most runs download nothing
+    """Fill the empty `file` with the content of `url`."""
+    import requests  # slow to import (0.1 s), and most runs download nothing
 
     reason = "no attempt was allowed"
     with requests.Session() as session:
@@ -163,10 +164,8 @@ def _download(url: str, file: IO[bytes], num_attempts: int, verbose: bool, hint:
 
 
 def _receive(session, url: str, file: IO[bytes], verbose: bool) -> None:
-    """One request, for the bytes that `file` does not have yet. Raises requests' exceptions, or ConnectionError."""
-    from dnnlib.progress import Progress
-
-    # Ranges count the stored bytes, so the server must not compress them on the way.
+    """One request, for the remaining bytes of `file`. Raises requests' exceptions, or ConnectionError."""
+    # Ranges count uncompressed bytes, so the server must not compress them.
     headers = {"Accept-Encoding": "identity"}
     if file.tell() > 0:
         headers["Range"] = f"bytes={file.tell()}-"
@@ -186,4 +185,4 @@ def _receive(session, url: str, file: IO[bytes], verbose: bool) -> None:
                 if progress is not None:
                     progress.update(len(chunk))
         if total is not None and file.tell() != total:
-            raise ConnectionError(f"{total} bytes were announced")
+            raise ConnectionError(f"{total} bytes were expected")

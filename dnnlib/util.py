@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small helpers without torch: EasyDict, objects by name, the log tee, time; files and URLs are re-exported."""
+"""EasyDict, objects by name, the log tee. Re-exports the helpers for files, URLs and durations. No torch."""
 
 import contextlib
 import importlib
@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from dnnlib.errors import UserError
 from dnnlib.files import append_line, copy_files_and_create_dirs, list_dir_recursively_with_ignore, open_atomic
+from dnnlib.text import format_time
 from dnnlib.urls import CacheError, DownloadError, is_url, make_cache_dir_path, open_url
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 
 
 class EasyDict(dict):
-    """A dict whose items are attributes too: `d.lr = 1` and `d["lr"] = 1` are the same.
+    """A dict whose items are also attributes: `d.lr = 1` and `d["lr"] = 1` are the same.
 
     Pickles refer to it as `dnnlib.util.EasyDict`, so it is defined here and stays a plain dict subclass.
     """
@@ -58,7 +59,7 @@ class EasyDict(dict):
 
 
 class _Tee:
-    """A text stream that hands what it is given to a Logger, and is the wrapped stream in every other way."""
+    """A text stream that copies its input to a Logger and otherwise behaves like the wrapped stream."""
 
     def __init__(self, stream: TextIO, log: Callable[[str], None], should_flush: bool):
         self._stream = stream
@@ -85,10 +86,10 @@ class _Tee:
 
 
 class Logger:
-    """While open, everything printed (stdout and stderr) also goes to `file_name`.
+    """While open, everything printed to stdout and stderr is also written to `file_name`.
 
-    `file_name` None tees nothing and only flushes. `file_mode` is 'w' (start afresh) or 'a' (append). Use it as a
-    context manager or call `close()`: both give sys.stdout and sys.stderr back.
+    With `file_name` None it only flushes. `file_mode` is 'w' (overwrite) or 'a' (append). Use it as a context manager
+    or call `close()`: both restore sys.stdout and sys.stderr.
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True):
@@ -99,7 +100,7 @@ class Logger:
         sys.stdout, sys.stderr = self._tees
 
     def _log(self, text: str) -> None:
-        # A progress line that will be overwritten in place has no business in a file; its final state has.
+        # A progress line that will be overwritten in place does not belong in a file; its final state does.
         if self._file is None or (text.startswith("\r") and not text.endswith("\n")):
             return
         try:
@@ -107,7 +108,7 @@ class Logger:
             if self._should_flush:
                 self._file.flush()
         except OSError:
-            # What is printed from now on, about this failure too, must reach the terminal.
+            # Later output, including the message about this failure, must reach the terminal.
             with contextlib.suppress(OSError):
                 self._close_file()
             raise
@@ -118,7 +119,7 @@ class Logger:
             file.close()
 
     def write(self, text: str | bytes) -> None:
-        """Print `text` as it is to stdout and to the file."""
+        """Write `text` unchanged to stdout and to the file."""
         self._tees[0].write(text)
 
     def flush(self) -> None:
@@ -128,7 +129,7 @@ class Logger:
         self._streams[0].flush()
 
     def close(self) -> None:
-        """Restore sys.stdout and sys.stderr where they are still ours and close the file. Harmless when repeated."""
+        """Restore sys.stdout and sys.stderr unless replaced since, and close the file. Further calls have no effect."""
         if sys.stdout is self._tees[0]:
             sys.stdout = self._streams[0]
         if sys.stderr is self._tees[1]:
@@ -143,26 +144,11 @@ class Logger:
         self.close()
 
 
-def format_time(seconds: float) -> str:
-    """Seconds as people read them: '8s', '3m 08s', '2h 03m 08s', '1d 02h 03m'."""
-    total = round(seconds)
-    minutes, s = divmod(total, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d {h:02}h {m:02}m"
-    if hours:
-        return f"{h}h {m:02}m {s:02}s"
-    if minutes:
-        return f"{m}m {s:02}s"
-    return f"{s}s"
-
-
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
     """Split 'package.module.Class.attr' into the imported module and the rest of the name.
 
-    Raises ImportError where no prefix of the name is a module that has the rest; an ImportError from inside an
-    existing module comes through as it is.
+    Raises ImportError if no prefix of the name is a module that has the rest; an ImportError from inside an existing
+    module is passed on unchanged.
     """
     parts = obj_name.split(".")
     for length in range(len(parts) - 1, 0, -1):
@@ -188,7 +174,7 @@ def _get_attribute(obj: Any, dotted_name: str) -> Any:
 
 
 def get_obj_by_name(name: str) -> Any:
-    """The object a fully qualified name stands for, its module imported on the way. Raises ImportError."""
+    """The object with the fully qualified name `name`; its module is imported. Raises ImportError."""
     module, local_name = get_module_from_obj_name(name)
     return _get_attribute(module, local_name)
 
@@ -204,7 +190,7 @@ def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
 
 
 def get_top_level_function_name(obj: Callable) -> str:
-    """Fully qualified name by which another process can import a module-level function or class.
+    """Fully qualified name under which another process can import a module-level function or class.
 
     Raises ValueError for anything that is not an attribute of its module under its own name.
     """

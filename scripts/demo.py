@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: a teacher, a narrow control student and a narrow guided student, trained, measured and compared.
 
-Each step is one of the project's own commands, run as a user would: train.py, calc_metrics.py, generate.py. Budgets are
-made for 15 minutes on two CPU cores. Run it as `make demo`, or `python -m scripts.demo --quick` for a smoke test.
+Each step runs one of the project's own commands, as a user would: train.py, calc_metrics.py, generate.py. The budgets
+are for 15 minutes on two CPU cores. Run it as `make demo`, or `python -m scripts.demo --quick` for a smoke test.
 """
 
 import dataclasses
@@ -12,40 +12,31 @@ import pathlib
 import re
 import shutil
 import time
+from typing import Any
 
 import click
 
 from dnnlib import cli
-from dnnlib.util import UserError, format_time
-from scripts.demo_jobs import LANES, Job, run_jobs
+from dnnlib.files import make_folder
+from dnnlib.jobs import LANES, Job, run_jobs
+from dnnlib.text import aligned, format_time
 
 DATA = "data/mnist5k-32x32.zip"
 DETECTOR = "mnist"
 METRIC = "fid5k_full"
-CLASSES, SEEDS, TRUNC = 10, 5, 1.0  # of the sample grids: a column a class, a row a seed
-# Nobody ships D, so that of a student need not be narrow. On a CPU all is fp32 anyway; --fp32=1 saves the clamping.
-PLAIN = ["--cbase-d=256", "--aug=noaug", "--fp32=1"]
+CLASSES, SEEDS, TRUNC, ZOOM = 10, 5, 1.0, 2  # of the sample grids: a column per class, a row per seed
 RUN_NAME = re.compile(r"\d{8}-\d{6}")
 
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What all three networks have in common: flags of train.py by their names."""
-
-    cfg: str
-    cond: int
-    kimg: int
-    batch: int
-    gamma: float
-
-    def flags(self) -> list[str]:
-        """As train.py takes them."""
-        return [f"--{name}={value}" for name, value in dataclasses.asdict(self).items()]
+# Options of train.py that all three networks share.
+BUDGET = {"cfg": "cifar", "cond": 1, "kimg": 60, "batch": 32, "gamma": 10}
+QUICK_BUDGET = {**BUDGET, "kimg": 1}
+# D is not shipped, so a student's D need not be narrow. On a CPU everything is fp32; --fp32=1 saves the clamping.
+PLAIN = {"cbase-d": 256, "aug": "noaug", "fp32": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One training run. `cbase` is the flag of train.py; `plan` its seconds on one core, which the first ETA needs."""
+    """One training run. `cbase` is the option of train.py; `plan` its seconds on one core, for the first ETA."""
 
     key: str
     title: str
@@ -55,9 +46,6 @@ class Network:
 
 
 # fmt: off
-#               cfg      cond  kimg  batch  gamma
-BUDGET = Budget("cifar",    1,   60,    32,    10)
-QUICK  = Budget("cifar",    1,    1,    32,    10)
 NETWORKS = [
     #       key        title              cbase  guided   plan
     Network("teacher", "teacher",           256, False,   420),
@@ -69,30 +57,31 @@ MEASURE_PLAN = 20
 # fmt: on
 
 
-def train_job(network: Network, budget: Budget, folder: pathlib.Path) -> Job:
-    """Trains `network` into `folder/<key>`; a guided one waits for the teacher and takes its last snapshot."""
-
-    def args() -> list[str]:
-        teacher = [f"--dgl-teacher={snapshot_of(folder / 'teacher')}"] if network.guided else []
-        return [
-            "train.py", f"--outdir={folder / network.key}", f"--data={DATA}", *budget.flags(),
-            f"--cbase={network.cbase}", *PLAIN, "--seed=0", "--workers=1", "--snap=1000000", "--metrics=none", *teacher,
-        ]  # fmt: skip
-
-    log = folder / network.key / "train.log"
-    needs = ("train the teacher",) if network.guided else ()
-    return Job(f"train the {network.title}", args, "training", log, network.plan, needs)
+def flags(options: dict[str, Any]) -> list[str]:
+    """Options as the command line takes them."""
+    return [f"--{name}={value}" for name, value in options.items()]
 
 
-def measure_job(network: Network, folder: pathlib.Path) -> Job:
-    """Measures the last snapshot of `network`."""
-    flags = [f"--metrics={METRIC}", f"--detector={DETECTOR}", f"--data={DATA}"]
+def jobs_of(network: Network, budget: dict[str, Any], folder: pathlib.Path) -> tuple[Job, Job]:
+    """The training of `network` into `folder`/<key>, and the measurement of its last snapshot.
 
-    def args() -> list[str]:
-        return ["calc_metrics.py", f"--network={snapshot_of(folder / network.key)}", *flags]
+    A guided network waits for the teacher and takes its last snapshot.
+    """
+    home = folder / network.key
 
-    log = folder / network.key / "metrics.log"
-    return Job(f"measure the {network.title}", args, "fakes", log, MEASURE_PLAN, (f"train the {network.title}",))
+    def train() -> list[str]:
+        other = {"cbase": network.cbase, **PLAIN, "seed": 0, "workers": 1, "snap": 1000000, "metrics": "none"}
+        if network.guided:
+            other["dgl-teacher"] = snapshot_of(folder / "teacher")
+        return ["train.py", *flags({"outdir": home, "data": DATA, **budget, **other})]
+
+    def measure() -> list[str]:
+        options = {"network": snapshot_of(home), "metrics": METRIC, "detector": DETECTOR, "data": DATA}
+        return ["calc_metrics.py", *flags(options)]
+
+    name = f"train the {network.title}"
+    training = Job(name, train, "training", home / "train.log", network.plan, ("train the teacher",) * network.guided)
+    return training, Job(f"measure the {network.title}", measure, "fakes", home / "metrics.log", MEASURE_PLAN, (name,))
 
 
 def snapshot_of(home: pathlib.Path) -> pathlib.Path:
@@ -107,109 +96,90 @@ def measured_fid(log: pathlib.Path) -> float:
     return value
 
 
-def make_entries(folder: pathlib.Path, networks: list[Network], budget: Budget) -> list:
-    """Run everything and collect the rows of the report, one a network."""
-    trainings = [train_job(network, budget, folder) for network in networks]
-    run_jobs([*trainings, *(measure_job(network, folder) for network in networks)])
+def make_entries(folder: pathlib.Path, networks: list[Network], budget: dict[str, Any]) -> list:
+    """Run everything and collect the rows of the report, one per network."""
+    trainings, measurements = zip(*(jobs_of(network, budget, folder) for network in networks))
+    run_jobs([*trainings, *measurements])
 
+    from dgl.student import count_macs, count_params
     from scripts.demo_report import Entry
     from training.files.snapshot import load_snapshot
 
-    generators = [load_snapshot(snapshot_of(folder / network.key))["G_ema"] for network in networks]
-    return [
-        Entry(
-            title=network.title.capitalize(),
-            **generator_size(G),
-            fid=measured_fid(folder / network.key / "metrics.log"),
-            seconds=training.seconds,
-            kimg=budget.kimg,
-            batch=budget.batch,
-            grid=sample_grid(G),
-        )
-        for network, training, G in zip(networks, trainings, generators)
-    ]
-
-
-def generator_size(G) -> dict:
-    """Channels, parameters and MACs of a generator, by their names in the report's Entry."""
-    from dgl.student import count_macs, count_params
-
-    blocks = [getattr(G.synthesis, f"b{resolution}") for resolution in G.synthesis.block_resolutions]
-    channels = tuple(block.conv1.weight.shape[0] for block in blocks)
-    return {"channels": channels, "params": count_params(G), "macs": count_macs(G)}
+    entries = []
+    for network, training, measurement in zip(networks, trainings, measurements):
+        G = load_snapshot(snapshot_of(folder / network.key))["G_ema"]
+        blocks = [getattr(G.synthesis, f"b{resolution}") for resolution in G.synthesis.block_resolutions]
+        channels = tuple(block.conv1.weight.shape[0] for block in blocks)
+        sizes = {"channels": channels, "params": count_params(G), "macs": count_macs(G)}
+        found = {"fid": measured_fid(measurement.log), "seconds": training.seconds, "grid": sample_grid(G)}
+        entries.append(Entry(network.title.capitalize(), **sizes, **found, kimg=budget["kimg"], batch=budget["batch"]))
+    return entries
 
 
 def sample_grid(G):
-    """Images of the same seeds for every network, uint8 [H, W]: what generate.py makes with --seeds and --class."""
+    """Images of the same seeds for every network, uint8 [H, W]: as from generate.py with --seeds and --class."""
     import numpy as np
     import torch
 
-    from scripts.demo_report import make_grid
-    from torch_utils.images import to_uint8
+    from torch_utils import images
 
     z = np.stack([np.random.RandomState(seed).randn(G.z_dim) for seed in range(SEEDS) for _ in range(CLASSES)])
     c = torch.eye(CLASSES).repeat(SEEDS, 1)
     with torch.no_grad():
         img = G(torch.from_numpy(z).float(), c, truncation_psi=TRUNC, noise_mode="const")
-    return make_grid(list(to_uint8(img)[:, 0].numpy()), CLASSES)
+    return images.make_grid(images.to_uint8(img), (CLASSES, SEEDS))[..., 0].repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
 
-def notes(budget: Budget, elapsed: float) -> list[str]:
-    """The paragraphs under the grids."""
+def notes(budget: dict[str, Any], elapsed: float) -> list[str]:
+    """The paragraphs below the grids."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    from torch_utils import machine
+
+    device = machine.short_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return [
         f"All three were trained on the same number of the 5,000 digits of {DATA} and their labels, with "
-        f"{' '.join([*budget.flags(), *PLAIN])}. The guided student also has to convince the frozen discriminator of "
+        f"{' '.join(flags({**budget, **PLAIN}))}. The guided student also has to convince the frozen discriminator of "
         f"the teacher (--dgl-teacher, weight 0.1); the control student differs in nothing else.",
         f"FID: {METRIC} in the features of the detector '{DETECTOR}', 5,000 generated against the 5,000 real images. "
         f"Such values compare with each other, not with FIDs of the Inception network.",
         f"Grids: a column for each digit from 0 to 9, a row for each seed from 0 to {SEEDS - 1}, the same for each "
         f"network; truncation psi {TRUNC:g}. MACs per image: convolutions and linear layers of the generator. One kimg "
         f"is 1,000 real images shown.",
-        f"Made with PyTorch {torch.__version__} on {device} in {format_time(elapsed)}, all in all. {LANES} jobs ran at "
+        f"Made with PyTorch {torch.__version__} on {device} in {format_time(elapsed)} in total. {LANES} jobs ran at "
         f"a time, each on its share of the cores.",
     ]
 
 
 def remove_older_runs(outdir: pathlib.Path, keep: pathlib.Path) -> None:
-    """Delete the networks of earlier demos, which no report shows any more."""
+    """Delete the networks of earlier demos, which the report no longer shows."""
     for path in outdir.iterdir():
         if path.is_dir() and path != keep and RUN_NAME.fullmatch(path.name):
             shutil.rmtree(path)
 
 
 @click.command()
-@click.option("--outdir", default="runs/demo", show_default=True, metavar="DIR", help="Where the report goes.")
-@click.option("--quick", is_flag=True, help="Tiny networks and budgets: shows that it runs, not what it can do.")
+@click.option("--outdir", default="runs/demo", show_default=True, metavar="DIR", help="Folder for the report.")
+@click.option("--quick", is_flag=True, help="Tiny networks and budgets: tests that it runs, not how well it works.")
 def main(outdir: str, quick: bool) -> None:
     """Train a teacher and two narrow students on digits, and compare them in a report."""
-    budget = QUICK if quick else BUDGET
+    budget = QUICK_BUDGET if quick else BUDGET
     networks = [dataclasses.replace(net, cbase=QUICK_CBASE, plan=20) for net in NETWORKS] if quick else NETWORKS
     home = pathlib.Path(outdir).resolve()
-    folder = home / time.strftime("%Y%m%d-%H%M%S")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--outdir={outdir}: cannot make a folder there ({error.strerror})") from error
-
+    folder = make_folder(home / time.strftime("%Y%m%d-%H%M%S"), "--outdir")
     start = time.monotonic()
     entries = make_entries(folder, networks, budget)
     elapsed = time.monotonic() - start
 
-    from scripts.demo_report import HEADER, table, write_html, write_png
+    from scripts.demo_report import table, write_html, write_png
 
     heading = "A guided student beside its teacher and a control"
     for write, name in ((write_png, "report.png"), (write_html, "report.html")):
         write(home / name, heading, entries, notes(budget, elapsed))
     remove_older_runs(home, keep=folder)
-    rows = [HEADER, *table(entries)]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    click.echo(aligned(table(entries)))
     report = os.path.relpath(home / "report.html")
-    click.echo(f"{format_time(elapsed)} in all. Report: {report}, and report.png beside it.")
+    click.echo(f"{format_time(elapsed)} in all. Report: {report}, and report.png in the same folder.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of the demo: one table and the networks' sample grids side by side, as one HTML file and as one PNG.
+"""The report of the demo: a table and the networks' sample grids side by side, as one HTML file and as one PNG.
 
-Both hold the same rows. The HTML file carries its style and pictures inside itself and can be moved anywhere.
+Both have the same content. The HTML file contains its style and pictures and can be moved anywhere.
 """
 
 import base64
@@ -9,12 +9,17 @@ import dataclasses
 import html
 import io
 import os
+import pathlib
+import string
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dnnlib.util import open_atomic
+from dnnlib.charts import save_png
+from dnnlib.files import write_text
 
+PAGE = pathlib.Path(__file__).with_suffix(".html")
 HEADER = ("network", "channels, low to high res.", "parameters", "MACs per image", "FID", "training", "budget")
 MARGIN, GAP, LINE = 24, 24, 26
 INK, FAINT, RULE, PAPER = (24, 24, 27), (96, 96, 104), (212, 212, 216), (255, 255, 255)
@@ -22,7 +27,7 @@ INK, FAINT, RULE, PAPER = (24, 24, 27), (96, 96, 104), (212, 212, 216), (255, 25
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the demo found out about one network.
+    """The results for one network.
 
     Attributes:
         title: its name in the table and above its grid.
@@ -47,99 +52,85 @@ class Entry:
     grid: np.ndarray
 
 
-def make_grid(images: list[np.ndarray], columns: int, zoom: int = 2) -> np.ndarray:
-    """Equal-sized uint8 images, [H, W] or [H, W, 3], row by row -> one picture, every pixel a square of `zoom`.
-
-    Raises ValueError when the images do not fill the last row.
-    """
-    if not images or len(images) % columns:
-        raise ValueError(f"{len(images)} images do not fill rows of {columns}")
-    rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
-    return np.concatenate(rows, axis=0).repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
 def table(entries: list[Entry]) -> list[tuple[str, ...]]:
-    """The cells under HEADER, one row an entry; sizes also as a share of the first entry's."""
+    """HEADER and a row per entry; sizes also as a percentage of the first entry's."""
     first = entries[0]
 
-    def size(value: int, unit: int, suffix: str, reference: int) -> str:
-        share = "" if value == reference else f" ({value / reference:.0%})"
-        return f"{value / unit:,.2f} {suffix}{share}"
+    def millions(value: int, reference: int) -> str:
+        return f"{value / 10**6:,.2f} M" + ("" if value == reference else f" ({value / reference:.0%})")
 
-    return [
+    rows = [
         (
             entry.title,
-            " ".join(str(width) for width in entry.channels),
-            size(entry.params, 10**6, "M", first.params),
-            size(entry.macs, 10**6, "M", first.macs),
+            " ".join(map(str, entry.channels)),
+            millions(entry.params, first.params),
+            millions(entry.macs, first.macs),
             f"{entry.fid:.2f}",
             f"{entry.seconds:.0f} s",
             f"{entry.kimg} kimg, batch {entry.batch}",
         )
         for entry in entries
     ]
+    return [HEADER, *rows]
 
 
 def write_html(path: str | os.PathLike, heading: str, entries: list[Entry], notes: list[str]) -> None:
-    """Write the self-contained page; `notes` are paragraphs under the grids. Atomic."""
-    cells = "".join(f"<tr>{_cells('th', row[:1])}{_cells('td', row[1:])}</tr>\n" for row in table(entries))
-    figures = "".join(
+    """Write the self-contained page, atomically; `notes` are paragraphs below the grids."""
+    head, *rows = table(entries)
+    figures = (
         f"<figure><figcaption><b>{html.escape(entry.title)}</b> FID {entry.fid:.2f}</figcaption>"
         f'<img alt="samples of the {html.escape(entry.title)}" src="data:image/png;base64,{_png_base64(entry.grid)}">'
         "</figure>\n"
         for entry in entries
     )
-    page = _PAGE.format(
+    page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
         heading=html.escape(heading),
-        columns=_cells("th", HEADER),
-        cells=cells,
-        figures=figures,
+        columns=_cells("th", head),
+        cells="".join(f"<tr>{_cells('th', row[:1])}{_cells('td', row[1:])}</tr>\n" for row in rows),
+        figures="".join(figures),
         notes="".join(f"<p>{html.escape(note)}</p>\n" for note in notes),
     )
-    with open_atomic(path) as file:
-        file.write(page.encode())
+    write_text(path, page)
 
 
-def write_png(path: str | os.PathLike, heading: str, entries: list[Entry], notes: list[str]) -> None:
-    """Write the same report as one picture. Atomic."""
-    fonts = {name: ImageFont.load_default(size=size) for name, size in (("heading", 28), ("text", 17))}
-    grids = [Image.fromarray(entry.grid).convert("RGB") for entry in entries]
-    cells = [HEADER, *table(entries)]
-    offsets, table_width = _column_offsets(cells, fonts["text"])
-    width = 2 * MARGIN + max(table_width, sum(grid.width for grid in grids) + GAP * (len(grids) - 1))
-    lines = [line for note in notes for line in _wrap(note, fonts["text"], width - 2 * MARGIN)]
-    grids_top = MARGIN + 50 + LINE * len(cells) + 20 + LINE
-    height = grids_top + max(grid.height for grid in grids) + 16 + LINE * len(lines) + MARGIN
-    picture = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN), heading, INK, fonts["heading"])
-    for index, row in enumerate(cells):
-        y = MARGIN + 50 + LINE * index
-        for x, cell in zip(offsets, row):
-            draw.text((MARGIN + x, y), cell, FAINT if index == 0 else INK, fonts["text"])
-        draw.line((MARGIN, y + LINE - 4, MARGIN + table_width, y + LINE - 4), RULE)
-    x = MARGIN
-    for entry, grid in zip(entries, grids):
-        draw.text((x, grids_top - LINE), f"{entry.title}, FID {entry.fid:.2f}", INK, fonts["text"])
-        picture.paste(grid, (x, grids_top))
-        x += grid.width + GAP
-    for index, line in enumerate(lines):
-        draw.text((MARGIN, height - MARGIN - LINE * (len(lines) - index)), line, FAINT, fonts["text"])
-    with open_atomic(path) as file:
-        picture.save(file, format="PNG", optimize=True)
-
-
-def _cells(tag: str, texts: tuple[str, ...]) -> str:
+def _cells(tag: str, texts: Sequence[str]) -> str:
     return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
 
 
-def _column_offsets(cells: list[tuple[str, ...]], font: ImageFont.FreeTypeFont) -> tuple[list[int], int]:
-    """Where each column begins, and the width of the whole table."""
-    offsets, x = [], 0
-    for column in zip(*cells):
-        offsets.append(x)
-        x += int(max(font.getlength(cell) for cell in column)) + GAP
-    return offsets, x - GAP
+def _png_base64(array: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_png(path: str | os.PathLike, heading: str, entries: list[Entry], notes: list[str]) -> None:
+    """Write the same report as one picture, atomically."""
+    font = ImageFont.load_default(size=17)
+    grids = [Image.fromarray(entry.grid).convert("RGB") for entry in entries]
+    rows = table(entries)
+    widths = [int(max(map(font.getlength, column))) + GAP for column in zip(*rows)]
+    table_width, grids_width = sum(widths) - GAP, sum(grid.width + GAP for grid in grids) - GAP
+    width = 2 * MARGIN + max(table_width, grids_width)
+    lines = [line for note in notes for line in _wrap(note, font, width - 2 * MARGIN)]
+    table_top = MARGIN + 50
+    grids_top = table_top + LINE * len(rows) + 20 + LINE
+    notes_top = grids_top + max(grid.height for grid in grids) + 16
+    picture = Image.new("RGB", (width, notes_top + LINE * len(lines) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN), heading, INK, ImageFont.load_default(size=28))
+    for index, row in enumerate(rows):
+        y = table_top + LINE * index
+        for column, cell in enumerate(row):
+            draw.text((MARGIN + sum(widths[:column]), y), cell, INK if index else FAINT, font)
+        draw.line((MARGIN, y + LINE - 4, MARGIN + table_width, y + LINE - 4), RULE)
+    x = MARGIN
+    for entry, grid in zip(entries, grids):
+        draw.text((x, grids_top - LINE), f"{entry.title}, FID {entry.fid:.2f}", INK, font)
+        picture.paste(grid, (x, grids_top))
+        x += grid.width + GAP
+    for index, line in enumerate(lines):
+        draw.text((MARGIN, notes_top + LINE * index), line, FAINT, font)
+    save_png(picture, path)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -151,44 +142,3 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-def _png_base64(array: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{heading}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #18181b; background: #fff; max-width: 1640px; margin: 2rem auto;
-        padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: .35rem 1.5rem .35rem 0; border-bottom: 1px solid #d4d4d8; }}
-thead th {{ font-weight: normal; color: #606068; }}
-.grids {{ display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1.5rem 0; }}
-figure {{ margin: 0; flex: 1 1 320px; max-width: 512px; }}
-figcaption {{ margin-bottom: .3rem; }}
-img {{ width: 100%; image-rendering: pixelated; display: block; }}
-p {{ color: #606068; max-width: 60rem; margin: .3rem 0; }}
-</style>
-</head>
-<body>
-<h1>{heading}</h1>
-<div class="wide"><table>
-<thead><tr>{columns}</tr></thead>
-<tbody>
-{cells}</tbody>
-</table></div>
-<div class="grids">
-{figures}</div>
-{notes}</body>
-</html>
-"""

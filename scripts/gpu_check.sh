@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Shows within 10 minutes what a CUDA machine has to show, and writes a report that is fit for docs/benchmarks/.
+# Checks and measures a CUDA machine within 10 minutes, and writes a report that can be added to docs/benchmarks/.
 #
 #   scripts/gpu_check.sh [--cpu] [--out DIR]
 #
-# --cpu rehearses, in about 3 minutes, every stage that needs no GPU. PYTHON names the interpreter; what it needs are
-# the packages that training needs, and pytest for the stage of tests. Exit status 1 if any stage failed.
+# --cpu rehearses, in about 3 minutes, every stage that needs no GPU. PYTHON names the interpreter; it needs the
+# packages of training, and pytest for the stage of tests. Exit status 1 if any stage failed.
 set -euo pipefail
 
 usage() {
@@ -31,7 +31,7 @@ python=${PYTHON:-python3}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Kernels are compiled anew, so that the build is seen and timed, and once for all stages.
+# Kernels are compiled once, for all stages, in a new folder, so that the build is shown and timed.
 export TORCH_EXTENSIONS_DIR=$work/extensions PYTHONUNBUFFERED=1
 failed=0
 
@@ -40,7 +40,7 @@ record() { # name result seconds limit note
   printf '%-10s %-9s %4s s  %s\n' "$1" "$2" "$3" "$5"
 }
 
-# Runs a stage under its time limit. A failure is shown and remembered, and the next stage goes on.
+# Runs a stage under its time limit. A failure is shown and recorded, and the next stage runs.
 stage() { # name limit note command...
   local name=$1 limit=$2 note=$3 start=$SECONDS status=0 result=ok
   shift 3
@@ -58,13 +58,13 @@ skip() { # name reason
   record "$1" skipped 0 0 "$2"
 }
 
-# Files of tests that have a GPU's part; others may need packages that are not here.
+# Test files with GPU tests; others may need packages that are not installed.
 gpu_tests() { grep -rl --include='test_*.py' 'mark\.gpu' tests; }
 
 stage facts 30 "processor, GPU, versions" "$python" -m scripts.gpu_report facts "$work/facts.json"
 
 if [[ $device == cuda ]]; then
-  stage build 120 "CUDA kernels, compiled anew" "$python" -m scripts.gpu_report build
+  stage build 120 "CUDA kernels, from scratch" "$python" -m scripts.gpu_report build
 else
   skip build "needs a GPU"
 fi
@@ -79,8 +79,9 @@ else
     tests/torch_utils/ops/test_golden_ops.py tests/training/test_loss_precision.py
 fi
 
+mkdir "$work/sweep"
 stage sweep 45 "every operation against its reference" \
-  "$python" -m scripts.gpu_sweep --device="$device" --json="$work/sweep.json"
+  "$python" -m tests.torch_utils.ops.sweep --device="$device" --json="$work/sweep/sweep.json"
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 if [[ $device == cpu ]]; then
@@ -90,10 +91,10 @@ elif [[ -z $sanitizer ]]; then
 elif ! "$sanitizer" --error-exitcode 9 "$python" -c 'import torch; torch.zeros(1, device="cuda")' >/dev/null 2>&1; then
   skip sanitizer "compute-sanitizer does not work on this machine"
 else
-  # Every tensor in an allocation of its own: an access beyond it is seen.
+  # A separate allocation for every tensor, so that an access beyond it is detected.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   stage sanitizer 60 "out-of-bounds and misaligned accesses of the kernels" \
-    "$sanitizer" --tool memcheck --error-exitcode 9 "$python" -m scripts.gpu_sweep --device=cuda --small
+    "$sanitizer" --tool memcheck --error-exitcode 9 "$python" -m tests.torch_utils.ops.sweep --device=cuda --small
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 fi
 
@@ -106,7 +107,7 @@ if [[ $device == cpu ]]; then
   images=1000
 fi
 stage benchmark 100 "python -m benchmarks --quick" \
-  "$python" -m benchmarks --quick --device="$device" --out="$work/bench" "${quick[@]}"
+  "$python" -m benchmarks --quick --device="$device" --out="$work/benchmark" "${quick[@]}"
 
 stage data 20 "the digits at 64x64" "$python" dataset_tool.py --source=data/mnist5k-32x32.zip \
   --dest="$work/digits64.zip" --width=64 --height=64 --max-images="$images"

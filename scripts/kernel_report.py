@@ -11,11 +11,12 @@ import tempfile
 
 import click
 
+from dnnlib.text import markdown
 from torch_utils.ops import _plugin
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "kernels.md"
 
-# What PyTorch adds to every extension: no implicit conversions or operators of half-precision types.
+# Flags that PyTorch adds to every extension: no implicit conversions or operators of half-precision types.
 PYTORCH_FLAGS = [
     "-D__CUDA_NO_HALF_OPERATORS__",
     "-D__CUDA_NO_HALF_CONVERSIONS__",
@@ -25,12 +26,19 @@ PYTORCH_FLAGS = [
 ]
 FLAGS = [*PYTORCH_FLAGS, *_plugin.CUDA_FLAGS]
 
-KERNEL = re.compile(r"Compiling entry function '(?P<name>\S+)' for")
+KERNEL = re.compile(r"Compiling entry function '(\S+)' for")
 USED = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
     r".*Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?"
 )
 TYPES = {"__half": "f16", "__nv_bfloat16": "bf16", "float": "f32", "double": "f64"}
+NOTE = (
+    "`bias_act_kernel<order, elements per access, type, index>`: value, first or second derivative.\n"
+    "`any_kernel<type, index>` computes any upfirdn2d; `plane_kernel` (NCHW) and `channel_kernel` (channels last) the "
+    "fast cases, `up:down:taps` along x, then along y."
+)
+
+Uses = dict[str, int]  # stack, stores, loads, registers, shared
 
 
 def command_line(source: str, arch: str, target: str) -> list[str]:
@@ -38,23 +46,17 @@ def command_line(source: str, arch: str, target: str) -> list[str]:
     return ["nvcc", *FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v", "-c", source, "-o", target]
 
 
-def compile_kernels(source: pathlib.Path, arch: str, folder: pathlib.Path) -> list[tuple[str, dict[str, int]]]:
-    """(kernel, what it uses) for each kernel of `source`, whose object goes to `folder`."""
+def compile_kernels(source: pathlib.Path, arch: str, folder: pathlib.Path) -> dict[str, Uses]:
+    """What each kernel of `source` uses, by its readable name; the object goes to `folder`."""
     target = folder / f"{source.stem}.sm_{arch}.o"
     result = subprocess.run(command_line(str(source), arch, str(target)), capture_output=True, text=True)
     if result.returncode != 0:
         raise click.ClickException(f"nvcc could not compile {source.name} for sm_{arch}:\n{result.stderr.strip()}")
-    rows = []
-    for part in re.split(r"(?=ptxas info\s+: Compiling entry function)", result.stderr)[1:]:
-        numbers = {name: int(value or 0) for name, value in USED.search(part).groupdict().items()}
-        rows.append((KERNEL.search(part)["name"], numbers))
-    return rows
-
-
-def readable(names: list[str]) -> list[str]:
-    """Names of kernels as the sources spell them, with types and template arguments in short."""
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [shorten(name) for name in text.splitlines()]
+    parts = re.split(r"(?=ptxas info\s+: Compiling entry function)", result.stderr)[1:]
+    names = "\n".join(KERNEL.search(part)[1] for part in parts)
+    readable = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True).stdout.splitlines()
+    uses = [{name: int(value or 0) for name, value in USED.search(part).groupdict().items()} for part in parts]
+    return dict(zip(map(shorten, readable), uses, strict=True))
 
 
 def shorten(name: str) -> str:
@@ -69,67 +71,50 @@ def shorten(name: str) -> str:
     return re.sub(r"\bint\b", "32-bit", re.sub(r"\blong\b", "64-bit", name)).replace(" >", ">")
 
 
-def table(results: dict[str, list[tuple[str, dict[str, int]]]]) -> list[str]:
-    """Markdown rows, a kernel each: registers per architecture, spills of both, shared memory."""
-    archs = list(results)
-    by_name: dict[str, dict[str, dict[str, int]]] = {}
-    for arch, rows in results.items():
-        for name, (_, numbers) in zip(readable([name for name, _ in rows]), rows):
-            by_name.setdefault(name, {})[arch] = numbers
-    columns = [f"registers sm_{arch}" for arch in archs]
-    lines = ["| kernel | " + " | ".join(columns) + " | spilled bytes | shared bytes |"]
-    lines.append("|---|" + "---:|" * (len(archs) + 2))
-    for name, uses in sorted(by_name.items()):
-        registers = " | ".join(str(uses[arch]["registers"]) for arch in archs)
-        spilled = sum(numbers["stores"] + numbers["loads"] for numbers in uses.values())
-        lines.append(f"| `{name}` | {registers} | {spilled} | {max(n['shared'] for n in uses.values())} |")
-    return lines
+def table(results: dict[str, dict[str, Uses]]) -> str:
+    """`results[architecture][kernel]` in Markdown: registers per architecture, spills in total, shared memory."""
+    rows = [["kernel", *(f"registers sm_{arch}" for arch in results), "spilled bytes", "shared bytes"]]
+    for name in sorted({name for kernels in results.values() for name in kernels}):
+        uses = [kernels[name] for kernels in results.values()]
+        spilled = sum(use["stores"] + use["loads"] for use in uses)
+        numbers = (*(use["registers"] for use in uses), spilled, max(use["shared"] for use in uses))
+        rows.append([f"`{name}`", *map(str, numbers)])
+    return markdown(rows, numeric=len(rows[0]) - 1)
 
 
-def report(results: dict[str, list[tuple[str, dict[str, int]]]]) -> str:
+def report(results: dict[str, dict[str, Uses]]) -> str:
     """The whole page."""
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release .*", version)[0]
-    command = " ".join(command_line("KERNELS.cu", "XX", "KERNELS.o"))
-    return "\n".join(
-        [
-            "# What the CUDA kernels use",
-            "",
-            f"Written by `python -m scripts.kernel_report` on {datetime.date.today()} with nvcc {release}, for "
-            f"{' and '.join(f'sm_{arch}' for arch in results)}. Compiled only: nothing on this page was run.",
-            "",
-            f"    {command}",
-            "",
-            "`bias_act_kernel<order, elements per access, type, index>`: value, first or second derivative.",
-            "`any_kernel<type, index>` serves any upfirdn2d; `plane_kernel` (NCHW) and `channel_kernel` (channels last)"
-            " the fast cases, `up:down:taps` along x, then along y.",
-            "",
-            *table(results),
-            "",
-        ]
+    made = (
+        f"Written by `python -m scripts.kernel_report` on {datetime.date.today()} with nvcc "
+        f"{re.search('release .*', version)[0]}, for {' and '.join(f'sm_{arch}' for arch in results)}. Compiled only: "
+        "nothing on this page was run."
     )
+    command = f"    {' '.join(command_line('KERNELS.cu', 'XX', 'KERNELS.o'))}"
+    return "\n\n".join(["# What the CUDA kernels use", made, command, NOTE, table(results)]) + "\n"
 
 
-@click.command()
-@click.option("--out", default=str(ROOT / "docs/benchmarks/kernels.md"), show_default=True, help="Page to write.")
-@click.option("--arch", "archs", default="80,90", show_default=True, help="Architectures, such as 80,90.")
+@click.command(context_settings={"show_default": True})
+@click.option("--out", default=str(PAGE), help="Page to write.")
+@click.option("--arch", "archs", default="80,90", help="Architectures, such as 80,90.")
 def main(out: str, archs: str) -> None:
     """Compile the CUDA kernels and write registers, spills and shared memory of each as a table.
 
-    Exits with status 1 when a kernel spills registers.
+    Exits with status 1 if a kernel spills registers.
     """
     if shutil.which("nvcc") is None:
         raise click.ClickException("There is no nvcc on the PATH: install the CUDA toolkit.")
-    results: dict[str, list[tuple[str, dict[str, int]]]] = {}
+    results: dict[str, dict[str, Uses]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for arch in archs.split(","):
-            results[arch] = []
+            results[arch] = {}
             for source in (path for path in _plugin.SOURCES if path.suffix == ".cu"):
                 click.echo(f"{source.name} for sm_{arch}")
-                results[arch] += compile_kernels(source, arch, pathlib.Path(folder))
+                results[arch] |= compile_kernels(source, arch, pathlib.Path(folder))
     pathlib.Path(out).write_text(report(results))
-    spilling = [name for rows in results.values() for name, numbers in rows if numbers["stores"] or numbers["stack"]]
-    click.echo(f"{sum(map(len, results.values()))} kernels in {out}, {len(spilling)} of them spill")
+    kernels = [use for kernels in results.values() for use in kernels.values()]
+    spilling = sum(use["stores"] > 0 or use["stack"] > 0 for use in kernels)
+    click.echo(f"{len(kernels)} kernels in {out}, {spilling} of them spill")
     sys.exit(1 if spilling else 0)
 
 

@@ -4,9 +4,11 @@
 import ast
 import functools
 import importlib
+import io
 import os
 import pathlib
 import re
+import tokenize
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.support import ROOT
 
 SKIPPED = {"runs", "build", "__pycache__"}
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 60, 120
+TOOLS, MAX_TOOLS_SHARE = ("scripts/", "benchmarks/"), 0.15
 LONG_FILES = {"training/networks.py"}  # its text travels in every checkpoint, so it stays one file
 
 
@@ -55,6 +58,35 @@ def test_file_keeps_the_house_rules(name):
             if node.type is None or silent:
                 faults.append(f"line {node.lineno}: bare or silent except")
     assert faults == []
+
+
+LAYOUT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+def code_lines(source: str) -> int:
+    """Lines of `source` with code: neither blank nor only a comment or docstring."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in LAYOUT_TOKENS:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node) is not None:
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_code_lines_are_neither_blank_nor_comments_nor_docstrings():
+    docstring = '"""A module\nof\n\nthree lines."""\n\n'
+    text = 'X = """a\n\nb"""  # four\n\n# why\n'
+    function = 'def f():\n    "Doc."\n    return (\n        1)\n'
+    assert code_lines(docstring + text + function) == 3 + 3
+
+
+def test_tools_are_a_small_part_of_the_project():
+    sizes = {name: code_lines(read(name)) for name in FILES if not name.startswith("tests/")}
+    tools = sum(size for name, size in sizes.items() if name.startswith(TOOLS))
+    assert 0 < tools < MAX_TOOLS_SHARE * sum(sizes.values())
 
 
 def make_targets() -> set[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.text import aligned
+
 _CONSTANTS_KEPT = 256
 _constants: collections.OrderedDict[tuple, torch.Tensor] = collections.OrderedDict()
 
@@ -227,7 +229,9 @@ def print_module_summary(
     finally:
         for hook in hooks:
             hook.remove()
-    _print_table(_summary_rows(names, calls, max_nesting, skip_redundant), type(module).__name__)
+    rows = [[type(module).__name__, "Parameters", "Buffers", "Output shape", "Datatype"]]
+    rows += _summary_rows(names, calls, max_nesting, skip_redundant)
+    print(f"\n{aligned(rows, rules=(1, len(rows) - 1))}\n")
     return outputs
 
 
@@ -257,11 +261,3 @@ def _summary_rows(names: dict, calls: list, max_nesting: int, skip_redundant: bo
         rows.append([name or "<top-level>", *(str(size or "-") for size in sizes), shape, dtype])
     rows.append(["Total", *(str(total) for total in totals), "-", "-"])
     return rows
-
-
-def _print_table(rows: list[list[str]], title: str) -> None:
-    table = [[title, "Parameters", "Buffers", "Output shape", "Datatype"], *rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
-    rule = "  ".join("-" * width for width in widths)
-    print("\n".join(["", lines[0], rule, *lines[1:-1], rule, lines[-1], ""]))

@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases are measured, that the reference is plain and gives what the fast path gives, and what users get."""
+"""Selection of cases, and the reference: it is plain, and its results are those of the fast path."""
 
 import copy
 
 import pytest
 import torch
 
-from benchmarks import measure, plain
-from benchmarks.cases import Case, Part, Setting, build_all
-from benchmarks.cases_networks import LOOP_WEIGHTS, NETWORK_CASES, TRAINING_WEIGHTS
-from benchmarks.cases_ops import OP_CASES
-from benchmarks.memory import carry_out, order, peak
-from benchmarks.variants import Variant, auto_choice, available, half_is_slow
+from benchmarks import measure
+from benchmarks.cases import (
+    CASES,
+    LOOP_WEIGHTS,
+    OP_CASES,
+    TRAINING_WEIGHTS,
+    Case,
+    Part,
+    Setting,
+    Variant,
+    auto_choice,
+    available,
+    build_all,
+    update_ema_by_tensor,
+)
 from dnnlib.util import UserError
 from torch_utils.ops.backend import is_reference
 from training.ema import update_ema
@@ -26,15 +35,17 @@ def setting(tmp_path) -> Setting:
     return Setting(CPU, resolution=8, batch=2, cbase=64, folder=tmp_path)
 
 
-def jobs_of(
-    setting, *patterns, thorough=False, slow_training=True, resolutions=(64, 128)
-) -> dict[tuple[str, int], list]:
-    scope = measure.Scope(list(patterns), list(resolutions), 128, thorough, slow_training)
+def find_case(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def jobs_of(setting, **flags) -> dict[tuple[str, int], list]:
+    """Variants by case and resolution, at 64 and 128, for flags of the command line."""
 
     def make_setting(resolution):
         return Setting(CPU, resolution, 4, None, setting.folder)
 
-    chosen = measure.select(scope, make_setting, [REFERENCE, FP32, BF16], "fp32")
+    chosen = measure.select("cpu", make_setting, [REFERENCE, FP32, BF16], "fp32", **{"res": [64, 128], **flags})
     return {(job.case.name, job.setting.resolution): [variant.name for variant in job.variants] for job in chosen}
 
 
@@ -49,8 +60,8 @@ def test_auto_is_bf16_where_the_cpu_is_fast_at_it(monkeypatch):
     for fast, name in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda fast=fast: fast)
         assert auto_choice(CPU) == name
-        assert half_is_slow(BF16, CPU) is not fast
-        assert not half_is_slow(FP32, CPU)
+        assert BF16.is_emulated(CPU) is not fast
+        assert not FP32.is_emulated(CPU)
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp16"])
@@ -59,7 +70,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused(name):
         available(CPU, [name])
 
 
-def test_the_reference_path_is_held_while_the_reference_is_built():
+def test_the_reference_is_built_on_the_reference_path():
     def build(setting, variant):
         return {f"{variant.name} {is_reference()}": Part(lambda: None)}
 
@@ -77,12 +88,12 @@ def test_operations_have_three_passes_in_every_precision(case, setting):
                 versions[variant.name].run()
 
 
-def test_memory_bound_operations_know_what_they_move(setting):
-    case = measure.find_case("op/bias_act")
+def test_memory_bound_operations_state_the_bytes_that_they_transfer(setting):
+    case = find_case("op/bias_act")
     moved = {name: part.moved for name, part in build_all(case, setting, [REFERENCE, BF16])["forward"].items()}
     elements = 2 * (2 * 8 * 8 * 8) + 8  # x and y of 2 images, 8 channels, 8x8, and the bias
     assert moved == {"reference": elements * 4, "bf16": elements * 2}
-    assert build_all(measure.find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
+    assert build_all(find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
 
 
 def test_an_iteration_weighs_phases_by_their_intervals(setting):
@@ -92,7 +103,7 @@ def test_an_iteration_weighs_phases_by_their_intervals(setting):
     assert measure.weighted_sum(samples, {"a": 1, "b": 0.25}) == {"x": [2.0, 4.0], "y": [10.0, 21.0]}
 
 
-@pytest.mark.parametrize("case", [case for case in NETWORK_CASES if case.total], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in CASES if case.total], ids=lambda case: case.name)
 def test_totals_have_a_weight_for_each_part(case, setting):
     parts = build_all(case, setting, [FP32])
     assert set(parts) == set(case.weights)
@@ -106,7 +117,7 @@ def test_the_loop_runs_the_phases_that_its_parts_name(setting, monkeypatch):
         "with Greg": ["Gmain", "Greg", "Dmain"],
         "main phases": ["Gmain", "Dmain"],
     }
-    for name, versions in build_all(measure.find_case("loop"), setting, [FP32]).items():
+    for name, versions in build_all(find_case("loop"), setting, [FP32]).items():
         phases.clear()
         versions["fp32"].run()
         assert phases == expected[name]
@@ -124,28 +135,27 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
 
         G.register_forward_hook(note, with_kwargs=True)
         torch.manual_seed(0)
-        part = measure.find_case("inference/b1").build(setting, variant)["images"]
+        part = find_case("inference/b1").build(setting, variant)["images"]
         with variant.path():
             part.run()
         monkeypatch.undo()
     ((plain_kwargs, plain_path, plain_img),), ((_kwargs, path, img),) = calls.values()
-    assert plain_kwargs == {"half_dtype": torch.float32, "fused_modconv": True, "noise_mode": "const"}
+    assert plain_kwargs == {"fused_modconv": True, "noise_mode": "const"}
     assert (plain_path, path) == (True, False)
     torch.testing.assert_close(img, plain_img, rtol=1e-4, atol=1e-4)
 
 
 def test_plain_training_ends_at_the_same_weights(setting):
     trainers = [setting.trainer(variant, reads_data=False) for variant in (REFERENCE, FP32)]
-    assert [trainer.phases[0].optimizer.defaults["fused"] for trainer in trainers] == [False, True]
-    steps = [(plain.run_phase, plain.update_ema), (run_phase, update_ema)]
-    for trainer, variant, (step, follow) in zip(trainers, (REFERENCE, FP32), steps):
+    assert [setting.options(v)["G_opt_kwargs"].get("fused") for v in (REFERENCE, FP32)] == [False, None]
+    for trainer, variant, follow in zip(trainers, (REFERENCE, FP32), (update_ema_by_tensor, update_ema)):
         trainer.augment_pipe.p.fill_(0.0)
         torch.manual_seed(1)
         c = torch.zeros([2, 0])
         batch = {"real_img": torch.randn([2, 3, 8, 8]), "real_c": c, "gen_z": torch.randn([2, 512]), "gen_c": c}
         with variant.path():
             for phase in trainer.phases:
-                step(phase, trainer.loss, [batch])
+                run_phase(phase, trainer.loss, [batch])
             follow(trainer.G_ema, trainer.G, 0.5)
     for name in ("G", "D", "G_ema"):
         ours, theirs = (getattr(trainer, name).state_dict() for trainer in reversed(trainers))
@@ -156,12 +166,12 @@ def test_plain_training_ends_at_the_same_weights(setting):
 def test_the_moving_average_moves():
     G, G_ema = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = copy.deepcopy(G_ema)
-    plain.update_ema(G_ema, G, 0.75)
+    update_ema_by_tensor(G_ema, G, 0.75)
     torch.testing.assert_close(G_ema.weight, 0.75 * before.weight + 0.25 * G.weight)
 
 
 def test_patterns_name_a_case_a_folder_or_a_wildcard():
-    names = [case.name for case in measure.CASES]
+    names = [case.name for case in CASES]
 
     def found(pattern):
         return [name for name in names if measure.matches(name, pattern)]
@@ -175,48 +185,51 @@ def test_patterns_name_a_case_a_folder_or_a_wildcard():
     assert found("o") == []
 
 
-def test_what_takes_long_is_measured_at_the_headline_resolution(setting):
-    jobs = jobs_of(setting, "*")
-    assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in measure.CASES}
+def test_slow_cases_are_measured_at_the_headline_resolution(setting):
+    jobs = jobs_of(setting)
+    assert {name for name, resolution in jobs if resolution == 128} == {case.name for case in CASES}
     assert {name.split("/")[0] for name, resolution in jobs if resolution == 64} == {"training", "inference"}
     assert next(iter(jobs))[1] == 128  # first, so that an interrupted run has it
-    everywhere = jobs_of(setting, "*", thorough=True)
-    assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in measure.CASES}
+    everywhere = jobs_of(setting, full=True)
+    assert {name for name, resolution in everywhere if resolution == 64} == {case.name for case in CASES}
 
 
-def test_emulated_bf16_training_is_left_out_where_it_tells_little(setting, monkeypatch):
+def test_emulated_bf16_training_is_measured_only_at_the_headline_resolution(setting, monkeypatch):
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: False)
-    jobs = jobs_of(setting, "training", "inference")
+    jobs = jobs_of(setting)
     assert jobs["training", 128] == ["reference", "fp32", "bf16"]
     assert jobs["training", 64] == ["reference", "fp32"]
     assert jobs["inference/b1", 128] == ["reference", "fp32", "bf16"]
     assert jobs["inference/b1", 64] == ["reference", "fp32"]
-    quick = jobs_of(setting, "training", "inference", slow_training=False)
+    quick = jobs_of(setting, quick=True)
     assert quick["training", 128] == ["reference", "fp32"]
     assert quick["inference/b1", 128] == ["reference", "fp32", "bf16"]
     monkeypatch.setattr("torch_utils.precision.cpu_has_fast_bf16", lambda: True)
-    assert jobs_of(setting, "training", slow_training=False)["training", 64] == ["reference", "fp32", "bf16"]
+    assert jobs_of(setting, quick=True)["training", 64] == ["reference", "fp32", "bf16"]
 
 
-def test_the_loop_is_measured_as_users_get_it(setting):
-    assert jobs_of(setting, "loop")["loop", 128] == ["reference", "fp32"]
-    assert jobs_of(setting, "op/grid_sample")["op/grid_sample", 128] == ["reference", "fp32"]
+def test_the_loop_is_measured_in_the_precision_that_users_get(setting):
+    assert jobs_of(setting)["loop", 128] == ["reference", "fp32"]
+    assert jobs_of(setting)["op/grid_sample", 128] == ["reference", "fp32"]
 
 
-def test_nothing_to_measure_is_refused_with_the_names(setting):
+def test_an_empty_selection_is_refused_with_the_names_of_the_cases(setting):
     with pytest.raises(UserError, match=r"--only.*op/bias_act"):
-        jobs_of(setting, "nothing")
+        jobs_of(setting, only=["nothing"])
 
 
-def test_peak_memory_counts_what_a_run_holds(setting):
+def test_peak_memory_counts_the_tensors_of_a_run(setting):
     size = 2**26
 
     def build(setting, variant):
         return {"part": Part(lambda: torch.ones(size // 4))}
 
-    assert 0.9 * size < peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
+    assert 0.9 * size < measure.peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
 
 
-def test_an_order_to_another_process_is_carried_out(setting):
-    text = order(measure.find_case("memory/inference"), setting, Variant("reference", "fp32", plain=True))
-    assert carry_out(text) >= 0
+def test_peak_memory_is_measured_in_another_process(setting):
+    case = find_case("memory/inference")
+    assert measure.peak_in_subprocess(case, setting, REFERENCE) >= 0
+    impossible = Variant("fp16", "fp16")
+    with pytest.raises(UserError, match=r"memory of memory/inference \(fp16\) failed: .*fp16 needs a CUDA device"):
+        measure.peak_in_subprocess(case, setting, impossible)

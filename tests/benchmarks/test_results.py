@@ -36,7 +36,7 @@ def test_ratio_and_name_of_a_result():
     assert result().fast_variants == ["fp32"]
 
 
-def test_a_fallen_ratio_is_a_regression_and_only_that():
+def test_only_a_fallen_ratio_is_a_regression():
     old = run(result("fell", 1.0), result("same", 1.0), result("rose", 1.0), result("gone", 1.0))
     new = run(result("fell", 1.2), result("same", 1.05), result("rose", 0.5), result("new", 9.0))
     changes = {change.key.split()[0]: change for change in compare(old, new, tolerance=10)}
@@ -87,7 +87,7 @@ def faulty(change) -> str:
         faulty(lambda c: c["results"][0]["samples"].pop("reference")),
     ],
 )
-def test_a_file_that_is_no_benchmark_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_benchmark_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"--compare=.*a\.json"):
         load(tmp_path / "a.json")

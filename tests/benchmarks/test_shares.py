@@ -11,7 +11,7 @@ from torch_utils.ops import backend, conv2d_gradfix
 
 
 @pytest.mark.parametrize("path", [backend.reference_path, contextlib.nullcontext])
-def test_convolutions_are_dense_and_what_surrounds_them_is_not(path):
+def test_convolutions_are_dense_and_their_surroundings_are_not(path):
     x, w = torch.randn(2, 32, 32, 32).requires_grad_(), torch.randn(32, 32, 3, 3).requires_grad_()
     with path():
         dense, other = shares.shares_of(lambda: conv2d_gradfix.conv2d(x, w).sum().backward())
@@ -45,7 +45,7 @@ def test_every_version_is_measured():
 
 
 @pytest.mark.parametrize("argument", ["--res=9", "--rounds=0", "--batch=0", "--cbase=-1", "--precisions=fp8"])
-def test_what_cannot_be_is_refused_before_anything_is_measured(argument, monkeypatch):
+def test_impossible_values_are_refused_before_anything_is_measured(argument, monkeypatch):
     monkeypatch.setattr(shares, "shares_of", lambda work: pytest.fail("measured"))
     result = CliRunner().invoke(shares.main, ["--res=8", "--batch=2", "--cbase=64", argument])
     assert result.exit_code != 0

@@ -10,7 +10,7 @@ from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Clock, clock_for, interlea
 
 
 class FakeClock:
-    """Calls the work and says it took as long as `seconds` has it, by the name the work returns."""
+    """Calls the work and reports the duration that `seconds` has under the name that the work returns."""
 
     def __init__(self, seconds: dict[str, float], min_sample: float = 0.0):
         self.seconds = seconds
@@ -74,14 +74,14 @@ def test_short_work_is_repeated_within_a_sample_equally_for_all_versions():
     assert {repeats for _name, repeats in fake.calls[4:]} == {5}
 
 
-def test_a_short_first_call_is_taken_again_before_rounds_are_planned():
+def test_a_short_first_call_is_repeated_before_rounds_are_planned():
     seconds = iter([0.9, 0.1])
     clock = Clock(lambda work, repeats: next(seconds, 0.1), 0.0)
     samples = interleave({"part": works("a")}, clock, budget=1.0)
-    assert len(samples["part"]["a"]) == 10  # as the second call has it; the first would allow the minimum
+    assert len(samples["part"]["a"]) == 10  # from the second call; the first would allow only the minimum
 
 
-def test_each_sample_holds_what_belongs_to_its_version():
+def test_each_sample_runs_in_the_context_of_its_version():
     held, seen = [], []
 
     @contextlib.contextmanager
@@ -107,13 +107,13 @@ def test_progress_ends_at_one_and_only_grows():
 
 
 @pytest.mark.gpu
-def test_the_cuda_clock_counts_the_device_and_not_only_the_launch():
+def test_the_cuda_clock_measures_the_device_and_not_only_the_launch():
     x = torch.randn([4096, 4096], device="cuda")
     clock = clock_for(x.device)
     clock.time(lambda: x @ x, 3)
     one, four = clock.time(lambda: x @ x, 10), clock.time(lambda: [x @ x for _ in range(4)], 10)
     assert 3 < four / one < 5
-    assert one > 2 * 4096**3 / 1e15  # no device is as fast as that in fp32
+    assert one > 2 * 4096**3 / 1e15  # no device is that fast in fp32
 
 
 def test_the_wall_clock_gives_the_seconds_of_one_call():

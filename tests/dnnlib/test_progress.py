@@ -63,6 +63,24 @@ def test_unknown_total_shows_the_rate_alone(clock):
     assert stream.getvalue() == "Reading 2 it, 0.5 it/s\n"
 
 
+def test_a_forced_line_does_not_wait_for_the_interval(clock):
+    stream = io.StringIO()
+    bar = progress.Progress(2, "x", stream=stream, min_interval=1000)
+    bar.update()
+    assert stream.getvalue() == ""
+    bar.refresh(force=True)
+    assert stream.getvalue().startswith("x 1/2 it")
+
+
+def test_clearing_wipes_a_terminal_line(clock):
+    stream = _Terminal()
+    bar = progress.Progress(2, "x", stream=stream, min_interval=0)
+    bar.update()
+    shown = stream.getvalue().removeprefix("\r")
+    bar.clear()
+    assert stream.getvalue().endswith(f"\r{' ' * len(shown)}\r")
+
+
 def test_standard_error_is_the_default(capsys):
     with progress.Progress(1) as bar:
         bar.update()

@@ -65,7 +65,7 @@ def test_objects_by_name_show_the_import_error_of_a_broken_module(tmp_path, monk
 
 
 def test_top_level_function_name():
-    assert util.get_top_level_function_name(util.format_time) == "dnnlib.util.format_time"
+    assert util.get_top_level_function_name(util.get_obj_by_name) == "dnnlib.util.get_obj_by_name"
     assert util.get_top_level_function_name(util.EasyDict) == "dnnlib.util.EasyDict"
     with pytest.raises(ValueError, match="top-level"):
         util.get_top_level_function_name(lambda: None)

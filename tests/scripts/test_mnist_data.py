@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digits and the digit detector that come with the project."""
+"""The digits and the digit detector that are part of the project."""
 
 import hashlib
 import re
@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metrics import digit_detector
 from tests.support import ROOT
 from training.dataset import ImageFolderDataset
 
@@ -41,7 +42,7 @@ def spread(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Fréchet distance of two feature sets, written here apart from the metrics' own."""
+    """Fréchet distance of two feature sets, independent of the metrics' implementation."""
     (mean_a, cov_a), (mean_b, cov_b) = spread(a), spread(b)
     roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots)
@@ -57,14 +58,14 @@ def test_the_digits_are_complete_and_small():
     assert DIGITS.stat().st_size < 2.5e6 and DETECTOR.stat().st_size < 0.6e6
 
 
-def test_files_have_the_hashes_that_the_readme_states():
+def test_files_have_the_hashes_in_the_readme():
     text = (ROOT / "data" / "README.md").read_text()
     for path in (DIGITS, DETECTOR):
         stated = re.search(rf"`{path.relative_to(ROOT / 'data')}`.*`([0-9a-f]{{64}})`", text)
         assert stated and stated[1] == hashlib.sha256(path.read_bytes()).hexdigest(), path.name
 
 
-def test_the_detector_tells_unseen_digits_apart(digits, detector):
+def test_the_detector_distinguishes_unseen_digits(digits, detector):
     images, labels = digits
     probs = detector(images)
     assert probs.shape == (HELD_OUT, 10) and probs.dtype == torch.float32
@@ -90,7 +91,7 @@ def test_class_biases_can_be_left_out(digits, detector):
     assert torch.allclose(ratio - ratio.mean(dim=1, keepdim=True), (bias - bias.mean()).expand(8, 10), atol=1e-3)
 
 
-def test_features_tell_good_images_from_bad(digits, detector):
+def test_features_distinguish_good_images_from_bad(digits, detector):
     images, labels = digits
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=rng) * 50
@@ -109,6 +110,34 @@ def test_features_tell_good_images_from_bad(digits, detector):
     assert frechet(features(images), features(images[labels != 3])) > halves, "a missing class"
 
 
-def test_the_detector_file_names_no_folder_of_the_machine_it_was_made_on():
+def test_the_detector_file_is_the_network_of_the_training_code(digits, detector):
+    images = digits[0][:20]
+    net = digit_detector.DigitNet().eval()
+    net.load_state_dict(detector.state_dict())
+    for kwargs in ({}, {"return_features": True}, {"no_output_bias": True}):
+        torch.testing.assert_close(net(images, **kwargs), detector(images, **kwargs))
+
+
+def test_a_short_training_is_reproducible_and_better_than_chance(digits):
+    images, labels = digits
+    nets = [digit_detector.train(images[:400], labels[:400], epochs=2) for _ in range(2)]
+    first, second = (net.state_dict().values() for net in nets)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert (nets[0](images[400:]).argmax(dim=1) == labels[400:]).float().mean() > 0.2
+
+
+def test_an_exported_detector_computes_the_same_and_contains_no_path(digits, tmp_path):
+    net = digit_detector.DigitNet().eval()
+    content = digit_detector.export(net)
+    (tmp_path / "net.pt").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is", category=DeprecationWarning)
+        loaded = torch.jit.load(tmp_path / "net.pt")
+    images = digits[0][:20]
+    torch.testing.assert_close(loaded(images, return_features=True), net(images, return_features=True))
+    assert str(ROOT).encode() not in content and b"debug_pkl" not in content
+
+
+def test_the_detector_file_contains_no_path_of_the_machine_that_made_it():
     assert b"site-packages" not in DETECTOR.read_bytes()
     assert b"debug_pkl" not in DETECTOR.read_bytes()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Charts as pictures: lines, dots and bars, drawn with Pillow alone, so that no plotting library is needed."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dnnlib.files import open_atomic
+
+INK, FAINT, RULE, PAPER = (24, 24, 27), (110, 110, 118), (222, 222, 226), (255, 255, 255)
+COLOURS = [(31, 98, 180), (214, 84, 28), (34, 139, 77), (140, 70, 160), (120, 100, 20)]
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 36, 44
+BAR_ROW = 22  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Points (x, y) under a label. Series with the same number `colour` look alike; without `line` they are dots."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    line: bool = True
+
+
+def chart(title: str, x_label: str, series: Sequence[Series], size: tuple[int, int] = (560, 360)) -> Image.Image:
+    """A picture of `series` on common axes, with a legend. Points that are not finite are left out."""
+    kept = [dataclasses.replace(s, points=[p for p in s.points if all(map(math.isfinite, p))]) for s in series]
+    points = [point for s in kept for point in s.points]
+    picture, draw, small = _canvas(title, x_label, size, LEFT)
+    if not points:
+        draw.text((LEFT, size[1] // 2), "no data", FAINT, small)
+        return picture
+    xs, ys = (ticks(min(values), max(values)) for values in zip(*points))
+    to_x = _scale(xs, LEFT, size[0] - RIGHT)
+    to_y = _scale(ys, size[1] - BOTTOM, TOP)
+    for y in ys:
+        draw.line([to_x(xs[0]), to_y(y), to_x(xs[-1]), to_y(y)], RULE)
+        draw.text((LEFT - 8, to_y(y)), f"{y:g}", FAINT, small, anchor="rm")
+    for x in xs:
+        draw.text((to_x(x), size[1] - BOTTOM + 4), f"{x:g}", FAINT, small, anchor="ma")
+    for s in kept:
+        places = [(to_x(x), to_y(y)) for x, y in s.points]
+        if s.line and len(places) > 1:
+            draw.line(places, _colour(s.colour), width=2, joint="curve")
+        else:
+            for x, y in places:
+                draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=_colour(s.colour))
+    _draw_legend(draw, {s.label: s.colour for s in kept}, size[0] - RIGHT, small)
+    return picture
+
+
+def bars(
+    title: str,
+    x_label: str,
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    mark: float,
+    width: int = 1080,
+) -> Image.Image:
+    """A picture with a row for each key and in it a bar for each label: `rows[key][label]` is (value, low, high).
+
+    A bar reaches from 0 to the value, a thin line from low to high; a vertical line is drawn at `mark`.
+    """
+    labels = list(dict.fromkeys(label for row in rows.values() for label in row))
+    height = TOP + BAR_ROW * len(rows) + BOTTOM
+    left = 24 + int(max(_font(12).getlength(key) for key in rows))
+    picture, draw, small = _canvas(title, x_label, (width, height), left)
+    xs = ticks(0, max([mark, *(high for row in rows.values() for _value, _low, high in row.values())]))
+    to_x = _scale(xs, left, width - RIGHT)
+    for x in xs:
+        draw.line([to_x(x), TOP, to_x(x), height - BOTTOM], RULE)
+        draw.text((to_x(x), height - BOTTOM + 4), f"{x:g}", FAINT, small, anchor="ma")
+    thickness = (BAR_ROW - 6) / len(labels)
+    for index, (key, row) in enumerate(rows.items()):
+        top = TOP + BAR_ROW * index + 3
+        draw.text((left - 8, top + (BAR_ROW - 6) / 2), key, INK, small, anchor="rm")
+        for label, (value, low, high) in row.items():
+            y = top + thickness * labels.index(label)
+            draw.rectangle([to_x(0), y, to_x(value), y + thickness - 1], _colour(labels.index(label)))
+            draw.line([to_x(low), y + thickness / 2, to_x(high), y + thickness / 2], INK)
+    draw.line([to_x(mark), TOP, to_x(mark), height - BOTTOM], INK)
+    _draw_legend(draw, {label: index for index, label in enumerate(labels)}, width - RIGHT, small)
+    return picture
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers, about `count` of them, from at most `low` to at least `high`."""
+    span = (high - low) or abs(low) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = power * next(m for m in (1, 2, 5, 10) if m * power * count >= span)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def beside(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """The pictures from left to right, with `gap` pixels between them."""
+    width = sum(picture.width + gap for picture in pictures) - gap
+    whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), PAPER)
+    x = 0
+    for picture in pictures:
+        whole.paste(picture, (x, 0))
+        x += picture.width + gap
+    return whole
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture as a PNG file, atomically."""
+    with open_atomic(path) as file:
+        picture.save(file, format="PNG", optimize=True)
+
+
+def _canvas(title: str, x_label: str, size: tuple[int, int], left: int):
+    """A new picture with title and axis label, its drawing tool, and the font for the rest."""
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((left, 8), title, INK, _font(16))
+    draw.text((left, size[1] - 18), x_label, FAINT, _font(12))
+    return picture, draw, _font(12)
+
+
+def _font(size: int):
+    return ImageFont.load_default(size=size)
+
+
+def _scale(values: Sequence[float], start: float, stop: float):
+    """The map from a value on an axis with the tick values `values` to a pixel from `start` to `stop`."""
+    return lambda value: start + (stop - start) * (value - values[0]) / (values[-1] - values[0])
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, colours: Mapping[str, int], right: int, font) -> None:
+    for row, (label, colour) in enumerate(colours.items()):
+        draw.text((right, TOP + 16 * row), label, _colour(colour), font, anchor="ra")

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables as text."""
+
+from dnnlib import text
+
+ROWS = [["name", "value", ""], ["a", "1", "first"], ["long name", "10000000", ""]]
+
+
+def test_columns_are_aligned_and_lines_end_without_spaces():
+    assert text.aligned(ROWS).splitlines() == [
+        "name       value",
+        "a          1         first",
+        "long name  10000000",
+    ]
+
+
+def test_rules_are_as_wide_as_the_columns():
+    lines = text.aligned(ROWS, rules=(1, 2)).splitlines()
+    assert [index for index, line in enumerate(lines) if set(line) <= {"-", " "}] == [1, 3]
+    assert lines[1] == lines[3] == "---------  --------  -----"
+
+
+def test_a_markdown_table_has_a_header_and_no_other_bars_than_its_own():
+    assert text.markdown([["kernel", "bytes"], ["a|b", "1"]]).splitlines() == [
+        "| kernel | bytes |",
+        "| --- | --- |",
+        "| a/b | 1 |",
+    ]
+
+
+def test_numeric_columns_of_a_markdown_table_are_right_aligned():
+    assert text.markdown([["kernel", "x", "y"]], numeric=2).splitlines()[1] == "| --- | ---: | ---: |"
