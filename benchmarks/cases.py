@@ -22,7 +22,7 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.grid_sample_gradfix import grid_sample
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
-from training import config
+from training import options as config
 from training.ema import update_ema
 from training.networks import modulated_conv2d
 from training.phases import run_phase
@@ -49,7 +49,7 @@ class Variant:
 
     def forward_kwargs(self, device: torch.device) -> dict[str, Any]:
         """Keyword arguments of forward passes. Raises UserError if `device` does not support the precision."""
-        return precision.forward_kwargs(self.precision, device)
+        return {"half_dtype": precision.run_dtype(self.precision, device)}
 
     def is_emulated(self, device: torch.device) -> bool:
         """Whether this is a half precision for which the CPU has no instructions."""
@@ -74,9 +74,8 @@ def available(device: torch.device, wanted: list[str] | None = None) -> list[Var
 
 def auto_choice(device: torch.device) -> str:
     """The precision that --precision=auto, the default, means on `device`."""
-    default = torch.float16 if device.type == "cuda" else torch.float32
-    half = precision.forward_kwargs("auto", device).get("half_dtype", default)
-    return next(name for name, dtype in PRECISIONS.items() if dtype == half)
+    chosen = precision.run_dtype("auto", device)
+    return next(name for name, dtype in PRECISIONS.items() if dtype == chosen)
 
 
 @dataclasses.dataclass(frozen=True)

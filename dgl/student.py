@@ -6,6 +6,8 @@ Only shapes are read, so networks built under `torch.device('meta')`, which take
 
 import torch
 
+from training import families
+
 
 def count_params(net: torch.nn.Module) -> int:
     """Number of trained values of `net`: its parameters, each once, without buffers (noise images, w average)."""
@@ -13,28 +15,8 @@ def count_params(net: torch.nn.Module) -> int:
 
 
 def count_macs(G: torch.nn.Module) -> int:
-    """Multiply-accumulates of generator `G` for one image.
-
-    Counted: mapping layers, style (affine) layers, convolutions, ToRGB. Not counted: demodulation, filters, noise,
-    biases and activations. A convolution with up 2 is counted at its input resolution, where a transposed convolution
-    does its work; so 1024x1024 config-f has 74,266,894,336 and is comparable with Content-Aware GAN Compression
-    (arXiv 2104.02244).
-    """
-    return _layer_macs(G.mapping) + sum(
-        _layer_macs(getattr(G.synthesis, f"b{resolution}"), resolution) for resolution in G.synthesis.block_resolutions
-    )
-
-
-def _layer_macs(module: torch.nn.Module, resolution: int = 1) -> int:
-    """Every weight matrix [out, in] is used once; every kernel [out, in, k, k] once a pixel of its input or output,
-    whichever is smaller."""
-    macs = 0
-    for layer in module.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, torch.Tensor):
-            pixels = (resolution // getattr(layer, "up", 1)) ** 2 if weight.ndim == 4 else 1
-            macs += weight.numel() * pixels
-    return macs
+    """Multiply-accumulates of generator `G` for one image, as its family counts them."""
+    return families.of(G).macs(G)
 
 
 def size_table(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module) -> str:
@@ -53,4 +35,7 @@ def size_table(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module) ->
 
 
 def _macs_or_none(G: torch.nn.Module) -> int | None:
-    return count_macs(G) if hasattr(getattr(G, "synthesis", None), "block_resolutions") else None
+    try:
+        return count_macs(G)
+    except AttributeError:  # a class of another project, with layers of other names
+        return None

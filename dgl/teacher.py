@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teacher discriminators: open them, check that they fit the run, and hold them still.
+"""Teachers: open their networks, check that they fit the run, and freeze them.
 
 Shapes: N images in a batch on one device, C image channels, H = W resolution, K label dimensions (`c_dim`).
 Source: DGL-GAN (arXiv 2112.06502), section 3.
@@ -7,13 +7,16 @@ Source: DGL-GAN (arXiv 2112.06502), section 3.
 
 import functools
 import inspect
+from collections.abc import Callable
 
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
+from training import families
 from training.files.snapshot import Snapshot, load_snapshot
+from training.loss import Fakes
 
 ANOTHER = "name another pickle with --dgl-teacher"
 
@@ -21,9 +24,9 @@ ANOTHER = "name another pickle with --dgl-teacher"
 class Teacher:
     """A frozen discriminator that guides the student's generator.
 
-    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else.
-    `path` and `sha256` say which file it came from. `G` is the generator of the same file, rebuilt when first asked
-    for, or None where the file has none that can be read.
+    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else. `path` and
+    `sha256` identify its file. `G` is the generator of the same file, rebuilt on first access, or None if the file has
+    none that can be read.
     """
 
     def __init__(self, D: torch.nn.Module, snapshot: Snapshot):
@@ -31,99 +34,129 @@ class Teacher:
         self.path = str(snapshot.path)
         self.sha256 = snapshot.sha256
         self._snapshot: Snapshot | None = snapshot
-        self._forward_kwargs: dict = {}
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
-        """The moving average where the file has one, else the trained generator, else None."""
+        """The moving average if the file has one, else the trained generator, else None."""
         for key in ("G_ema", "G"):
             if self._snapshot is not None and key in self._snapshot:
                 try:
                     with _rng_untouched():
                         return self._snapshot[key]
                 except UserError:
-                    continue  # D alone makes a teacher: a generator of another family only leaves the table shorter.
+                    continue  # D alone makes a teacher; without G the size table is shorter
         return None
 
     @property
     def group_size(self) -> int | None:
-        """Images that share one minibatch-stddev statistic, the D's own setting; None where any batch size will do."""
-        epilogue = self.D.init_kwargs.get("epilogue_kwargs", {})
-        return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
+        """Images that share a statistic in D, by its own setting; None where any batch size will do."""
+        return families.of(self.D).batch_group(self.D)
+
+    def to(self, device: torch.device) -> "Teacher":
+        """Moves `D` to `device`, and returns this teacher."""
+        self.D = layout.prepare(self.D, device)
+        return self
 
     def release_file(self) -> None:
-        """Lets go of the rest of the pickle, so that only `D` stays in memory; `G` is None from then on."""
+        """Frees the rest of the pickle. A `G` that was not accessed before is None from then on."""
         self._snapshot = None
 
-    def match_precision(self, run_D: torch.nn.Module, forward_kwargs: dict | None = None) -> None:
-        """Makes `D` run as `run_D(img, c, **forward_kwargs)`, the student's discriminator, does.
+    def match_precision(self, student_D: torch.nn.Module) -> None:
+        """Runs `D` in the precision of `student_D`: as many half-precision resolutions, in the same type.
 
-        That is in as many half-precision resolutions, and in the same type there. A teacher that was trained in full
-        precision takes the activation clamp of `run_D` along with half precision.
+        A teacher trained in full precision takes over the activation clamp of `student_D` with half precision. A D
+        whose own class supports fp16 only (from a trusted pickle) runs in fp32 where the run has another type.
         """
-        self._match_resolutions(run_D)
-        self._forward_kwargs = self._understood(dict(forward_kwargs or {}))
+        dtype = precision.get_half_dtype(student_D)
+        student = getattr(student_D, "init_kwargs", {})
+        num_fp16_res = student.get("num_fp16_res", 0)
+        if not precision.is_supported(self.D) and not self._is_fp16(dtype):
+            if num_fp16_res > 0 and dtype == torch.bfloat16:
+                distributed.print0(f"The teacher {self.path} runs in fp32: its own class supports fp16 only.")
+            num_fp16_res = 0
+        self._set_half_resolutions(num_fp16_res, student.get("conv_clamp"))
+        precision.set_half_dtype(self.D, dtype)
 
-    def _understood(self, forward_kwargs: dict) -> dict:
-        """What `D` is to be called with for `forward_kwargs`; of a class from a trusted pickle, it may know less."""
-        known = inspect.signature(self.D.forward).parameters
-        if "half_dtype" in known:
-            return forward_kwargs
-        on_cuda = next(iter(misc.params_and_buffers(self.D))).device.type == "cuda"
-        if on_cuda and not forward_kwargs:
-            return {}  # fp16, which is what such classes know
-        if "half_dtype" in forward_kwargs:
-            distributed.print0(f"The teacher {self.path} runs in fp32: its own class knows fp16 only.")
-        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        return {"force_fp32": True} if any_name or "force_fp32" in known else {}
+    @property
+    def _device(self) -> torch.device:
+        return misc.params_and_buffers(self.D)[0].device
 
-    def _match_resolutions(self, run_D: torch.nn.Module) -> None:
-        run, own = run_D.init_kwargs, self.D.init_kwargs
-        num_fp16_res = run.get("num_fp16_res", 0)
+    def _is_fp16(self, dtype: torch.dtype | None) -> bool:
+        return self._device.type == "cuda" if dtype is None else dtype == torch.float16
+
+    def _set_half_resolutions(self, num_fp16_res: int, conv_clamp: float | None) -> None:
+        own = self.D.init_kwargs
         if own.get("num_fp16_res") == num_fp16_res:
-            return  # Where it is not recorded, the default depends on whose class it is.
+            return  # unrecorded, the default depends on the class
+        if "num_fp16_res" not in inspect.signature(type(self.D)).parameters:
+            return  # a class of another project, always in one precision
         kwargs = {**own, "num_fp16_res": num_fp16_res}
         if num_fp16_res > 0 and own.get("conv_clamp") is None:
-            kwargs["conv_clamp"] = run.get("conv_clamp")
+            kwargs["conv_clamp"] = conv_clamp
         with _rng_untouched():
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)
-        device = next(iter(misc.params_and_buffers(self.D))).device
-        self.D = layout.prepare(D, device).eval().requires_grad_(False)
+        self.D = layout.prepare(D, self._device).eval().requires_grad_(False)
+
+    def matching_images(self, fakes: Fakes, share_ws: bool = True) -> torch.Tensor:
+        """Images [N, C, H, W] of this teacher's G for the latents and labels of `fakes`, without gradient.
+
+        They are made from the student's own ws where these fit G, which makes sense for a student whose mapping network
+        started as a copy of the teacher's. Without `share_ws`, or where they do not fit, G maps z and c itself, without
+        style mixing. Noise is constant, so no random number is drawn. Raises UserError if the file has no usable G.
+        """
+        if self.G is None:
+            raise UserError(f"--dgl-teacher: {self.path} holds no generator to draw images with; {ANOTHER}")
+        G = layout.prepare(self.G, self._device)
+        family = families.of(G)
+        with torch.no_grad():
+            if not family.has_w:
+                return family.sample(G, fakes.z, fakes.c)
+            ws = fakes.ws
+            if not share_ws or ws is None or ws.shape[1:] != (G.num_ws, G.w_dim):
+                ws = G.mapping(fakes.z, fakes.c)
+            return G.synthesis(ws, noise_mode="const")
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
-        return self.D(img, c, **self._forward_kwargs)
+        return self.D(img, c)
 
 
-def open_teacher(path: str, trust: bool = False, device: torch.device | str | None = None) -> Teacher:
+def open_teacher(
+    path: str,
+    trust: bool = False,
+    device: torch.device | str | None = None,
+    load: Callable[[str, bool], Snapshot] = load_snapshot,
+) -> Teacher:
     """Opens the network pickle at `path` (file or URL) and returns its discriminator as a frozen teacher.
 
-    `trust` loads with the pickle's own code, as --trust-pickle asks. Draws no random numbers from the global
-    generators. Raises UserError where the file cannot be read, is unsafe, has no discriminator of
-    StyleGAN2's kind, or has one with broken weights.
+    `trust` runs the code in the pickle, for --trust-pickle; `load` opens the file. Draws no random numbers from the
+    global generators. Raises UserError if the file cannot be read or is unsafe, has no discriminator of a known family,
+    or one with NaN or infinite weights.
     """
     try:
         with _rng_untouched():
-            snapshot = load_snapshot(path, trust=trust)
+            snapshot = load(path, trust)
             if "D" not in snapshot:
                 raise UserError(f"{path} holds no discriminator D to learn from; {ANOTHER}")
             D = snapshot["D"]
     except UserError as err:
         raise UserError(f"--dgl-teacher: {err}") from err
-    if type(D).__name__ != "Discriminator" or not hasattr(D, "init_kwargs"):
-        raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a StyleGAN2 discriminator; {ANOTHER}")
+    family = families.find(type(D).__name__)
+    if family is None or type(D).__name__ not in family.discriminators or not hasattr(D, "init_kwargs"):
+        raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a known discriminator; {ANOTHER}")
     for name, tensor in misc.named_params_and_buffers(D):
         if not torch.isfinite(tensor).all():
             raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
-    return Teacher(D if device is None else layout.prepare(D, torch.device(device)), snapshot)
+    teacher = Teacher(D, snapshot)
+    return teacher if device is None else teacher.to(torch.device(device))
 
 
 def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, batch_gpu: int) -> None:
-    """Raises UserError unless `teacher` can score what the run generates.
+    """Raises UserError unless `teacher` can score the run's fakes.
 
-    `resolution` in pixels, `channels` and `c_dim` are the data's; `batch_gpu` is the number of images in one pass on
-    one device, which must fill whole minibatch-stddev groups of the teacher.
+    `resolution` (pixels), `channels` and `c_dim` are those of the data; `batch_gpu` is the number of images in one pass
+    on one device, which must be a multiple of the teacher's minibatch-stddev group.
     """
     D, name = teacher.D, f"--dgl-teacher: the D of {teacher.path}"
     if D.img_resolution != resolution:
@@ -149,5 +182,5 @@ def check_teacher(teacher: Teacher, resolution: int, channels: int, c_dim: int, 
 
 
 def _rng_untouched():
-    """Building a network draws its initial weights; a run with a teacher must draw what a run without one draws."""
+    """Building a network draws initial weights; a run must make the same draws with a teacher as without."""
     return torch.random.fork_rng(devices=[])

@@ -65,7 +65,7 @@ def train_once(precision: str, seed: int, folder: pathlib.Path, settings: dict[s
 
 def training_options(precision: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Options of the training loop."""
-    from training import config
+    from training import options as config
 
     common = {name: settings[name] for name in COMMON_FLAGS}
     _desc, options = config.build(**FLAGS, **common, precision=precision, seed=seed)

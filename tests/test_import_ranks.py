@@ -19,7 +19,10 @@ RANKS = [  # first prefix that matches
     ("training.augment", 2),
     ("training.data", 2),
     ("training.training_loop", 5),
-    ("training.config", 6),
+    ("training.initial", 5),
+    ("training.checkpoint", 5),
+    ("training.options", 6),
+    ("training.preflight", 6),
     ("training", 3),
     ("metrics", 4),
     ("dgl", 4),
@@ -81,7 +84,7 @@ def test_imports_go_down(path):
         ("training.loss", "from dgl.loss import DGLLoss"),
         ("training.networks", "from training.loss import Loss"),
         ("metrics.metric_main", "from training.training_loop import training_loop"),
-        ("training.training_loop", "from training import config"),
+        ("training.training_loop", "from training import options"),
         ("dgl.teacher", "from . import loss"),
         ("metrics.metric_main", "import train"),
         ("generate", "from train import main"),
@@ -103,7 +106,7 @@ def test_training_without_a_teacher_does_not_import_dgl(tmp_path):
         f"sys.argv = ['train.py', '--outdir={tmp_path}/runs', '--data={tmp_path}', '--metrics=none', '--dry-run']\n"
         "try:\n    runpy.run_path('train.py', run_name='__main__')\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
-        "assert 'training.config' in sys.modules\n"
+        "assert 'training.options' in sys.modules\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'dgl']\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

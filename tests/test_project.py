@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules, held over every file: licence lines, sizes, what the README promises, what the packaging says."""
+"""The house rules, checked over every file: licence lines, sizes, what the README promises, what the packaging says."""
 
 import ast
 import functools
+import importlib
 import io
 import os
 import pathlib
@@ -116,13 +117,16 @@ def test_scripts_and_files_named_on_a_page_exist(page):
     assert [link for link in links if not (folder / link).exists()] == []
 
 
-def test_flags_of_train_py_on_the_pages_exist():
-    known = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', read("train.py"))) | {"--help"}
+def test_command_lines_on_the_pages_use_flags_that_exist():
     pages = ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+    seen = set()
     for page in pages:
-        for command in re.findall(r"python train\.py((?:[^\n`]*\\\n)*[^\n`]*)", read(page)):
-            used = set(re.findall(r"(--[a-z][a-z0-9-]*)", command))
-            assert used <= known, f"{page}: {sorted(used - known)}"
+        for script, arguments in re.findall(r"python (\w+)\.py((?:[^\n`]*\\\n)*[^\n`]*)", read(page)):
+            known = {flag for option in importlib.import_module(script).main.params for flag in option.opts}
+            used = set(re.findall(r"(--[a-z][a-z0-9-]*)", arguments)) - {"--help"}
+            assert used <= known, f"{page}, {script}.py: {sorted(used - known)}"
+            seen.add(script)
+    assert {"train", "generate", "dataset_tool"} <= seen
 
 
 def test_packaging_says_what_the_lock_and_the_tree_say():

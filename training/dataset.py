@@ -119,6 +119,11 @@ class Dataset(torch.utils.data.Dataset):
         return list(self._raw_shape[1:])
 
     @property
+    def num_files(self) -> int:
+        """Images in storage, whatever `max_size` and `xflip` make of them."""
+        return self._raw_shape[0]
+
+    @property
     def num_channels(self) -> int:
         """1 for grey, 3 for RGB."""
         return self._raw_shape[1]

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of StyleGAN2 (arXiv 1912.04958, appendix B): non-saturating logistic, R1 and path-length regularisation.
 
-The formulas stand first as pure functions of logits and gradients; `StyleGAN2Loss` applies them phase by phase.
-Letters: N batch, L number of w vectors, D width of w. Images are in [-1, 1]; logits [N, 1], high means real.
+The formulas come first, as pure functions of logits and gradients; `Loss` and `Term` are the interface of any family's
+loss and of what may be added to its generator's loss; `StyleGAN2Loss` applies the formulas phase by phase.
+Letters: N batch, C channels, H W image, Z latent width, K label width, L number of w vectors, W their width. Images are
+in [-1, 1]; logits [N, 1], high means real.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import softplus
 
-from torch_utils import misc
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.training_stats import report
+from training.phases import Phase
 
 
 def g_nonsaturating(fake_logits: torch.Tensor) -> torch.Tensor:
@@ -36,37 +40,134 @@ def r1_penalty(img_grad: torch.Tensor) -> torch.Tensor:
 
 
 def path_lengths(ws_grad: torch.Tensor) -> torch.Tensor:
-    """‖Jᵀy‖ per sample [N] from ∂Σ(img·y)/∂ws [N, L, D]: squares summed over D, averaged over L (section 3.2)."""
+    """‖Jᵀy‖ per sample [N] from ∂Σ(img·y)/∂ws [N, L, W]: squares summed over W, averaged over L (section 3.2)."""
     return ws_grad.square().sum(dim=2).mean(dim=1).sqrt()
 
 
-class Loss:
-    """What the training loop asks of a loss."""
+@dataclasses.dataclass(frozen=True)
+class Fakes:
+    """One batch of generated images, as a loss hands it to its terms."""
 
-    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
-        """Add one micro-batch's gradients of `phase` to the parameters that require them.
+    z: torch.Tensor  # latents [N, Z]
+    c: torch.Tensor  # labels [N, K]
+    ws: torch.Tensor | None  # [N, L, W] that the images were made from, style mixing included; None: family without ws
+    img: torch.Tensor  # [N, C, H, W] before augmentation; with a graph to G in G's main phase, detached elsewhere
+    logits: torch.Tensor | None = None  # of the student's D [N, 1]; None outside G's main phase
+    loss: torch.Tensor | None = None  # the family's own generator loss [N, 1]; None outside G's main phase
 
-        real_img [N, C, H, W] in [-1, 1], real_c and gen_c [N, c_dim], gen_z [N, z_dim]; `sync` is true on the last
-        micro-batch; `gain` multiplies the loss (a lazily applied phase passes its interval).
-        """
+
+class Term:
+    """Something added to the main loss of a generator. It sees fakes only and knows nothing of their family.
+
+    A term that is not `active` is not evaluated. One that trains networks says in which `phases`; outside them the
+    networks are frozen. Subclasses override what they need.
+    """
+
+    active = True
+
+    def __call__(self, fakes: Fakes) -> torch.Tensor:
+        """What is added to the generator's loss, per sample [N, 1], its weight included."""
         raise NotImplementedError
 
     def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
         """Called before the phases of each iteration: `cur_nimg` images are done, `new_tick` says a tick begins."""
 
+    def phases(self) -> list[Phase]:
+        """Phases in which this term trains its own networks, run after those of G and D; the same objects each time."""
+        return []
+
+    def accumulate_gradients(
+        self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, fakes: Fakes, gain: float
+    ) -> None:
+        """Add the gradients of one of its own `phases`; as in `Loss`, with detached `fakes` for gen_z and gen_c."""
+        raise NotImplementedError
+
     def state_dict(self) -> dict:
-        """What must be kept for the loss to go on exactly where it was."""
+        """What the term needs to continue exactly, state of its networks and optimisers included."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
 
 
+class Loss:
+    """What the training loop asks of a loss; all but `accumulate_gradients` is optional for losses of other projects.
+
+    `terms` are added to the generator's main loss. A family that takes terms calls `add_terms` there and `train_term`
+    for phases that are not its own, implements `run_G`, and has the attributes `device` and `D`.
+    """
+
+    terms: Sequence[Term] = ()
+    augment_pipe: torch.nn.Module | None = None
+
+    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
+        """Add the gradients of one micro-batch in `phase` to the parameters that require them.
+
+        real_img [N, C, H, W] in [-1, 1], real_c and gen_c [N, K], gen_z [N, Z]; `sync` is true for the last micro-batch
+        of a step; `gain` multiplies the loss (a lazily applied phase passes its interval).
+        """
+        raise NotImplementedError
+
+    def run_G(self, z, c, sync):
+        """Images [N, C, H, W] and ws [N, L, W], or None for ws, of latents z and labels c; `sync` as above."""
+        raise NotImplementedError
+
+    def augment(self, img: torch.Tensor) -> torch.Tensor:
+        """Apply the augmentations that the discriminator sees."""
+        return img if self.augment_pipe is None else self.augment_pipe(img)
+
+    def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
+        """Called before the phases of each iteration: `cur_nimg` images are done, `new_tick` says a tick begins."""
+        for term in self.terms:
+            term.begin_iteration(cur_nimg, new_tick)
+
+    def extra_phases(self) -> list[Phase]:
+        """The phases in which terms train networks, to be run after those of G and D."""
+        return [phase for term in self.terms for phase in term.phases()]
+
+    def add_terms(self, fakes: Fakes) -> torch.Tensor:
+        """The generator's main loss per sample [N, 1]: the family's own plus every active term."""
+        loss = fakes.loss
+        for term in self.terms:
+            if term.active:
+                loss = loss + term(fakes)
+        return loss
+
+    def train_term(self, phase, real_img, real_c, gen_z, gen_c, gain) -> None:
+        """Hand `phase` to the term it belongs to. Raises ValueError for a phase of no term."""
+        term = next((term for term in self.terms if phase in (own.name for own in term.phases())), None)
+        if term is None:
+            raise ValueError(f"unknown phase {phase!r}")
+        with torch.no_grad():
+            gen_img, ws = self.run_G(gen_z, gen_c, sync=True)
+        term.accumulate_gradients(phase, real_img, real_c, Fakes(gen_z, gen_c, ws, gen_img), gain)
+
+    def state_dict(self) -> dict:
+        """What the loss needs to continue exactly; families add their own."""
+        return {"terms": [term.state_dict() for term in self.terms]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned. Raises ValueError if it was saved with another number of terms."""
+        for term, saved in zip(self.terms, state["terms"], strict=True):
+            term.load_state_dict(saved)
+
+
+# phase: network, main loss, regularisation
+_PHASES = {
+    "Gmain": ("G", True, False),
+    "Greg": ("G", False, True),
+    "Gboth": ("G", True, True),
+    "Dmain": ("D", True, False),
+    "Dreg": ("D", False, True),
+    "Dboth": ("D", True, True),
+}
+
+
 class StyleGAN2Loss(Loss):
     """Phases Gmain, Greg, Gboth, Dmain, Dreg, Dboth of StyleGAN2 with adaptive augmentation.
 
-    `forward_kwargs` go with every call of `G_synthesis` and `D`: the precision of the run, from
-    `torch_utils.precision.forward_kwargs`.
+    Subclasses of other projects override `run_G(z, c, sync)` and `run_D(img, c, sync)`. `sync` has no effect here:
+    gradients are averaged over processes after the last micro-batch (training.phases).
     """
 
     def __init__(
@@ -81,7 +182,6 @@ class StyleGAN2Loss(Loss):
         pl_batch_shrink=2,
         pl_decay=0.01,
         pl_weight=2,
-        forward_kwargs=None,
     ):
         self.device = device
         self.G_mapping = G_mapping
@@ -93,26 +193,24 @@ class StyleGAN2Loss(Loss):
         self.pl_batch_shrink = pl_batch_shrink
         self.pl_decay = pl_decay
         self.pl_weight = pl_weight
-        self.forward_kwargs = dict(forward_kwargs or {})
         self.pl_mean = torch.zeros([], device=device)
 
     def state_dict(self) -> dict:
-        return {"pl_mean": self.pl_mean.clone()}
+        return {**super().state_dict(), "pl_mean": self.pl_mean.clone()}
 
     def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
         self.pl_mean.copy_(state["pl_mean"])
 
-    def run_G(self, z, c, sync):
-        """Images [N, C, H, W] and ws [N, L, D] for latents `z`, with style mixing (1812.04948, section 3.1)."""
-        with misc.ddp_sync(self.G_mapping, sync):
-            ws = self.G_mapping(z, c)
-            if self.style_mixing_prob > 0:
-                ws = self._mix_styles(ws, c, z)
-        with misc.ddp_sync(self.G_synthesis, sync):
-            return self.G_synthesis(ws, **self.forward_kwargs), ws
+    def run_G(self, z, c, sync=True):
+        """Images [N, C, H, W] and ws [N, L, W] for latents `z`, with style mixing (1812.04948, section 3.1)."""
+        ws = self.G_mapping(z, c)
+        if self.style_mixing_prob > 0:
+            ws = self._mix_styles(ws, c, z)
+        return self.G_synthesis(ws), ws
 
     def _mix_styles(self, ws, c, z):
-        # Every draw happens whether or not mixing fires, and on the device, so that no iteration waits for the host.
+        # All draws are made whether or not styles are mixed, and on the device, so that the host never waits for them.
         num_ws = ws.shape[1]
         first_mixed = torch.randint(1, num_ws, [], device=ws.device)
         fires = torch.rand([], device=ws.device) < self.style_mixing_prob
@@ -120,48 +218,38 @@ class StyleGAN2Loss(Loss):
         mixed = fires & (torch.arange(num_ws, device=ws.device) >= first_mixed)
         return torch.where(mixed.reshape(1, -1, 1), other, ws)
 
-    def augment(self, img):
-        """`img` as a discriminator is to see it."""
-        return img if self.augment_pipe is None else self.augment_pipe(img)
-
-    def run_D(self, img, c, sync):
-        """Logits [N, 1] of the student's own discriminator for `img`, through the augmentations."""
-        img = self.augment(img)
-        with misc.ddp_sync(self.D, sync):
-            return self.D(img, c, **self.forward_kwargs)
-
-    def generator_loss(self, gen_img, gen_c, gen_logits):
-        """The generator's main loss per sample [N, 1]. `gen_img` is what D scored, before augmentation."""
-        return g_nonsaturating(gen_logits)
+    def run_D(self, img, c, sync=True):
+        """Logits [N, 1] of D for `img` [N, C, H, W], which is augmented first."""
+        return self.D(self.augment(img), c)
 
     def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
-        if phase not in ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth"):
-            raise ValueError(f"unknown phase {phase!r}")
-        main = phase.endswith(("main", "both"))
-        weight = self.pl_weight if phase.startswith("G") else self.r1_gamma
-        reg = phase.endswith(("reg", "both")) and weight != 0
-        if phase.startswith("G"):
-            if main:
-                self._g_main(gen_z, gen_c, sync=sync and not reg, gain=gain)
-            if reg:
-                self._g_path_length(gen_z, gen_c, sync=sync, gain=gain)
+        if phase not in _PHASES:
+            self.train_term(phase, real_img, real_c, gen_z, gen_c, gain)
             return
-        fake_loss = self._d_fake(gen_z, gen_c, gain=gain) if main else None
-        if main or reg:
-            self._d_real(real_img, real_c, sync=sync, gain=gain, fake_loss=fake_loss, reg=reg)
+        network, main, reg = _PHASES[phase]
+        if network == "G":
+            if main:
+                self._g_main(gen_z, gen_c, gain)
+            if reg and self.pl_weight != 0:
+                self._g_path_length(gen_z, gen_c, gain)
+        else:
+            reg = reg and self.r1_gamma != 0
+            fake_loss = self._d_fake(gen_z, gen_c, gain) if main else None
+            if main or reg:
+                self._d_real(real_img, real_c, gain, fake_loss, reg)
 
-    def _g_main(self, gen_z, gen_c, sync, gain):
-        gen_img, _ws = self.run_G(gen_z, gen_c, sync=sync)
-        gen_logits = self.run_D(gen_img, gen_c, sync=False)
+    def _g_main(self, gen_z, gen_c, gain):
+        gen_img, ws = self.run_G(gen_z, gen_c, sync=True)
+        gen_logits = self.run_D(gen_img, gen_c, sync=True)
         report("Loss/scores/fake", gen_logits)
         report("Loss/signs/fake", gen_logits.sign())
-        loss = self.generator_loss(gen_img, gen_c, gen_logits)
+        loss = self.add_terms(Fakes(gen_z, gen_c, ws, gen_img, gen_logits, g_nonsaturating(gen_logits)))
         report("Loss/G/loss", loss)
         loss.mean().mul(gain).backward()
 
-    def _g_path_length(self, gen_z, gen_c, sync, gain):
+    def _g_path_length(self, gen_z, gen_c, gain):
         batch = max(gen_z.shape[0] // self.pl_batch_shrink, 1)
-        gen_img, ws = self.run_G(gen_z[:batch], gen_c[:batch], sync=sync)
+        gen_img, ws = self.run_G(gen_z[:batch], gen_c[:batch], sync=True)
         noise = torch.randn_like(gen_img) / math.sqrt(gen_img.shape[2] * gen_img.shape[3])
         with conv2d_gradfix.no_weight_gradients():
             (ws_grad,) = torch.autograd.grad((gen_img * noise).sum(), [ws], create_graph=True)
@@ -172,24 +260,24 @@ class StyleGAN2Loss(Loss):
         report("Loss/pl_penalty", penalty)
         loss = penalty * self.pl_weight
         report("Loss/G/reg", loss)
-        # The image enters with weight 0: parameters that the penalty does not touch get a gradient of zero instead of
-        # none, so that the optimiser steps all of them alike and DDP sees every one.
+        # The image enters with weight 0: parameters without influence on the penalty get a gradient of zero instead of
+        # none, so that the optimiser steps all of them.
         (gen_img[:, 0, 0, 0] * 0 + loss).mean().mul(gain).backward()
 
     def _d_fake(self, gen_z, gen_c, gain):
         with torch.no_grad():
-            gen_img, _ws = self.run_G(gen_z, gen_c, sync=False)
-        gen_logits = self.run_D(gen_img, gen_c, sync=False)
+            gen_img, _ws = self.run_G(gen_z, gen_c, sync=True)
+        gen_logits = self.run_D(gen_img, gen_c, sync=True)
         report("Loss/scores/fake", gen_logits)
         report("Loss/signs/fake", gen_logits.sign())
         loss = d_logistic_fake(gen_logits)
         loss.mean().mul(gain).backward()
         return loss.detach()
 
-    def _d_real(self, real_img, real_c, sync, gain, fake_loss, reg):
-        """Gradients for reals: the main term where its other half, `fake_loss` [N, 1], is given; R1 where `reg`."""
+    def _d_real(self, real_img, real_c, gain, fake_loss, reg):
+        """Gradients for reals: the main loss if its other half, `fake_loss` [N, 1], is given; R1 if `reg`."""
         real_img = real_img.detach().requires_grad_(reg)
-        real_logits = self.run_D(real_img, real_c, sync=sync)
+        real_logits = self.run_D(real_img, real_c, sync=True)
         report("Loss/scores/real", real_logits)
         report("Loss/signs/real", real_logits.sign())
         if fake_loss is None:

@@ -380,6 +380,8 @@ class SynthesisBlock(torch.nn.Module):
     The first block (`in_channels=0`) ignores `x` and starts from the learned constant.
     """
 
+    half_dtype = None  # type of half-precision blocks, set for a run; None: fp16 on CUDA, else fp32
+
     def __init__(
         self,
         in_channels,
@@ -448,7 +450,8 @@ class SynthesisBlock(torch.nn.Module):
 
     def forward(self, x, img, ws, force_fp32=False, fused_modconv=None, **layer_kwargs):
         misc.assert_shape(ws, [None, self.num_conv + self.num_torgb, self.w_dim])
-        dtype = _block_dtype(self.use_fp16, force_fp32, layer_kwargs.pop("half_dtype", None), ws.device)
+        half_dtype = layer_kwargs.pop("half_dtype", None) or self.half_dtype
+        dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype, ws.device)
         if fused_modconv is None:
             # One weight per sample: fewer operations, but more arithmetic, which is what counts on a CPU.
             fused_modconv = not self.training and (dtype == torch.float32 or ws.shape[0] == 1)
@@ -544,6 +547,8 @@ class DiscriminatorBlock(torch.nn.Module):
     `freeze_layers` are not trained (Freeze-D, arXiv 2002.10964).
     """
 
+    half_dtype = None  # as in SynthesisBlock
+
     def __init__(
         self,
         in_channels,
@@ -594,7 +599,7 @@ class DiscriminatorBlock(torch.nn.Module):
 
     def forward(self, x, img, force_fp32=False, *, half_dtype=None):
         device = img.device if x is None else x.device
-        dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype, device)
+        dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype or self.half_dtype, device)
         layout = _block_layout(self.channels_last, dtype, device)
         if x is not None:
             misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])

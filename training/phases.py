@@ -2,42 +2,86 @@
 """Optimiser phases with lazy regularisation (Karras et al., arXiv 1912.04958, appendix B) and gradient accumulation."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 import dnnlib
-from torch_utils import distributed
+from torch_utils import distributed, misc
 
 
 @dataclasses.dataclass
 class Phase:
-    """One optimiser step of an iteration: `name` as the loss knows it, run when the iteration divides by `interval`."""
+    """One optimiser step of an iteration."""
 
-    name: str
-    module: torch.nn.Module
-    opt: torch.optim.Optimizer
-    interval: int
+    name: str  # as the loss knows it
+    module: torch.nn.Module  # whose parameters are trained
+    optimizer: torch.optim.Optimizer
+    interval: int  # run in iterations that are multiples of it
+    fresh_reals: bool = False  # a new batch of reals is drawn for it; otherwise it sees those of the phase before
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether the phase runs in `iteration`, counted from 0."""
+        return iteration % self.interval == 0
 
 
-def build_phases(name: str, module: torch.nn.Module, opt_kwargs: dict, reg_interval: int | None) -> list[Phase]:
-    """Phases of network `name` ('G' or 'D'): main every iteration, reg every `reg_interval`; None: one joint phase.
+def build_phases(
+    name: str, module: torch.nn.Module, opt_kwargs: dict, reg_interval: int | None, fresh_reals: bool = False
+) -> list[Phase]:
+    """Phases <name>main in every iteration and <name>reg every `reg_interval`; None: one joint phase, <name>both.
 
     Both share an optimiser. It steps k + 1 times in k iterations, so with c = k / (k + 1) its learning rate is scaled
-    by c and its betas are raised to the power c, which keeps the pace of one step an iteration.
+    by c and its betas are raised to the power c, which keeps the pace of one step an iteration. `fresh_reals` is for
+    the first of them.
     """
     c = 1.0 if reg_interval is None else reg_interval / (reg_interval + 1)
     lazy = dict(opt_kwargs, lr=opt_kwargs["lr"] * c, betas=[beta**c for beta in opt_kwargs["betas"]])
     if opt_kwargs["class_name"] == "torch.optim.Adam" and next(module.parameters()).device.type in ("cpu", "cuda"):
         lazy.setdefault("fused", True)  # one pass over all weights instead of several operations for each
-    opt = dnnlib.util.construct_class_by_name(module.parameters(), **lazy)
+    optimizer = dnnlib.util.construct_class_by_name(module.parameters(), **lazy)
     if reg_interval is None:
-        return [Phase(f"{name}both", module, opt, 1)]
-    return [Phase(f"{name}main", module, opt, 1), Phase(f"{name}reg", module, opt, reg_interval)]
+        return [Phase(f"{name}both", module, optimizer, 1, fresh_reals)]
+    return [
+        Phase(f"{name}main", module, optimizer, 1, fresh_reals),
+        Phase(f"{name}reg", module, optimizer, reg_interval),
+    ]
+
+
+def phases_of_terms(loss) -> list[Phase]:
+    """Phases in which terms of `loss` train networks, which start equal in all processes; none for a foreign loss."""
+    phases = loss.extra_phases() if hasattr(loss, "extra_phases") else []
+    for phase in phases:
+        for tensor in misc.params_and_buffers(phase.module):
+            distributed.broadcast_(tensor)
+    return phases
+
+
+def run_due(
+    phases: Sequence[Phase],
+    iteration: int,
+    loss,
+    reals: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    all_z: Iterable[torch.Tensor],
+    all_c: Iterable[torch.Tensor],
+    batch_gpu: int,
+) -> None:
+    """Run the phases that are due in `iteration`, in micro-batches of at most `batch_gpu` images.
+
+    `reals` gives images [N, C, H, W] in [-1, 1] and labels [N, K] for each due phase that takes fresh ones, of which
+    the first due phase has to be one; `all_z` and `all_c` have latents [N, Z] and labels [N, K] for every phase.
+    """
+    for phase, z, c in zip(phases, all_z, all_c):
+        if phase.is_due(iteration):
+            if phase.fresh_reals:
+                real_img, real_c = next(reals)
+            pieces = zip(*(x.split(batch_gpu) for x in (real_img, real_c, z, c)))
+            names = ("real_img", "real_c", "gen_z", "gen_c")
+            run_phase(phase, loss, [dict(zip(names, piece)) for piece in pieces])
 
 
 def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
     """Accumulate the gradients of `micro_batches` (keyword arguments of `loss.accumulate_gradients`); take one step."""
-    phase.opt.zero_grad(set_to_none=True)
+    phase.optimizer.zero_grad(set_to_none=True)
     phase.module.requires_grad_(True)
     for i, micro_batch in enumerate(micro_batches):
         loss.accumulate_gradients(
@@ -49,7 +93,7 @@ def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
         _average_over_processes(grads)
         for grad in grads:
             torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
-        phase.opt.step()
+        phase.optimizer.step()
 
 
 def _average_over_processes(grads: list[torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from torch_utils.images import save_image_grid, to_uint8
+from training import families
 
 
 class SampleGrid:
@@ -47,5 +48,6 @@ class SampleGrid:
     def save_fakes(self, path: str, G: torch.nn.Module, batch: int, device: torch.device) -> None:
         """Write G's images of the fixed latents as a PNG, `batch` at a time, with constant noise."""
         pairs = zip(self.latents.split(batch), self.labels.split(batch))
-        images = [to_uint8(G(z=z.to(device), c=c.to(device), noise_mode="const")).cpu() for z, c in pairs]
+        sample = families.of(G).sample
+        images = [to_uint8(sample(G, z.to(device), c.to(device), noise_mode="const")).cpu() for z, c in pairs]
         save_image_grid(torch.cat(images).numpy(), path, drange=(0, 255), grid_size=self.grid_size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conductor: set up everything a run needs, then step and tick until the images are spent."""
+"""The training loop: set up a run, then train until `total_kimg` thousand images have been shown."""
 
 import copy
 import dataclasses
@@ -20,10 +20,11 @@ from metrics import metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.images import from_uint8
 from torch_utils.ops import layout
+from training import families, initial
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
-from training.phases import build_phases, run_phase
+from training.phases import phases_of_terms, run_due
 from training.run_log import RunLog
 from training.sample_grid import SampleGrid
 
@@ -74,14 +75,16 @@ def training_loop(
     rank: int = 0,
     abort_fn: Callable[[], bool] | None = None,
     progress_fn: Callable[[float, int], Any] | None = None,
+    opened=None,
     **options,
 ) -> None:
     """Train to `total_kimg`. In a multi-process run every process calls this with its `rank`, the group initialised.
 
     `options` are the fields of TrainingOptions. `abort_fn()` is asked once a tick and ends the run, with a snapshot,
-    when it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once a tick.
+    when it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once a tick. `opened` is a
+    `training.options.Opened` with files that this process has open already; None opens them here.
     """
-    trainer = Trainer(TrainingOptions(**options), rank)
+    trainer = Trainer(TrainingOptions(**options), rank, opened)
     trainer.run(abort_fn, progress_fn)
 
 
@@ -93,31 +96,33 @@ def _num_processors() -> int:
 class Trainer:
     """The state of a run: data, networks, loss, phases, counters."""
 
-    def __init__(self, options: TrainingOptions, rank: int = 0):
-        self.opt = options
+    def __init__(self, options: TrainingOptions, rank: int = 0, opened=None):
+        self.options = options
         self.rank = rank
         self.device = distributed.resolve_device(options.device, rank=rank)
-        self.forward_kwargs = precision.forward_kwargs(options.precision, self.device)
+        self.half_dtype = precision.run_dtype(options.precision, self.device)
         self.cur_nimg = self.cur_tick = self.iteration = 0
         self.metric_values: dict[str, float] = {}
         self._configure_torch()
-        self._open_data()
-        self._build_networks()
-        self._build_loss()
+        self._open_data(None if opened is None else opened.training_set)
+        self._build_networks(opened)
+        self._build_loss({} if opened is None or not opened.teachers else {"teachers": opened.teachers})
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
 
     def _configure_torch(self) -> None:
-        seed = self.opt.random_seed * self.opt.num_gpus + self.rank
+        seed = self.options.random_seed * self.options.num_gpus + self.rank
         np.random.seed(seed)
         torch.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = self.opt.cudnn_benchmark
-            precision.allow_tf32(self.opt.allow_tf32)
+            torch.backends.cudnn.benchmark = self.options.cudnn_benchmark
+            precision.allow_tf32(self.options.allow_tf32)
 
-    def _open_data(self) -> None:
-        opt = self.opt
-        self.training_set = dnnlib.util.construct_class_by_name(**opt.training_set_kwargs)
+    def _open_data(self, training_set) -> None:
+        opt = self.options
+        if training_set is None:
+            training_set = dnnlib.util.construct_class_by_name(**opt.training_set_kwargs)
+        self.training_set = training_set
         sampler = misc.InfiniteSampler(
             self.training_set, rank=self.rank, num_replicas=opt.num_gpus, seed=opt.random_seed
         )
@@ -133,21 +138,26 @@ class Trainer:
         distributed.print0(f"Training set: {len(self.training_set)} images {self.training_set.image_shape}, "
                   f"labels {self.training_set.label_shape}")  # fmt: skip
 
-    def _build_networks(self) -> None:
-        data, opt = self.training_set, self.opt
-        shape = {"c_dim": data.label_dim, "img_resolution": data.resolution, "img_channels": data.num_channels}
+    def _build_networks(self, opened) -> None:
+        opt, shape = self.options, initial.network_shape(self.training_set)
         self.G = dnnlib.util.construct_class_by_name(**opt.G_kwargs, **shape).train().requires_grad_(False)
         self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
+        self.family = families.of(self.G)
         layout.prepare(self.G, self.device)
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
+        networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
         if opt.resume_pkl is not None and self.rank == 0:
-            self._resume_from(opt.resume_pkl)
-        for module in (self.G, self.D, self.G_ema):  # every process starts from the weights of the first
+            distributed.print0(f"Resuming from {opt.resume_pkl}")
+            load = snapshot.load_snapshot if opened is None else opened.snapshot
+            initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
+        for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
                 distributed.broadcast_(tensor)
         if self.rank == 0:
             self._print_networks()
+        for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
+            precision.set_half_dtype(module, self.half_dtype)
 
     def _print_networks(self) -> None:
         z = torch.zeros([1, self.G.z_dim], device=self.device)
@@ -157,20 +167,9 @@ class Trainer:
             img = misc.print_module_summary(self.G_ema, [z, c])
             misc.print_module_summary(self.D, [img, c])
 
-    def _resume_from(self, resume_pkl: str) -> None:
-        """Start G, D and G_ema from the weights of another snapshot, as far as names match (transfer learning)."""
-        distributed.print0(f"Resuming from {resume_pkl}")
-        source = snapshot.load_snapshot(resume_pkl, trust=self.opt.trust_pickle)
-        for name, module in (("G", self.G), ("D", self.D), ("G_ema", self.G_ema)):
-            try:
-                misc.copy_params_and_buffers(source[name], module, require_all=False)
-            except (RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"--resume={resume_pkl}: its {name} does not fit the network to train: {error}"
-                ) from error
-
-    def _build_loss(self) -> None:
-        opt = self.opt
+    def _build_loss(self, opened_arguments: dict) -> None:
+        """`opened_arguments` of the loss take the place of those that say what to open."""
+        opt = self.options
         self.augment_pipe = self.ada = None
         if opt.augment_kwargs is not None and (opt.augment_p > 0 or opt.ada_target is not None):
             self.augment_pipe = dnnlib.util.construct_class_by_name(**opt.augment_kwargs).train().requires_grad_(False)
@@ -181,26 +180,21 @@ class Trainer:
                 )
         self.loss = dnnlib.util.construct_class_by_name(
             device=self.device,
-            G_mapping=self.G.mapping,
-            G_synthesis=self.G.synthesis,
-            D=self.D,
+            **self.family.loss_arguments(self.G, self.D),
             augment_pipe=self.augment_pipe,
-            # Only where there is something to say: a loss from elsewhere may not know the argument.
-            **({"forward_kwargs": self.forward_kwargs} if self.forward_kwargs else {}),
-            **opt.loss_kwargs,
+            **{**opt.loss_kwargs, **opened_arguments},
         )
-        self.phases = build_phases("G", self.G, opt.G_opt_kwargs, opt.G_reg_interval)
-        self.phases += build_phases("D", self.D, opt.D_opt_kwargs, opt.D_reg_interval)
+        self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
 
     def run(self, abort_fn=None, progress_fn=None) -> None:
         """Train until the images are spent or `abort_fn` says so."""
-        opt = self.opt
+        opt = self.options
         total_nimg = round(opt.total_kimg * 1000)
         if self.rank == 0:
             self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
-        types = precision.describe([self.G, self.D], self.forward_kwargs, self.device)
-        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} in {types}...")
+        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
+        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} {types}...")
         progress = self._progress(total_nimg)
         self.log.tick_start = time.time()
         tick_start_nimg, new_tick = self.cur_nimg, True
@@ -229,25 +223,25 @@ class Trainer:
 
     def step(self, new_tick: bool) -> None:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
-        opt = self.opt
+        opt = self.options
         local = opt.batch_size // opt.num_gpus
-        real_img, real_c = self._next_reals()
-        real_img = from_uint8(real_img.to(self.device, non_blocking=True))
-        real_c = real_c.to(self.device, non_blocking=True)
+        reals = [self._next_reals() for phase in self.phases if phase.fresh_reals and phase.is_due(self.iteration)]
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
         picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
         all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
-        self.loss.begin_iteration(self.cur_nimg, new_tick)
-        for phase, z, c in zip(self.phases, all_z, all_c.split(local)):
-            if self.iteration % phase.interval == 0:
-                pieces = zip(*(x.split(opt.batch_gpu) for x in (real_img, real_c, z, c)))
-                names = ("real_img", "real_c", "gen_z", "gen_c")
-                run_phase(phase, self.loss, [dict(zip(names, piece)) for piece in pieces])
+        if hasattr(self.loss, "begin_iteration"):  # losses of other projects have `accumulate_gradients` only
+            self.loss.begin_iteration(self.cur_nimg, new_tick)
+        batches = map(self._reals_to_device, reals)
+        run_due(self.phases, self.iteration, self.loss, batches, all_z, all_c.split(local), opt.batch_gpu)
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size
         self.iteration += 1
         if self.ada is not None:
             self.ada.update(self.iteration)
+
+    def _reals_to_device(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        img, c = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        return from_uint8(img), c
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -265,7 +259,7 @@ class Trainer:
 
     def tick(self, done: bool, tick_kimg: float) -> None:
         """End a tick: report, and write pictures, snapshot and metrics where they are due."""
-        opt = self.opt
+        opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
         self.log.tick(self.cur_tick, self.cur_nimg / 1000, tick_kimg, augment_p)
         kimg = f"{self.cur_nimg // 1000:06d}"
@@ -283,21 +277,21 @@ class Trainer:
         return every is not None and (done or self.cur_tick % every == 0)
 
     def _save_fakes(self, name: str) -> None:
-        self.grid.save_fakes(os.path.join(self.opt.run_dir, name), self.G_ema, self.opt.batch_gpu, self.device)
+        self.grid.save_fakes(os.path.join(self.options.run_dir, name), self.G_ema, self.options.batch_gpu, self.device)
 
     def _save_networks(self, name: str) -> None:
-        misc.check_ddp_consistency(self.G, ignore_regex=r".*\.w_avg")
+        misc.check_ddp_consistency(self.G, ignore_regex=self.family.differs_by_process)
         misc.check_ddp_consistency(self.D)
         if self.rank != 0:
             return
-        data = {"training_set_kwargs": dict(self.opt.training_set_kwargs)}
+        data = {"training_set_kwargs": dict(self.options.training_set_kwargs)}
         data.update(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe)
-        snapshot.save_snapshot(os.path.join(self.opt.run_dir, name), data)
-        if self.opt.snapshots_keep is not None:
-            snapshot.keep_newest(self.opt.run_dir, self.opt.snapshots_keep)
+        snapshot.save_snapshot(os.path.join(self.options.run_dir, name), data)
+        if self.options.snapshots_keep is not None:
+            snapshot.keep_newest(self.options.run_dir, self.options.snapshots_keep)
 
     def _evaluate(self, snapshot_name: str) -> None:
-        opt = self.opt
+        opt = self.options
         for metric in opt.metrics:
             result = metric_main.calc_metric(
                 metric=metric,

@@ -111,7 +111,7 @@ def test_totals_have_a_weight_for_each_part(case, setting):
 
 def test_the_loop_runs_the_phases_that_its_parts_name(setting, monkeypatch):
     phases = []
-    monkeypatch.setattr("training.training_loop.run_phase", lambda phase, loss, batches: phases.append(phase.name))
+    monkeypatch.setattr("training.phases.run_phase", lambda phase, loss, batches: phases.append(phase.name))
     expected = {
         "with Greg, Dreg": ["Gmain", "Greg", "Dmain", "Dreg"],
         "with Greg": ["Gmain", "Greg", "Dmain"],
@@ -140,7 +140,7 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
             part.run()
         monkeypatch.undo()
     ((plain_kwargs, plain_path, plain_img),), ((_kwargs, path, img),) = calls.values()
-    assert plain_kwargs == {"force_fp32": True, "fused_modconv": True, "noise_mode": "const"}
+    assert plain_kwargs == {"half_dtype": torch.float32, "fused_modconv": True, "noise_mode": "const"}
     assert (plain_path, path) == (True, False)
     torch.testing.assert_close(img, plain_img, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dgl.loss import hinge_term, logistic_term, teacher_term
+from dgl.loss import DGLLoss
+from dgl.terms import FORMS, WEIGHTINGS
 from dnnlib.util import UserError
 from tests.dgl.tiny import BATCH, NoisyPipe, Student, make_D, same, save_teacher
 from tests.support import rnd
@@ -20,29 +21,35 @@ def teacher(tmp_path):
     return save_teacher(tmp_path)
 
 
-class Verdicts(NamedTuple):
-    """What one teacher said, call by call, and the gradients that came back to it, pass by pass."""
+class Calls(NamedTuple):
+    """Inputs and outputs of a network, call by call, and the gradients in the outputs, pass by pass."""
 
-    scores: list[torch.Tensor]
+    inputs: list[tuple[torch.Tensor, ...]]
+    outputs: list[torch.Tensor]
     gradients: list[torch.Tensor]
 
 
-def spy_on(student: Student) -> list[Verdicts]:
-    """Records every teacher of `student` from now on."""
-    return [_spy(teacher) for teacher in student.loss.teachers]
+def spy(network: torch.nn.Module) -> Calls:
+    """Records the calls of `network` from now on."""
+    calls = Calls([], [], [])
+
+    def record(_network, inputs, output):
+        calls.inputs.append(tuple(tensor.detach() for tensor in inputs))
+        calls.outputs.append(output.detach())
+        if output.requires_grad:
+            output.register_hook(calls.gradients.append)
+
+    network.register_forward_hook(record)
+    return calls
 
 
-def _spy(teacher) -> Verdicts:
-    verdicts, ask = Verdicts([], []), teacher.scores
+def spy_on_teachers(student: Student) -> list[Calls]:
+    return [spy(teacher.D) for teacher in student.loss.teachers]
 
-    def record(img, c):
-        s = ask(img, c)
-        s.register_hook(verdicts.gradients.append)
-        verdicts.scores.append(s.detach())
-        return s
 
-    teacher.scores = record
-    return verdicts
+def loss_of_teacher(scores: torch.Tensor, form: str = "logistic", weighting: str = "plain") -> torch.Tensor:
+    """One teacher's share of the generator's loss, before λ."""
+    return WEIGHTINGS[weighting](scores) * FORMS[form](scores)
 
 
 # λ = 0 and the switch
@@ -63,11 +70,11 @@ def test_zero_weight_trains_bit_for_bit_as_no_teacher(teacher, pipe, kwargs):
 
 def test_zero_weight_never_asks_the_teacher_and_reports_nothing(teacher):
     student = Student([teacher], dgl_weight=0)
-    (verdicts,) = spy_on(student)
+    (calls,) = spy_on_teachers(student)
     stats = training_stats.Collector(DGL_STATS, keep_previous=False)
     student.train()
     stats.update()
-    assert not verdicts.scores
+    assert not calls.outputs
     assert all(stats.num(name) == 0 for name in stats.names())
 
 
@@ -118,20 +125,19 @@ def test_a_teacher_keeps_its_own_minibatch_groups(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "term, slope",
+    "form, weighting, slope",
     [
-        (logistic_term, lambda s: -torch.sigmoid(-s)),
-        (lambda s: teacher_term(s, "plain"), lambda s: -torch.sigmoid(-s)),
-        (lambda s: teacher_term(s, "score"), lambda s: -(-s).clamp_min(0) * torch.sigmoid(-s)),
-        (hinge_term, lambda s: -torch.ones_like(s)),
+        ("logistic", "plain", lambda s: -torch.sigmoid(-s)),
+        ("logistic", "score", lambda s: -(-s).clamp_min(0) * torch.sigmoid(-s)),
+        ("hinge", "plain", lambda s: -torch.ones_like(s)),
+        ("hinge", "score", lambda s: -(-s).clamp_min(0)),
     ],
-    ids=["logistic", "plain", "score", "hinge"],
 )
-def test_slope_of_each_term(term, slope):
+def test_slope_of_each_term(form, weighting, slope):
     scores = torch.tensor([[-30.0], [-2.0], [-0.1], [0.0], [0.3], [2.0], [30.0]], dtype=torch.float64)
     scores.requires_grad_(True)
     N, weight = len(scores), 0.7
-    (weight * term(scores)).mean().backward()
+    (weight * loss_of_teacher(scores, form, weighting)).mean().backward()
     torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, rtol=1e-12, atol=1e-15)
 
 
@@ -140,15 +146,15 @@ def test_slope_of_each_term(term, slope):
 def test_slope_of_the_whole_generator_loss_in_each_teachers_scores(tmp_path, weighting, weight, gain):
     paths = [save_teacher(tmp_path, seed, f"{seed}.pkl") for seed in (100, 101)]
     student = Student(paths, dgl_weight=weight, dgl_weighting=weighting)
-    seen = spy_on(student)
+    seen = spy_on_teachers(student)
     student.gradients("Gmain", gain=gain)
-    for verdicts in seen:
-        (s,) = verdicts.scores
+    for calls in seen:
+        (s,) = calls.outputs
         expected = -weight * gain * torch.sigmoid(-s) / BATCH
         if weighting == "score":
             expected = expected * (-s).clamp_min(0)
-        torch.testing.assert_close(verdicts.gradients[-1], expected, rtol=1e-5, atol=1e-9)
-    signs = torch.cat([verdicts.scores[0].sign() for verdicts in seen])
+        torch.testing.assert_close(calls.gradients[-1], expected, rtol=1e-5, atol=1e-9)
+    signs = torch.cat([calls.outputs[0].sign() for calls in seen])
     assert signs.unique().numel() == 2, "the case should hold scores of both signs"
 
 
@@ -162,27 +168,23 @@ def test_an_ensemble_adds_up(tmp_path):
 
 def test_a_conditional_teacher_sees_the_labels_of_the_fakes(teacher):
     student = Student([teacher])
-    c = student.inputs()["gen_c"]
-    asked = []
-    ask = student.loss.teachers[0].scores
-    student.loss.teachers[0].scores = lambda img, c: asked.append(c) or ask(img, c)
+    (calls,) = spy_on_teachers(student)
     student.gradients("Gmain")
-    assert torch.equal(asked[0], c)
-    img = rnd("img", (BATCH, 3, 16, 16))
-    assert not torch.equal(ask(img, c), ask(img, c.roll(1, 1)))
+    ((img, c),) = calls.inputs
+    assert torch.equal(c, student.inputs()["gen_c"])
+    scores = student.loss.teachers[0].scores
+    assert not torch.equal(scores(img, c), scores(img, c.roll(1, 1)))
 
 
 @pytest.mark.parametrize("dgl_augment", [False, True])
 def test_teachers_see_clean_fakes_unless_asked(teacher, dgl_augment):
     student = Student([teacher], augment_pipe=NoisyPipe(), dgl_augment=dgl_augment)
-    fakes, shown = [], []
-    own, ask = student.loss.run_D, student.loss.teachers[0].scores
-    student.loss.run_D = lambda img, c, sync: fakes.append(img) or own(img, c, sync)
-    student.loss.teachers[0].scores = lambda img, c: shown.append(img) or ask(img, c)
+    made, (calls,) = spy(student.G.synthesis), spy_on_teachers(student)
     student.gradients("Gmain")
-    assert torch.equal(shown[0], fakes[0]) is not dgl_augment
+    (fakes,), ((shown, _c),) = made.outputs, calls.inputs
+    assert torch.equal(shown, fakes) is not dgl_augment
     if dgl_augment:
-        torch.testing.assert_close(shown[0], fakes[0] * 0.5, rtol=0, atol=1)
+        torch.testing.assert_close(shown, fakes * 0.5, rtol=0, atol=1)
 
 
 # What the teacher has no part in
@@ -191,7 +193,7 @@ def test_teachers_see_clean_fakes_unless_asked(teacher, dgl_augment):
 @pytest.mark.parametrize("phase", ["Dmain", "Dboth", "Dreg", "Greg"])
 def test_discriminator_and_lazy_phases_are_those_without_a_teacher(teacher, phase):
     plain, guided = Student(), Student([teacher], dgl_weight=3)
-    (verdicts,) = spy_on(guided)
+    (calls,) = spy_on_teachers(guided)
     stats = training_stats.Collector("Loss/(D|G|r1|pl).*", keep_previous=False)
     results = []
     for student in (plain, guided):
@@ -201,14 +203,14 @@ def test_discriminator_and_lazy_phases_are_those_without_a_teacher(teacher, phas
     assert same(results[0][0], results[1][0])
     assert repr(results[0][1]) == repr(results[1][1])
     assert any(gradient is not None and gradient.any() for gradient in results[0][0].values())
-    assert not verdicts.scores
+    assert not calls.outputs
 
 
 def test_the_main_part_of_a_joint_phase_is_guided_once(teacher):
     student = Student([teacher])
-    (verdicts,) = spy_on(student)
+    (calls,) = spy_on_teachers(student)
     student.gradients("Gboth")
-    assert len(verdicts.scores) == 1
+    assert len(calls.outputs) == 1
 
 
 # Statistics
@@ -217,16 +219,18 @@ def test_the_main_part_of_a_joint_phase_is_guided_once(teacher):
 def test_statistics_of_scores_and_terms(tmp_path):
     paths = [save_teacher(tmp_path, seed, f"{seed}.pkl") for seed in (100, 101)]
     student = Student(paths, dgl_weighting="score")
-    seen = spy_on(student)
+    seen = spy_on_teachers(student)
     stats = training_stats.Collector(DGL_STATS, keep_previous=False)
     student.gradients("Gmain")
     stats.update()
     assert {f"Loss/DGL/{n}{i}" for n in ("scores", "loss") for i in (0, 1)} <= set(stats.names())
-    for i, verdicts in enumerate(seen):
-        (s,) = verdicts.scores
+    for i, calls in enumerate(seen):
+        (s,) = calls.outputs
         assert stats.num(f"Loss/DGL/scores{i}") == BATCH
         assert stats[f"Loss/DGL/scores{i}"] == pytest.approx(float(s.mean()), rel=1e-5)
-        assert stats[f"Loss/DGL/loss{i}"] == pytest.approx(float(teacher_term(s, "score").mean()), rel=1e-5)
+        assert stats[f"Loss/DGL/loss{i}"] == pytest.approx(
+            float(loss_of_teacher(s, weighting="score").mean()), rel=1e-5
+        )
 
 
 def test_gradient_ratio_is_measured_once_a_tick_and_right(teacher):
@@ -243,14 +247,11 @@ def test_gradient_ratio_is_measured_once_a_tick_and_right(teacher):
 
     assert [measured(new_tick) for new_tick in (True, False, True)] == [1, 0, 1]
 
-    fakes = []
-    own = student.loss.run_D
-    student.loss.run_D = lambda img, c, sync: fakes.append(img) or own(img, c, sync)
-    student.gradients("Gmain")
-    c = student.inputs()["gen_c"]
+    (fakes,), c = student.images("Gmain"), student.inputs()["gen_c"]
     norms = []
     for D in (student.loss.teachers[0].D, student.D):
-        img = fakes[0].detach().requires_grad_(True)
+        img = fakes.requires_grad_(True)
+        img.grad = None
         torch.nn.functional.softplus(-D(img, c)).sum().backward()
         norms.append(img.grad.norm())
     assert stats["Loss/DGL/grad_ratio"] == pytest.approx(float(weight * norms[0] / norms[1]), rel=1e-4)
@@ -261,7 +262,7 @@ def test_measuring_the_gradient_ratio_changes_nothing(teacher):
     states = []
     for measured in (True, False):
         student = Student([teacher])
-        student.loss._ratio_due = measured
+        student.loss.load_state_dict({**student.loss.state_dict(), "terms": [{"ratio_due": measured}]})
         states.append(student.train(new_tick=measured))
         stats.update()
         assert stats.num("Loss/DGL/grad_ratio") == measured
@@ -288,10 +289,49 @@ def test_state_names_the_teachers_and_comes_back(teacher):
     record = student.loss.teachers[0]
     assert state["dgl"] == {"teachers": [{"path": teacher, "sha256": record.sha256}], "weight": 0.2}
     again.loss.load_state_dict(state)
-    assert torch.equal(again.loss.pl_mean, student.loss.pl_mean) and student.loss.pl_mean != 0
+    restored = again.loss.state_dict()
+    assert restored["dgl"] == state["dgl"] and restored["terms"] == state["terms"]
+    assert torch.equal(restored["pl_mean"], state["pl_mean"]) and state["pl_mean"] != 0
 
 
 def test_state_of_other_teachers_is_refused(tmp_path, teacher):
     other = save_teacher(tmp_path, 101, "other.pkl")
     with pytest.raises(UserError, match=r"--dgl-teacher.*teacher\.pkl"):
         Student([other]).loss.load_state_dict(Student([teacher]).loss.state_dict())
+
+
+def test_a_ratio_that_was_due_is_due_after_a_restart(teacher):
+    stats = training_stats.Collector(DGL_STATS, keep_previous=False)
+    for measured in (False, True):
+        student, again = Student([teacher]), Student([teacher])
+        if measured:
+            student.gradients("Gmain")
+        again.loss.load_state_dict(student.loss.state_dict())
+        stats.update()
+        again.gradients("Gmain")
+        stats.update()
+        assert stats.num("Loss/DGL/grad_ratio") == (0 if measured else 1)
+
+
+# The base loss
+
+
+class NotOurs:
+    """A loss without terms."""
+
+    def __init__(self, device, **modules):
+        self.device = device
+
+
+def test_a_base_loss_that_takes_no_terms_is_refused(teacher):
+    with pytest.raises(UserError, match=r"--dgl-teacher.*NotOurs") as error:
+        DGLLoss(device=torch.device("cpu"), teachers=[{"path": teacher}], base_class=f"{__name__}.NotOurs")
+    assert "\n" not in str(error.value)
+
+
+def test_the_base_loss_gets_the_other_arguments(teacher):
+    stats = training_stats.Collector("Loss/D/reg", keep_previous=False)
+    for r1_gamma, reported in ((0, 0), (3, BATCH)):
+        Student([teacher], r1_gamma=r1_gamma).gradients("Dreg")
+        stats.update()
+        assert stats.num("Loss/D/reg") == reported

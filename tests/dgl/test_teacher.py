@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import hashlib
 import pathlib
 import pickle
@@ -7,14 +8,17 @@ import pytest
 import torch
 
 from dgl.loss import DGLLoss
-from dgl.teacher import check_teacher, open_teacher
+from dgl.teacher import Teacher, check_teacher, open_teacher
 from dnnlib.util import UserError
-from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Student, make_D, make_G, same, save_teacher
+from tests.dgl import foreign, foreign_plain
+from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Z_DIM, Student, make_D, make_G, same, save_teacher
 from tests.support import rnd
-from torch_utils import persistence
+from tests.training import other_projects
+from torch_utils import persistence, precision
 from training.files.snapshot import save_snapshot
-from training.networks import Discriminator
+from training.loss import Fakes
 
+IMG, C = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
 
 
@@ -53,8 +57,8 @@ def test_a_teacher_is_the_d_of_the_pickle_frozen(tmp_path):
 
 
 def test_gradients_reach_the_images(tmp_path):
-    img = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)).requires_grad_(True)
-    open_teacher(save_teacher(tmp_path)).scores(img, torch.eye(C_DIM)[[0, 1, 2, 0]]).sum().backward()
+    img = IMG.clone().requires_grad_(True)
+    open_teacher(save_teacher(tmp_path)).scores(img, C).sum().backward()
     assert img.grad.abs().sum() > 0
 
 
@@ -85,6 +89,52 @@ def test_a_pickle_without_a_usable_generator_still_teaches(tmp_path, G):
 def test_trusting_opens_the_same_teacher(tmp_path):
     path = save_teacher(tmp_path)
     assert same(dict(open_teacher(path, trust=True).D.state_dict()), dict(open_teacher(path).D.state_dict()))
+
+
+# Its generator
+
+
+def fakes(num_ws: int = 6) -> Fakes:
+    return Fakes(rnd("z", (BATCH, Z_DIM)), C, rnd("ws", (BATCH, num_ws, Z_DIM)), IMG)
+
+
+def test_matching_images_come_from_the_students_ws(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path, 7))
+    G, batch = make_G(7, channel_base=128, channel_max=16).eval(), fakes()
+    img = teacher.matching_images(batch)
+    torch.testing.assert_close(img, G.synthesis(batch.ws, noise_mode="const"))
+    own = teacher.matching_images(batch, share_ws=False)
+    torch.testing.assert_close(own, G(batch.z, batch.c, noise_mode="const"))
+    assert not torch.allclose(own, img)
+
+
+@pytest.mark.parametrize("batch", [fakes(num_ws=8), dataclasses.replace(fakes(), ws=None)], ids=["other ws", "no ws"])
+def test_matching_images_come_from_z_and_c_where_ws_do_not_fit(tmp_path, batch):
+    teacher = open_teacher(save_teacher(tmp_path, 7))
+    assert torch.equal(teacher.matching_images(batch), teacher.matching_images(fakes(), share_ws=False))
+
+
+def test_matching_images_draw_nothing_and_have_no_graph(tmp_path):
+    teacher, batch = open_teacher(save_teacher(tmp_path, 7)), fakes()
+    batch.ws.requires_grad_(True)
+    before = torch.get_rng_state()
+    assert not teacher.matching_images(batch).requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_matching_images_need_a_generator(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path))
+    teacher.release_file()
+    with pytest.raises(UserError) as error:
+        teacher.matching_images(fakes())
+    assert "teacher.pkl holds no generator" in sentence(error)
+
+
+def test_a_generator_in_use_survives_the_release_of_the_file(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path))
+    img = teacher.matching_images(fakes())
+    teacher.release_file()
+    assert torch.equal(teacher.matching_images(fakes()), img)
 
 
 # Refusals on opening
@@ -229,54 +279,61 @@ def test_a_loss_keeps_only_the_discriminator(tmp_path):
     assert Student([save_teacher(tmp_path)]).loss.teachers[0].G is None
 
 
-BF16 = {"half_dtype": torch.bfloat16}
-
-
-def dtypes_seen(D, call) -> set:
-    """Types that the first block of `D` gives out during `call`."""
+def dtypes_seen(layer: torch.nn.Module, call) -> set:
+    """Types of the outputs of `layer` during `call`."""
     seen = set()
-    hook = D.b16.conv1.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
+    hook = layer.register_forward_hook(lambda _module, _inputs, out: seen.add(out.dtype))
     call()
     hook.remove()
     return seen
 
 
-@pytest.mark.parametrize("forward_kwargs, dtype", [(BF16, torch.bfloat16), ({}, torch.float32)])
-def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, forward_kwargs, dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_teacher_runs_in_the_type_of_the_run(tmp_path, dtype):
     run_precision = {"num_fp16_res": 1, "conv_clamp": 256}
-    student = Student([save_teacher(tmp_path)], D_overrides=run_precision, forward_kwargs=forward_kwargs)
+    student = Student([save_teacher(tmp_path)], D_overrides=run_precision, half_dtype=dtype)
     (teacher,) = student.loss.teachers
     for D in (teacher.D, student.D):
-        assert dtypes_seen(D, lambda: student.gradients("Gmain")) == {dtype}
+        assert dtypes_seen(D.b16.conv1, lambda: student.gradients("Gmain")) == {dtype}
     assert all(p.grad is None and p.dtype == torch.float32 for p in teacher.D.parameters())
 
 
-class KnowsForce(Discriminator):
-    """As in other repositories: options of the blocks are passed on by name, and there is no `half_dtype`."""
-
-    calls: list = []
-
-    def forward(self, img, c, **block_kwargs):
-        self.calls.append(block_kwargs)
-        return super().forward(img, c, **block_kwargs)
+def trusted_teacher(folder: pathlib.Path, D: torch.nn.Module) -> Teacher:
+    save_snapshot(str(folder / "foreign.pkl"), {"D": D})
+    return open_teacher(str(folder / "foreign.pkl"), trust=True)
 
 
-class KnowsNothing(Discriminator):
-    def forward(self, img, c):
-        return super().forward(img, c)
+@pytest.mark.parametrize(
+    ("run", "own", "said"),
+    [
+        (torch.bfloat16, torch.float32, True),
+        (torch.float32, torch.float32, False),
+        (torch.float16, torch.float16, False),
+        (None, torch.float32, False),
+    ],
+)
+@pytest.mark.parametrize("num_fp16_res", [0, 2])
+def test_a_class_that_supports_fp16_only_runs_in_fp32_elsewhere(tmp_path, capsys, run, own, said, num_fp16_res):
+    D = foreign.Discriminator(C_DIM, RESOLUTION, CHANNELS, num_fp16_res=num_fp16_res)
+    teacher, student_D = trusted_teacher(tmp_path, D), make_D(2, num_fp16_res=2)
+    precision.set_half_dtype(student_D, run)
+    teacher.match_precision(student_D)
+    assert dtypes_seen(teacher.D.features, lambda: teacher.scores(IMG, C)) == {own}
+    assert torch.equal(teacher.D.weight, D.weight)
+    assert ("foreign.pkl runs in fp32" in capsys.readouterr().out) == said
 
 
-@pytest.mark.parametrize("forward_kwargs, said", [(BF16, True), ({}, False), ({"force_fp32": True}, False)])
-def test_a_class_of_its_own_is_asked_for_what_it_knows(tmp_path, capsys, forward_kwargs, said):
-    path = save_teacher(tmp_path)
-    img, c = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
-    expected = open_teacher(path).scores(img, c)
-    for known in (KnowsForce, KnowsNothing):
-        teacher = open_teacher(path)
-        teacher.D.__class__ = known
-        teacher.match_precision(make_D(2), forward_kwargs)
-        KnowsForce.calls.clear()
-        assert torch.equal(teacher.scores(img, c), expected)
-        if known is KnowsForce:
-            assert KnowsForce.calls == [{"force_fp32": True}]
-        assert (f"{path} runs in fp32" in capsys.readouterr().out) == said
+@pytest.mark.parametrize("run", [torch.bfloat16, torch.float32, torch.float16])
+def test_a_class_without_half_precision_is_left_alone(tmp_path, run):
+    teacher = trusted_teacher(tmp_path, foreign_plain.Discriminator(C_DIM, RESOLUTION, CHANNELS))
+    D, student_D = teacher.D, make_D(2, num_fp16_res=2)
+    precision.set_half_dtype(student_D, run)
+    teacher.match_precision(student_D)
+    assert teacher.D is D
+    assert dtypes_seen(teacher.D.features, lambda: teacher.scores(IMG, C)) == {torch.float32}
+
+
+def test_a_teacher_beside_a_student_of_another_project(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path, num_fp16_res=2))
+    teacher.match_precision(other_projects.Discriminator(C_DIM, RESOLUTION, CHANNELS))
+    assert dtypes_seen(teacher.D.b16.conv1, lambda: teacher.scores(IMG, C)) == {torch.float32}

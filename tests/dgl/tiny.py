@@ -8,6 +8,7 @@ import torch
 
 from dgl.loss import DGLLoss
 from tests.support import rnd
+from torch_utils import precision
 from training.files.snapshot import save_snapshot
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator, Generator
@@ -40,7 +41,7 @@ def make_D(seed: int, **overrides) -> Discriminator:
 
 
 def save_teacher(folder: pathlib.Path, seed: int = 100, name: str = "teacher.pkl", **D_overrides) -> str:
-    """Path of a network pickle with a D of `seed`, twice as wide as the student's, and a G to match."""
+    """Path of a network pickle with a D of `seed`, twice as wide as the student's, and a matching G."""
     wide = {"channel_base": 128, "channel_max": 16}
     G = make_G(seed, **wide)
     D = make_D(seed, **{**wide, **D_overrides})
@@ -50,7 +51,7 @@ def save_teacher(folder: pathlib.Path, seed: int = 100, name: str = "teacher.pkl
 
 
 class NoisyPipe(torch.nn.Module):
-    """An augmentation that draws random numbers and halves the image, so that being seen through it shows."""
+    """An augmentation that draws random numbers and halves the image, so that its use shows."""
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         return img * 0.5 + torch.randn_like(img) * 0.1
@@ -59,11 +60,15 @@ class NoisyPipe(torch.nn.Module):
 class Student:
     """A G and a D from fixed weights, their loss, and inputs from fixed random numbers.
 
-    `teachers` None takes the plain StyleGAN2 loss, otherwise the guided one with those paths.
+    `teachers` None takes the plain StyleGAN2 loss, otherwise the guided one with those paths. `half_dtype` is the
+    precision of the run.
     """
 
-    def __init__(self, teachers: list[str] | None = None, augment_pipe=None, D_overrides={}, **loss_kwargs):
+    def __init__(
+        self, teachers: list[str] | None = None, augment_pipe=None, D_overrides={}, half_dtype=None, **loss_kwargs
+    ):
         self.G, self.D = make_G(1).train(), make_D(2, **D_overrides).train()
+        precision.set_half_dtype(self.D, half_dtype)
         torch.manual_seed(3)
         modules = (torch.device("cpu"), self.G.mapping, self.G.synthesis, self.D, augment_pipe)
         if teachers is None:
@@ -92,6 +97,14 @@ class Student:
         names += [*((f"D.{n}", p) for n, p in self.D.named_parameters())]
         return {name: copy.deepcopy(p.grad) for name, p in names}
 
+    def images(self, phase: str) -> list[torch.Tensor]:
+        """What G makes in `phase` on the first inputs, call by call."""
+        made = []
+        hook = self.G.synthesis.register_forward_hook(lambda _module, _inputs, img: made.append(img.detach().clone()))
+        self.gradients(phase)
+        hook.remove()
+        return made
+
     def train(self, steps: int = 3, new_tick: bool = True) -> dict[str, torch.Tensor]:
         """Weights and random state after `steps` iterations with lazy phases every second, from kimg 0 at 4 a step."""
         phases = build_phases("G", self.G, ADAM, 2) + build_phases("D", self.D, ADAM, 2)
@@ -102,7 +115,7 @@ class Student:
                     run_phase(phase, self.loss, [self.inputs(step)])
         state = {f"G.{name}": tensor for name, tensor in self.G.state_dict().items()}
         state |= {f"D.{name}": tensor for name, tensor in self.D.state_dict().items()}
-        return {**state, "rng": torch.get_rng_state(), "pl_mean": self.loss.pl_mean}
+        return {**state, "rng": torch.get_rng_state(), "pl_mean": self.loss.state_dict()["pl_mean"]}
 
 
 def same(a: dict, b: dict) -> bool:

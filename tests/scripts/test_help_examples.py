@@ -18,7 +18,7 @@ from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
 from tests.training.files import tensorflow_pickle
 from torch_utils import images
-from training.config import RESUME_ALIASES
+from training import families
 from training.files.snapshot import save_snapshot
 from training.networks import Discriminator
 
@@ -80,7 +80,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         data = stand_ins.dataset_options(str(folder / "ffhq.zip"))
         save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": data})
     (run_dir / "training_options.json").write_text("{}")
-    teacher = folder / "cache" / "downloads" / f"{urls._cache_key(RESUME_ALIASES['ffhq1024'])}_ffhq1024.pkl"
+    teacher = folder / "cache" / "downloads" / f"{urls._cache_key(families.aliases()['ffhq1024'])}_ffhq1024.pkl"
     save_snapshot(teacher, {"D": Discriminator(0, 32, 3, channel_base=64, channel_max=4), "G_ema": G})
     write_photos(folder, "me.png")
     write_photos(folder, "four.png", channels=1)

@@ -15,10 +15,13 @@ from PIL import Image
 import dnnlib.cli
 import train
 from tests.support import ROOT, golden_json
-from tests.training.test_config import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
-from training import config, training_loop
+from tests.training.test_options import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
+from training import training_loop
 from training.files import snapshot
+from training.initial import new_network
+from training.options import BY_NAME, build
 
+SHAPE_64 = {"c_dim": 0, "img_resolution": 64, "img_channels": 3}
 REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]
 
 
@@ -197,7 +200,7 @@ def test_dry_run_prints_the_options_and_creates_nothing(run_cli, outdir, dataset
     flags = {"data": datasets["toy32"], "gpus": 8, "resume": "/some/file.pkl", "metrics": ["fid50k_full"]}
     status, out, err = run_cli(outdir=outdir, dry_run=True, **flags)
     assert status == 0
-    desc, options = config.build(**flags)
+    desc, options = build(**flags)
     assert json.loads(out) == options
     assert f"Run: {desc}" in err and "--cond=1" in err
     assert not outdir.exists()
@@ -207,7 +210,7 @@ def test_help_without_torch():
     code = "import sys, train; train.main(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for name in config.Flags.__dataclass_fields__:
+    for name in BY_NAME:
         assert f"--{name.replace('_', '-')}" in done.stdout
 
 
@@ -226,6 +229,7 @@ def loop_calls(monkeypatch):
     calls, raises = [], []
 
     def stand_in(**kwargs):
+        assert kwargs.pop("opened").training_set is not None
         calls.append(kwargs)
         print("training now")
         if raises:
@@ -245,7 +249,7 @@ def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
         run_dir = outdir / f"{number:05d}-toy32-cond-auto1"
         assert status == 0
         assert sorted(p.name for p in run_dir.iterdir()) == ["log.txt", "training_options.json"]
-        expected = {**config.build(**flags)[1], "run_dir": str(run_dir)}
+        expected = {**build(**flags)[1], "run_dir": str(run_dir)}
         assert json.loads((run_dir / "training_options.json").read_text()) == expected
         assert calls[-1] == {"rank": 0, **expected}
         log = (run_dir / "log.txt").read_text()
@@ -270,5 +274,35 @@ def test_the_loop_takes_every_option(datasets, teacher_pkl):  # noqa: F811
     """Whatever flags are given, the options are names that the training loop knows."""
     everything = {"resume": "ffhq256", "aug": "fixed", "p": 0.1, "nobench": True, "allow_tf32": True, "keep": 1}
     ours = {"device": "cpu", "detector": "mnist", "trust_pickle": True, "dgl_teacher": [teacher_pkl]}
-    _, options = config.build(data=datasets["toy64"], **everything, **ours)
+    _, options = build(data=datasets["toy64"], **everything, **ours)
     training_loop.TrainingOptions(run_dir="runs", **options)
+
+
+@pytest.fixture
+def opened_files():
+    """Real paths of the files that this process opens."""
+    found, here = [], os.getpid()
+
+    def record(event, arguments):
+        if active and event == "open" and os.getpid() == here and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            found.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+    active = True
+    sys.addaudithook(record)  # cannot be removed
+    yield found
+    active = False
+
+
+def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
+    """A guided run with --resume: options, checks and the loop go on with what is open."""
+    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
+    flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
+    _, options = build(**flags)
+    G, D = (new_network(options[name], SHAPE_64) for name in ("G_kwargs", "D_kwargs"))
+    own = str(tmp_path / "own.pkl")
+    snapshot.save_snapshot(own, {"G": G, "D": D, "G_ema": G})
+    opened_files.clear()
+    status, _, err = run_cli(outdir=tmp_path, metrics="none", dgl_teacher=teacher_pkl, resume=own, **flags)
+    assert status == 0, err
+    assert [opened_files.count(os.path.realpath(path)) for path in (teacher_pkl, own)] == [1, 1]
+    assert opened_files.count(os.path.realpath(flags["data"])) == 2  # as a zip, and raw to look at the files' ends

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses against the golden numbers, and the promises of the phases."""
+"""The losses against the golden numbers, and what each phase does."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch
 
 from tests.support import golden_arrays, golden_json, rnd
 from tests.training.test_networks import fill
-from torch_utils import training_stats
+from torch_utils import precision, training_stats
 from training import loss as losses
 from training import networks
 
@@ -17,9 +17,12 @@ SPEC = golden_json("networks")["loss"]
 ARRAYS = golden_arrays("networks")
 
 
-def make(**changes):
-    G = fill(networks.Generator(**SPEC["G"])).requires_grad_(False)
-    D = fill(networks.Discriminator(**SPEC["D"]), is_discriminator=True).requires_grad_(False)
+def make(half=False, **changes):
+    """G, D and their loss; `half`: their highest resolution is a half-precision one."""
+    fp16 = {"num_fp16_res": 1} if half else {}
+    G_kwargs = {**SPEC["G"], "synthesis_kwargs": {**SPEC["G"].get("synthesis_kwargs", {}), **fp16}}
+    G = fill(networks.Generator(**G_kwargs)).requires_grad_(False)
+    D = fill(networks.Discriminator(**{**SPEC["D"], **fp16}), is_discriminator=True).requires_grad_(False)
     options = {"r1_gamma": SPEC["r1_gamma"], "pl_weight": SPEC["pl_weight"], "style_mixing_prob": 0, **changes}
     loss = losses.StyleGAN2Loss(torch.device("cpu"), G.mapping, G.synthesis, D, **options)
     return G, D, loss
@@ -138,19 +141,16 @@ def test_state_round_trip():
     assert other.pl_mean == loss.pl_mean != 0
 
 
-def test_the_precision_of_the_run_reaches_both_networks():
-    called = []
-
-    def note(_module, _args, kwargs, _out):
-        called.append(kwargs.get("half_dtype"))
-
-    G, D, loss = make(forward_kwargs={"half_dtype": torch.bfloat16})
-    for module in (G.synthesis, D):
-        module.register_forward_hook(note, with_kwargs=True)
+def test_both_networks_run_in_the_precision_of_the_run():
+    seen = []
+    G, D, loss = make(half=True)
+    for network, block in ((G, G.synthesis.b16), (D, D.b16)):
+        precision.set_half_dtype(network, torch.bfloat16)
+        block.conv1.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
     for phase, calls in (("Gmain", 2), ("Greg", 1), ("Dmain", 3), ("Dreg", 1)):
-        called.clear()
+        seen.clear()
         run(loss, G if phase.startswith("G") else D, phase)
-        assert called == [torch.bfloat16] * calls
+        assert seen == [torch.bfloat16] * calls
 
 
 def test_unknown_phase():

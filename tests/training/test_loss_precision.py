@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every phase in half precision against fp32: the same weights, images and draws, other arithmetic."""
+"""Every phase in half precision against fp32, with the same weights, images and random draws."""
 
 import statistics
 
 import pytest
 import torch
 
-from torch_utils import training_stats
+from torch_utils import precision, training_stats
 from training import networks
 from training.loss import StyleGAN2Loss
 
 HALF = {"channel_base": 512, "channel_max": 32, "num_fp16_res": 4, "conv_clamp": 256}
 LOSS = {"Gmain": "Loss/G/loss", "Greg": "Loss/G/reg", "Dmain": "Loss/D/loss", "Dreg": "Loss/D/reg"}
 
-# Largest relative error of the loss and of the gradient (norm of the difference over the norm): between 1.2 and 3 times
-# the worst of 24 seeds in bf16, of 10 in fp16. docs/numerics.md declares them.
+# Largest relative error of the loss and of the gradient (norm of the difference over the norm): 1.2 to 3 times the
+# worst of 24 seeds in bf16, of 10 in fp16. docs/numerics.md lists them.
 TOLERANCE = {
     (torch.bfloat16, "Gmain"): (0.02, 0.3),
     (torch.bfloat16, "Greg"): (0.05, 0.15),
@@ -25,12 +25,12 @@ TOLERANCE = {
     (torch.float16, "Dmain"): (0.001, 0.05),
     (torch.float16, "Dreg"): (0.02, 0.06),
 }
-# The same for the gradient, in the median over seeds: a few weights that D hardly reacts to make the worst case.
+# The same for the median over seeds of the gradient's error; the worst case is due to a few weights of little effect.
 MEDIAN = {torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
 def make_networks(seed: int) -> tuple[networks.Generator, networks.Discriminator]:
-    """G and D for 32x32 images in which noise and biases matter, as they do after some training."""
+    """G and D for 32x32 images, with noise and biases as large as after some training."""
     torch.manual_seed(seed)
     G = networks.Generator(16, 0, 16, 32, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=HALF)
     D = networks.Discriminator(0, 32, 3, **HALF)
@@ -44,10 +44,12 @@ def make_networks(seed: int) -> tuple[networks.Generator, networks.Discriminator
     return G, D
 
 
-def loss_and_gradient(seed: int, phase: str, device: torch.device, **forward_kwargs) -> tuple[float, torch.Tensor]:
-    """Mean loss of `phase` on a batch of 8, and its gradient in all weights as one vector."""
+def loss_and_gradient(seed: int, phase: str, device: torch.device, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
+    """Mean loss of `phase` on a batch of 8 in `dtype`, and its gradient in all weights as one vector."""
     G, D = (net.to(device) for net in make_networks(seed))
-    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, r1_gamma=1, forward_kwargs=forward_kwargs)
+    for net in (G, D):
+        precision.set_half_dtype(net, dtype)
+    loss = StyleGAN2Loss(device, G.mapping, G.synthesis, D, r1_gamma=1)
     module = (G if phase.startswith("G") else D).requires_grad_(True)
     real = (torch.randn(8, 3, 32, 32) * 0.5).to(device)
     z, c = torch.randn(8, 16).to(device), torch.zeros(8, 0, device=device)
@@ -61,8 +63,8 @@ def loss_and_gradient(seed: int, phase: str, device: torch.device, **forward_kwa
 
 def errors(seed: int, phase: str, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Relative error of the loss and of the gradient in `dtype`."""
-    loss, gradient = loss_and_gradient(seed, phase, device, half_dtype=dtype)
-    exact_loss, exact = loss_and_gradient(seed, phase, device, force_fp32=True)
+    loss, gradient = loss_and_gradient(seed, phase, device, dtype)
+    exact_loss, exact = loss_and_gradient(seed, phase, device, torch.float32)
     return abs(loss - exact_loss) / exact_loss, float((gradient - exact).norm() / exact.norm())
 
 

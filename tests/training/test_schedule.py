@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule's parts: lazy phases, moving average, adaptive augmentation."""
+"""The schedule's parts: lazy phases, fresh reals, moving average, adaptive augmentation."""
 
 import math
 
@@ -9,13 +9,13 @@ import torch
 from torch_utils import training_stats
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
-from training.phases import Phase, build_phases, run_phase
+from training.phases import Phase, build_phases, run_due, run_phase
 
 ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
 
 
 class Recorder:
-    """A loss whose gradient is what the test says, and that writes down how it was called."""
+    """A loss with the gradient that the test asks for; it records its calls."""
 
     def __init__(self, module, grad=1.0):
         self.module, self.grad, self.calls = module, grad, []
@@ -32,15 +32,15 @@ def frozen_linear():
 def test_lazy_phases_share_a_corrected_optimiser():
     main, reg = build_phases("D", frozen_linear(), ADAM, reg_interval=16)
     assert (main.name, main.interval, reg.name, reg.interval) == ("Dmain", 1, "Dreg", 16)
-    assert main.opt is reg.opt
-    group = main.opt.param_groups[0]
+    assert main.optimizer is reg.optimizer
+    group = main.optimizer.param_groups[0]
     assert group["lr"] == pytest.approx(0.002 * 16 / 17)
     assert list(group["betas"]) == pytest.approx([0, 0.99 ** (16 / 17)])
 
 
 def test_joint_phase_keeps_the_plain_optimiser():
     (both,) = build_phases("G", frozen_linear(), ADAM, reg_interval=None)
-    assert (both.name, both.interval, both.opt.param_groups[0]["lr"]) == ("Gboth", 1, 0.002)
+    assert (both.name, both.interval, both.optimizer.param_groups[0]["lr"]) == ("Gboth", 1, 0.002)
 
 
 def test_fused_steps_equal_the_textbook():
@@ -52,7 +52,7 @@ def test_fused_steps_equal_the_textbook():
     for step in range(1, 4):
         grad = torch.tensor([[0.5 * step, -2.0]])
         module.weight.grad = grad
-        main.opt.step()
+        main.optimizer.step()
         v = beta2 * v + (1 - beta2) * grad**2
         expected -= lr * grad / ((v / (1 - beta2**step)).sqrt() + 1e-8)
     torch.testing.assert_close(module.weight, expected)
@@ -68,6 +68,52 @@ def test_accumulation_averages_micro_batches_and_syncs_last():
     assert [call["sync"] for call in loss.calls] == [False, False, True]
     torch.testing.assert_close(module.weight, before - 4)
     assert not module.weight.requires_grad
+
+
+def schedule(*rows) -> tuple[list[Phase], Recorder]:
+    """Phases from (name, interval, fresh_reals), and a loss that records them."""
+    module = frozen_linear()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return [Phase(name, module, optimizer, interval, fresh) for name, interval, fresh in rows], Recorder(module)
+
+
+def calls_of(phases, loss, iteration, batches, size=2, batch_gpu=2) -> list[tuple[str, list[float]]]:
+    """(phase, reals of the micro-batch) of each call in one iteration; batch i of the reals has values of i."""
+    reals = ((torch.full([size, 1], float(i)), torch.zeros(size, 0)) for i in range(batches))
+    z = [torch.full([size, 1], float(i)) for i in range(len(phases))]
+    c = [torch.zeros(size, 0)] * len(phases)
+    loss.calls.clear()
+    run_due(phases, iteration, loss, reals, z, c, batch_gpu)
+    assert next(reals, None) is None
+    assert all(float(call["gen_z"][0]) == [p.name for p in phases].index(call["phase"]) for call in loss.calls)
+    return [(call["phase"], call["real_img"].flatten().tolist()) for call in loss.calls]
+
+
+def test_phases_run_at_their_intervals_on_the_same_reals():
+    phases, loss = schedule(("Gmain", 1, True), ("Greg", 4, False), ("Dmain", 1, False), ("Dreg", 2, False))
+    due = {0: ["Gmain", "Greg", "Dmain", "Dreg"], 1: ["Gmain", "Dmain"], 2: ["Gmain", "Dmain", "Dreg"]}
+    for iteration, names in due.items():
+        assert calls_of(phases, loss, iteration, batches=1) == [(name, [0.0, 0.0]) for name in names]
+
+
+def test_a_phase_may_take_fresh_reals():
+    """As BigGAN's: two steps of D on a batch each, then G."""
+    phases, loss = schedule(("Dmain", 1, True), ("Dagain", 1, True), ("Dreg", 2, False), ("Gmain", 1, False))
+    expected = [("Dmain", [0.0, 0.0]), ("Dagain", [1.0, 1.0]), ("Dreg", [1.0, 1.0]), ("Gmain", [1.0, 1.0])]
+    assert calls_of(phases, loss, iteration=0, batches=2) == expected
+
+
+def test_each_phase_is_split_into_micro_batches():
+    phases, loss = schedule(("Gmain", 1, True))
+    assert calls_of(phases, loss, 0, batches=1, size=5, batch_gpu=2) == [("Gmain", [0.0] * n) for n in (2, 2, 1)]
+    assert [call["sync"] for call in loss.calls] == [False, False, True]
+
+
+@pytest.mark.parametrize("reg_interval", [None, 4])
+def test_the_first_of_the_built_phases_takes_fresh_reals(reg_interval):
+    for fresh in (False, True):
+        first, *others = build_phases("D", frozen_linear(), ADAM, reg_interval, fresh_reals=fresh)
+        assert first.fresh_reals is fresh and not any(phase.fresh_reals for phase in others)
 
 
 @pytest.mark.parametrize(("bad", "used"), [(math.nan, 0.0), (math.inf, 1e5), (-math.inf, -1e5)])

@@ -17,12 +17,11 @@ import torch
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc, persistence
 from torch_utils.safe_pickle import StoredObject
-from training import augment, networks
+from training import families
 
 FORMAT = "stylegan2-networks"
 FORMAT_VERSION = 1
 
-_CLASSES = (networks.Generator, networks.Discriminator, augment.AugmentPipe)
 _LENGTH_BYTES = 8  # the file begins with the length of its header
 _LONGEST_HEADER = 100_000_000
 
@@ -44,7 +43,7 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     for key, network in data.items():
         if not isinstance(network, torch.nn.Module):
             continue
-        if type(network) not in _CLASSES:
+        if type(network) is not families.class_of(type(network).__name__):
             raise UserError(
                 f"{key} is a {type(network).__name__} of foreign code, which a safetensors file cannot hold: leave out "
                 "--trust-pickle to have it rebuilt as this project's own"

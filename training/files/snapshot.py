@@ -20,25 +20,15 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError, is_url, open_atomic, open_url
-from torch_utils import distributed, misc, persistence, safe_pickle
+from torch_utils import distributed, misc, persistence, precision, safe_pickle
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
-from training import augment, networks
+from training import families
 from training.files import safetensors_io, tf_import
 
 NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
 KEYS = (*NETWORK_KEYS, "training_set_kwargs")
 
-_CLASSES = {
-    "Generator": networks.Generator,
-    "Discriminator": networks.Discriminator,
-    "AugmentPipe": augment.AugmentPipe,
-}
-_GENERATOR_KWARGS = ("mapping_kwargs", "synthesis_kwargs")
-_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_KWARGS)
-_STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
-_STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": 256}
-_STYLEGAN3_W_AVG_BETA = 0.998
 _LARGEST_ARGUMENT = 1 << 20
 _MOST_ARGUMENTS = 32  # AugmentPipe takes 28
 _SPARE_ELEMENTS = 1 << 24
@@ -49,13 +39,14 @@ _PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapsh
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
 
-    Networks are stored as copies in eval mode, on the CPU, in the standard layout, with requires_grad off; those given
-    stay as they are.
+    Networks are stored as copies in eval mode, on the CPU, in the standard layout, without the precision of the run,
+    with requires_grad off; those given stay as they are.
     """
     stored = {}
     for key, value in data.items():
         if isinstance(value, torch.nn.Module):
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
+            precision.set_half_dtype(value, None)
             for tensor in misc.params_and_buffers(value):
                 # Module.to(memory_format=...) would overlook those that layout.prepare exchanged.
                 tensor.data = layout.standard(tensor.data)
@@ -182,23 +173,23 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     memory with `stored`. Raises UserError where the class is not one of ours, or where the arguments or tensors do not
     fit it; every tensor that does not is named with both shapes.
     """
-    cls = _CLASSES.get(stored.class_name)
+    cls = families.class_of(stored.class_name)
     if cls is None or stored.version != persistence.VERSION:
         raise UserError(
             f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
-            f"does not know; it reads {', '.join(_CLASSES)} of format version {persistence.VERSION}; "
+            f"does not know; it reads {', '.join(families.stored_classes())} of format version {persistence.VERSION}; "
             "only if you trust whoever made it with your machine, use --trust-pickle, which runs the code in it"
         )
     try:
         tensors = stored.tensors()
     except UserError as error:
         raise UserError(f"{name} cannot be read: {error}") from error
-    if stored.class_name == "Generator" and any(key.startswith("synthesis.input.") for key in tensors):
-        raise UserError(f"{name} is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
     try:
-        args, kwargs = _constructor_arguments(stored, len(tensors))
+        args, kwargs = _constructor_arguments(stored, list(tensors))
         with _Uninitialised(_elements(tensors)):
             network = cls(*args, **kwargs)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error
     except Exception as error:
         # Constructor arguments out of a file can fail in any way; to the user that is one thing.
         raise UserError(
@@ -259,34 +250,16 @@ def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, n
         raise UserError(f"{name} does not fit {type(network).__name__}: {'; '.join(sorted(faults))}")
 
 
-def _constructor_arguments(stored: StoredObject, most_layers: int) -> tuple[tuple, dict[str, Any]]:
+def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tuple[tuple, dict[str, Any]]:
     """Recorded arguments in terms of our constructors. Raises ValueError for what no constructor takes."""
     if len(stored.init_args) > _MOST_ARGUMENTS:
         raise ValueError(f"{len(stored.init_args)} arguments")
-    args = tuple(_plain(value, most_layers, 1) for value in stored.init_args)
-    kwargs = _plain(dict(stored.init_kwargs), most_layers)
-    from_stylegan3 = all(word in stored.module_src for word in _STYLEGAN3_WORDS)
-    if stored.class_name == "Generator":
-        kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
-        flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
-        if flat or from_stylegan3:
-            kwargs.update(_from_stylegan3_generator(kwargs, flat))
-        return (), kwargs
-    if stored.class_name == "Discriminator" and from_stylegan3:
-        kwargs = {**_STYLEGAN3_DEFAULTS, **kwargs}
-    return args, kwargs
-
-
-def _from_stylegan3_generator(kwargs: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """`mapping_kwargs` and `synthesis_kwargs` of a StyleGAN2 generator from StyleGAN3's repository.
-
-    There, synthesis arguments are the constructor's own, and some defaults and two switches of no effect here differ.
-    """
-    synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
-    return {
-        "mapping_kwargs": {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})},
-        "synthesis_kwargs": {**_STYLEGAN3_DEFAULTS, **synthesis},
-    }
+    args = tuple(_plain(value, len(tensor_names), 1) for value in stored.init_args)
+    kwargs = _plain(dict(stored.init_kwargs), len(tensor_names))
+    family = families.find(stored.class_name)
+    if family is None:
+        return args, kwargs
+    return family.stored_arguments(stored.class_name, stored.module_src, args, kwargs, tensor_names)
 
 
 def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:

@@ -11,10 +11,11 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from tests.support import golden_json
-from training import config
-from training.config_checks import new_network
+from training.families.family import scale_width
 from training.files.snapshot import save_snapshot
+from training.initial import new_network
 from training.networks import Discriminator, Generator
+from training.options import PRECISIONS, build, resolve
 
 GOLDEN = golden_json("train_options")
 SHAPE_1024 = {"c_dim": 0, "img_resolution": 1024, "img_channels": 3}
@@ -55,7 +56,7 @@ def teacher_pkl(tmp_path_factory):
 )
 def test_golden_command_line(case, datasets):
     data = datasets[case["dataset"]]
-    desc, options = config.build(data=data, **case["flags"])
+    desc, options = build(data=data, **case["flags"])
     assert options["training_set_kwargs"]["path"] == data
     options["training_set_kwargs"]["path"] = "<DATA>"
     assert json.loads(json.dumps(options)) == case["options"]
@@ -79,18 +80,18 @@ def test_all_golden_command_lines_are_there():
     ],
 )
 def test_scale_width(x, expected):
-    assert config.scale_width(32768, 512, x) == expected
+    assert scale_width(32768, 512, x) == expected
 
 
 def test_scale_width_does_not_lose_a_channel_to_rounding():
     assert 100 * 0.29 < 29  # in binary
-    assert config.scale_width(200, 100, 0.29) == (58, 29)
+    assert scale_width(200, 100, 0.29) == (58, 29)
 
 
 @pytest.mark.parametrize("x", [0, -1, 4.5, 32, 63.9, 100.5, float("nan"), float("inf")])
 def test_scale_width_refuses_what_could_mean_two_things(x):
     with pytest.raises(UserError, match=r"--cbase-d=.*multiplier.*channel_base of 64"):
-        config.scale_width(32768, 512, x, "--cbase-d")
+        scale_width(32768, 512, x, "--cbase-d")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_scale_width_refuses_what_could_mean_two_things(x):
     ],
 )
 def test_student_sizes(flags, G_count, D_count, datasets):
-    _, options = config.build(data=datasets["toy1024"], cfg="stylegan2", **flags)
+    _, options = build(data=datasets["toy1024"], cfg="stylegan2", **flags)
     with torch.device("meta"):  # shapes without memory
         nets = [new_network(options[kwargs], SHAPE_1024) for kwargs in ("G_kwargs", "D_kwargs")]
     counts = [sum(p.numel() for p in net.parameters()) for net in nets]
@@ -114,19 +115,19 @@ def test_student_sizes(flags, G_count, D_count, datasets):
 
 def test_width_without_a_channel_is_refused(datasets):
     with pytest.raises(UserError, match=r"--cbase=0\.01 leaves no channel at 1024x1024"):
-        config.build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.01)
+        build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.01)
     with pytest.raises(UserError, match=r"--cbase-d=0\.01"):
-        config.build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.5, cbase_d=0.01)
+        build(data=datasets["toy1024"], cfg="stylegan2", cbase=0.5, cbase_d=0.01)
 
 
 def test_batch_gpu_accumulates(datasets):
-    desc, options = config.build(data=datasets["toy64"], gpus=2, batch=32, batch_gpu=4)
+    desc, options = build(data=datasets["toy64"], gpus=2, batch=32, batch_gpu=4)
     assert (options["batch_size"], options["batch_gpu"]) == (32, 4)
     assert desc == "toy64-auto2-batch32-batchgpu4"
 
 
 def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
-    _, options = config.build(data=datasets["toy256"], cfg="stylegan2", gpus=32)
+    _, options = build(data=datasets["toy256"], cfg="stylegan2", gpus=32)
     assert (options["batch_size"], options["batch_gpu"]) == (32, 1)
 
 
@@ -150,46 +151,46 @@ def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
 )
 def test_contradictions_name_the_flag(flags, sentence, datasets):
     with pytest.raises(UserError, match=sentence):
-        config.build(data=datasets["toy64"], **flags)
+        build(data=datasets["toy64"], **flags)
 
 
 def test_run_description_names_each_given_choice(datasets):
     flags = {"aug": "ada", "target": 0.6, "augpipe": "bgc", "subset": 12, "kimg": 100000}
-    desc, options = config.build(data=datasets["toy64"], cbase=0.5, cbase_d=0.25, **flags)
+    desc, options = build(data=datasets["toy64"], cbase=0.5, cbase_d=0.25, **flags)
     assert desc == "toy64-subset12-auto1-kimg100000-ada-target0.6-bgc-cbase0.5-cbased0.25"
     assert "random_seed" not in options["training_set_kwargs"]  # the whole dataset: nothing is drawn
 
 
 def test_flags_of_ours_appear_only_where_they_are_given(datasets):
-    _, options = config.build(
+    _, options = build(
         data=datasets["toy64"], device="cpu", precision="bf16", detector="mnist", keep=2, trust_pickle=True, metrics=[]
     )
     added = {"device": "cpu", "precision": "bf16", "detector": "mnist", "snapshots_keep": 2, "trust_pickle": True}
     assert {key: options.get(key) for key in added} == added
-    _, plain = config.build(data=datasets["toy64"], device="auto", precision="auto", metrics=[])
+    _, plain = build(data=datasets["toy64"], device="auto", precision="auto", metrics=[])
     assert not set(added) & set(plain)
 
 
 def test_precision_changes_no_network(datasets):
-    plain = config.build(data=datasets["toy64"])
-    for precision in config.PRECISIONS:
-        desc, options = config.build(data=datasets["toy64"], precision=precision)
+    plain = build(data=datasets["toy64"])
+    for precision in PRECISIONS:
+        desc, options = build(data=datasets["toy64"], precision=precision)
         options.pop("precision", None)
         assert (desc, options) == plain
 
 
 @pytest.mark.parametrize("cond, noticed", [(False, True), (True, False)])
 def test_unused_labels_are_noticed(cond, noticed, datasets):
-    notices = config.resolve(data=datasets["toy32"], cond=cond).notices
+    notices = resolve(data=datasets["toy32"], cond=cond).notices
     assert any("--cond=1" in notice for notice in notices) == noticed
 
 
 def test_metric_with_a_count_in_its_name(datasets):
-    assert config.build(data=datasets["toy64"], metrics=["fid5k_full"])[1]["metrics"] == ["fid5k_full"]
+    assert build(data=datasets["toy64"], metrics=["fid5k_full"])[1]["metrics"] == ["fid5k_full"]
 
 
 def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
-    desc, options = config.build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0)
+    desc, options = build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0)
     (teacher,) = options["loss_kwargs"].pop("teachers")
     assert teacher["path"] == teacher_pkl and len(teacher["sha256"]) == 64
     assert options["loss_kwargs"] == {
@@ -207,7 +208,7 @@ def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
 
 def test_two_teachers_with_every_choice(datasets, teacher_pkl):
     flags = {"dgl_weight": 0.0, "dgl_start": 2.5, "dgl_weighting": "score", "dgl_augment": True, "cbase": 0.5}
-    desc, options = config.build(data=datasets["toy64"], dgl_teacher=[teacher_pkl] * 2, **flags)
+    desc, options = build(data=datasets["toy64"], dgl_teacher=[teacher_pkl] * 2, **flags)
     assert len(options["loss_kwargs"]["teachers"]) == 2
     assert {key: options["loss_kwargs"][key] for key in flags if key.startswith("dgl")} == {
         key: value for key, value in flags.items() if key.startswith("dgl")
@@ -217,25 +218,25 @@ def test_two_teachers_with_every_choice(datasets, teacher_pkl):
 
 def test_size_table_and_late_start_are_shown(datasets, teacher_pkl):
     flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "kimg": 10}
-    shown = "\n".join(config.resolve(**flags, dgl_start=10.0).notices)
+    shown = "\n".join(resolve(**flags, dgl_start=10.0).notices)
     assert "parameters" in shown and "ratio" in shown
     assert "--dgl-start=10" in shown
-    assert "--dgl-start" not in "\n".join(config.resolve(**flags, dgl_start=9.0).notices)
+    assert "--dgl-start" not in "\n".join(resolve(**flags, dgl_start=9.0).notices)
 
 
 def test_teacher_for_another_resolution_is_refused(datasets, teacher_pkl):
     with pytest.raises(UserError, match=r"--dgl-teacher.*64x64"):
-        config.build(data=datasets["toy32"], dgl_teacher=[teacher_pkl])
+        build(data=datasets["toy32"], dgl_teacher=[teacher_pkl])
 
 
 def test_teacher_needs_whole_groups_on_each_process(datasets, teacher_pkl):
     with pytest.raises(UserError, match="multiple of 4"):
-        config.build(data=datasets["toy64"], gpus=4, batch=8, dgl_teacher=[teacher_pkl])
+        build(data=datasets["toy64"], gpus=4, batch=8, dgl_teacher=[teacher_pkl])
 
 
 def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    config.build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
+    build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
     assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry of network families: which there are, and which one a network, a class or a --cfg belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dnnlib.util import get_obj_by_name
+from training.families.family import Data, Family
+from training.families.stylegan2 import STYLEGAN2
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Data", "Family", "aliases", "class_of", "of", "preset", "presets", "register", "stored_classes"]
+
+_FAMILIES: dict[str, Family] = {STYLEGAN2.name: STYLEGAN2}
+_AUGMENTATION = {"AugmentPipe": "training.augment.AugmentPipe"}  # of no family: it sees images alone
+
+
+def register(family: Family) -> Family:
+    """Make a family known: its presets to --cfg, its classes to everything that opens network files.
+
+    Registering a name again replaces that family. Raises ValueError where another family has one of its class names
+    or presets.
+    """
+    for other in _FAMILIES.values():
+        shared = {*family.classes, *family.presets} & {*other.classes, *other.presets}
+        if other.name != family.name and shared:
+            raise ValueError(f"the family {other.name} has {', '.join(sorted(shared))} already")
+    _FAMILIES[family.name] = family
+    return family
+
+
+def presets() -> list[str]:
+    """Values of --cfg."""
+    return [name for family in _FAMILIES.values() for name in family.presets]
+
+
+def preset(cfg: str, resolution: int, gpus: int) -> tuple[Family, Any]:
+    """The family of a value of --cfg, and its hyper-parameters for images of `resolution` on `gpus` processes."""
+    family = next(family for family in _FAMILIES.values() if cfg in family.presets)
+    found = family.presets[cfg]
+    return family, found(resolution, gpus) if callable(found) else found
+
+
+def aliases() -> dict[str, str]:
+    """Short names of published networks, and their URLs."""
+    return {alias: url for family in _FAMILIES.values() for alias, url in family.published.items()}
+
+
+def of(network: torch.nn.Module) -> Family:
+    """The family of a network, by the name of its class.
+
+    A class of an unknown name counts as StyleGAN2's: drop-in replacements of other projects name theirs as they like.
+    """
+    return find(type(network).__name__) or STYLEGAN2
+
+
+def find(class_name: str) -> Family | None:
+    """The family that stores networks under `class_name`, or None."""
+    return next((family for family in _FAMILIES.values() if class_name in family.classes), None)
+
+
+def stored_classes() -> dict[str, str]:
+    """Stored class name -> importable name, for all that a network file may hold."""
+    return {name: path for family in _FAMILIES.values() for name, path in family.classes.items()} | _AUGMENTATION
+
+
+def class_of(class_name: str) -> type | None:
+    """Our class for what files store as `class_name`, or None where it is unknown."""
+    path = stored_classes().get(class_name)
+    return None if path is None else get_obj_by_name(path)

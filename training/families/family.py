@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between the code of this project and the kinds of networks that it trains.
+
+A family is data and functions about one kind of network; nothing outside `training/families` names a network's parts.
+Every generator of a family has `z_dim`, `c_dim`, `img_resolution`, `img_channels`; a discriminator is called as
+`D(img, c)` and returns logits [N, 1]. Importing this module is cheap: torch is loaded where networks are touched.
+
+Letters in shape comments: N batch, Z width of z, Y width of labels, C image channels, R resolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dnnlib.util import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Data(NamedTuple):
+    """What options depend on in a dataset."""
+
+    name: str
+    resolution: int
+    channels: int
+    num_images: int  # in the file; --subset takes fewer
+    has_labels: bool
+    c_dim: int  # of the networks: 0 without --cond
+
+    @property
+    def network_shape(self) -> dict[str, int]:
+        """The arguments that every network's constructor takes from the data."""
+        return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of network. Functions of networks are called only with networks of the family.
+
+    generators, discriminators: stored class name -> importable name of the class that rebuilds it.
+    presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
+    options:            (flags, hyper-parameters, Data) -> options of the training loop: G_kwargs, D_kwargs, their
+                        optimizers, loss_kwargs, batch, length, moving average.
+    stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
+                        our class. Raises UserError where the class cannot stand for it.
+    half_precision:     (class name, constructor kwargs, num_fp16_res, conv_clamp) -> kwargs of the same network with
+                        that many half-precision resolutions; a clamp of None keeps the network's own.
+    loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
+    phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
+    sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
+                        family: truncation_psi, noise_mode.
+    check_truncation:   (G, psi) raises UserError where truncation is not possible.
+    macs:               G -> multiply-accumulates per image.
+    batch_group:        D -> images that share a statistic, so a batch is a multiple of it; None for any batch.
+    differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
+    has_w:              whether G maps z to an intermediate latent w: style mixing, projection and PPL need one.
+    published:          alias -> URL of a network for --resume and --dgl-teacher.
+    """
+
+    name: str
+    generators: dict[str, str]
+    discriminators: dict[str, str]
+    presets: dict[str, Any]
+    options: Callable[[Any, Any, Data], dict[str, Any]]
+    stored_arguments: Callable[[str, str, tuple, dict, list[str]], tuple[tuple, dict]]
+    half_precision: Callable[[str, dict, int, float | None], dict]
+    loss_arguments: Callable[[torch.nn.Module, torch.nn.Module], dict[str, torch.nn.Module]]
+    phases: Callable[[torch.nn.Module, torch.nn.Module, Any], list]
+    sample: Callable[..., torch.Tensor]
+    check_truncation: Callable[[torch.nn.Module, float], None]
+    macs: Callable[[torch.nn.Module], int]
+    batch_group: Callable[[torch.nn.Module], int | None]
+    differs_by_process: str | None = None
+    has_w: bool = False
+    published: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Generators and discriminators."""
+        return {**self.generators, **self.discriminators}
+
+
+def batch_sizes(flags, batch: int, gpus: int, group: int) -> tuple[int, int]:
+    """Images of an iteration, and of one forward pass on one process; the rest is gradient accumulation.
+
+    A preset suggests a `batch` on `gpus` processes, for a discriminator that compares images in groups of `group`.
+    Raises UserError where --batch, --batch-gpu and --gpus do not divide each other.
+    """
+    batch_size = batch if flags.batch is None else flags.batch
+    if batch_size % flags.gpus:
+        raise UserError(f"--batch must be at least 1 and divisible by --gpus: {batch_size} is not by {flags.gpus}")
+    share = batch_size // flags.gpus
+    batch_gpu, flag = (share if flags.batch is not None else min(batch // gpus, share)), "--batch"
+    if flags.batch_gpu is not None:
+        batch_gpu, flag = flags.batch_gpu, "--batch-gpu"
+        if share % batch_gpu:
+            raise UserError(
+                f"--batch-gpu={batch_gpu} must divide the {share} images of each process (--batch / --gpus)"
+            )
+    group = min(group, batch_gpu)
+    if batch_gpu % group:
+        raise UserError(
+            f"{flag}: {batch_gpu} images per process do not split into the discriminator's minibatch-stddev groups "
+            f"of {group}; make it a multiple of {group}"
+        )
+    return batch_size, batch_gpu
+
+
+def scale_width(channel_base: int, channel_max: int, x: float, flag: str = "--cbase") -> tuple[int, int]:
+    """`(channel_base, channel_max)` of a network after `--cbase=x` (DGL-GAN, arXiv 2112.06502: narrower students).
+
+    0 < x <= 4 multiplies both, rounded down to whole channels; x >= 64 is the channel_base itself, channel_max kept.
+    Raises UserError for any other x, which could mean either.
+    """
+    if 0 < x <= 4:
+        # Rounding first keeps 0.29 * 100 at 29 channels, whatever the last binary digit says.
+        return tuple(math.floor(round(width * x, 6)) for width in (channel_base, channel_max))
+    if x >= 64 and x % 1 == 0:
+        return int(x), channel_max
+    raise UserError(
+        f"{flag}={x:g} could mean two things: give a multiplier above 0 and up to 4 (scales channel_base and "
+        "channel_max), or a whole channel_base of 64 or more (channel_max stays)"
+    )

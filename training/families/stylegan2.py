@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StyleGAN2 (arXiv 1912.04958) with adaptive augmentation (arXiv 2006.06676) as a family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dnnlib.util import UserError
+from training.families.family import Data, Family, batch_sizes, scale_width
+
+if TYPE_CHECKING:
+    import torch
+
+CHANNEL_BASE, CHANNEL_MAX = 32768, 512
+HALF_PRECISION_CLAMP = 256  # bound on activations in half-precision blocks (arXiv 2006.06676, appendix)
+
+
+class Preset(NamedTuple):
+    """Hyper-parameters of one `--cfg`."""
+
+    gpus: int  # processes that `batch` is meant for; fixes the images per process
+    kimg: int
+    batch: int
+    mbstd: int  # minibatch-stddev group size
+    fmaps: float  # times CHANNEL_BASE is channel_base
+    lr: float
+    gamma: float  # R1 weight
+    ema: float  # half-life of G_ema, kimg
+    ramp: float | None  # bound on that half-life as a fraction of the images seen
+    layers: int  # mapping layers
+    plain: bool = False  # D without residual links, no path-length penalty, no style mixing
+
+
+def auto_preset(resolution: int, gpus: int) -> Preset:
+    """`--cfg=auto` for images of `resolution` pixels on `gpus` processes (the rule of StyleGAN2-ADA's release)."""
+    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    lr, fmaps = (0.002 if resolution >= 1024 else 0.0025), (1.0 if resolution >= 512 else 0.5)
+    gamma, ema = 0.0002 * resolution**2 / batch, batch * 10 / 32
+    return Preset(gpus, 25000, batch, min(batch // gpus, 4), fmaps, lr, gamma, ema, ramp=0.05, layers=2)
+
+
+# fmt: off
+PRESETS = {
+    "auto": auto_preset,
+    #                    gpus    kimg  batch  mbstd  fmaps      lr  gamma  ema   ramp  layers  plain
+    "stylegan2": Preset(    8,  25000,    32,     4,   1.0, 0.0020,    10,  10,  None,      8),
+    "paper256":  Preset(    8,  25000,    64,     8,   0.5, 0.0025,     1,  20,  None,      8),
+    "paper512":  Preset(    8,  25000,    64,     8,   1.0, 0.0025,   0.5,  20,  None,      8),
+    "paper1024": Preset(    8,  25000,    32,     4,   1.0, 0.0020,     2,  10,  None,      8),
+    "cifar":     Preset(    2, 100000,    64,    32,   1.0, 0.0025,  0.01, 500,  0.05,      2,   True),
+}
+
+_PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
+PUBLISHED = {
+    "ffhq256":     _PUBLISHED + "ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512":     _PUBLISHED + "ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024":    _PUBLISHED + "ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": _PUBLISHED + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256":  _PUBLISHED + "lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
+# fmt: on
+
+
+def options(flags, preset: Preset, data: Data) -> dict[str, Any]:
+    """Options of the training loop that follow from the preset; `flags` are those of `training.options`."""
+    batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, preset.mbstd)
+    precision = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
+    if flags.fp32:
+        precision = {"num_fp16_res": 0, "conv_clamp": None}
+    layout = {"fp16_channels_last": True} if flags.nhwc else {}
+    d_width = ("--cbase", flags.cbase) if flags.cbase_d is None else ("--cbase-d", flags.cbase_d)
+    adam = {"class_name": "torch.optim.Adam", "lr": preset.lr, "betas": [0, 0.99], "eps": 1e-8}
+    loss = {"class_name": "training.loss.StyleGAN2Loss", "r1_gamma": preset.gamma}
+    if preset.plain:
+        loss.update(pl_weight=0, style_mixing_prob=0)
+    return {
+        "G_kwargs": {
+            "class_name": "training.networks.Generator",
+            "z_dim": 512,
+            "w_dim": 512,
+            "mapping_kwargs": {"num_layers": preset.layers},
+            "synthesis_kwargs": {**_widths(preset, data.resolution, "--cbase", flags.cbase), **precision, **layout},
+        },
+        "D_kwargs": {
+            "class_name": "training.networks.Discriminator",
+            "block_kwargs": {**layout},
+            "mapping_kwargs": {},
+            "epilogue_kwargs": {"mbstd_group_size": preset.mbstd},
+            **_widths(preset, data.resolution, *d_width),
+            **precision,
+            **({"architecture": "orig"} if preset.plain else {}),
+        },
+        "G_opt_kwargs": dict(adam),
+        "D_opt_kwargs": dict(adam),
+        "loss_kwargs": loss,
+        "total_kimg": preset.kimg,
+        "batch_size": batch_size,
+        "batch_gpu": batch_gpu,
+        "ema_kimg": preset.ema,
+        "ema_rampup": preset.ramp,
+    }
+
+
+def _widths(preset: Preset, resolution: int, flag: str, x: float) -> dict[str, int]:
+    base, top = scale_width(int(preset.fmaps * CHANNEL_BASE), CHANNEL_MAX, x, flag)
+    if min(base // resolution, top) < 1:
+        raise UserError(f"{flag}={x:g} leaves no channel at {resolution}x{resolution}: choose a wider network")
+    return {"channel_base": base, "channel_max": top}
+
+
+_GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
+_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_PARTS)
+# StyleGAN3's repository stores StyleGAN2 networks under the same class names, in another dialect of arguments.
+_STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
+_STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
+_STYLEGAN3_W_AVG_BETA = 0.998
+
+
+def stored_arguments(
+    class_name: str, module_src: str, args: tuple, kwargs: dict[str, Any], tensor_names: list[str]
+) -> tuple[tuple, dict[str, Any]]:
+    """Recorded constructor arguments in terms of our classes, from StyleGAN2-ADA's repository or StyleGAN3's."""
+    from_stylegan3 = all(word in module_src for word in _STYLEGAN3_WORDS)
+    if class_name == "Generator":
+        if any(name.startswith("synthesis.input.") for name in tensor_names):
+            raise UserError("is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
+        kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
+        flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
+        if flat or from_stylegan3:
+            # There, synthesis arguments are the constructor's own, and two switches have no effect here.
+            synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
+            kwargs["mapping_kwargs"] = {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})}
+            kwargs["synthesis_kwargs"] = {**_STYLEGAN3_DEFAULTS, **synthesis}
+        return (), kwargs
+    if class_name == "Discriminator" and from_stylegan3:
+        kwargs = {**_STYLEGAN3_DEFAULTS, **kwargs}
+    return args, kwargs
+
+
+def half_precision(
+    class_name: str, kwargs: dict[str, Any], num_fp16_res: int, conv_clamp: float | None
+) -> dict[str, Any]:
+    """`kwargs` of a Generator or Discriminator with `num_fp16_res` half-precision resolutions."""
+    changes = {"num_fp16_res": num_fp16_res, **({} if conv_clamp is None else {"conv_clamp": conv_clamp})}
+    if class_name == "Generator":
+        return {**kwargs, "synthesis_kwargs": {**kwargs.get("synthesis_kwargs", {}), **changes}}
+    return {**kwargs, **changes}
+
+
+def loss_arguments(G: torch.nn.Module, D: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The parts of G that StyleGAN2's loss runs one by one, for style mixing and path lengths."""
+    return {"G_mapping": G.mapping, "G_synthesis": G.synthesis, "D": D}
+
+
+def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
+    """G then D, each with lazy regularisation, all on the same real images."""
+    from training.phases import build_phases
+
+    return [
+        *build_phases("G", G, options.G_opt_kwargs, options.G_reg_interval, fresh_reals=True),
+        *build_phases("D", D, options.D_opt_kwargs, options.D_reg_interval),
+    ]
+
+
+def sample(
+    G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, truncation_psi: float = 1, noise_mode="random", **kwargs
+) -> torch.Tensor:
+    """Images of z and c; psi pulls w towards its mean, `noise_mode` is 'random', 'const' or 'none'."""
+    return G(z=z, c=c, truncation_psi=truncation_psi, noise_mode=noise_mode, **kwargs)
+
+
+def check_truncation(G: torch.nn.Module, psi: float) -> None:
+    """Truncation pulls w towards its mean, which some mapping networks do not track."""
+    if psi != 1 and G.mapping.w_avg_beta is None:
+        raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not hold: use --trunc=1.")
+
+
+def macs(G: torch.nn.Module) -> int:
+    """Multiply-accumulates of generator `G` for one image.
+
+    Counted: mapping layers, style (affine) layers, convolutions, ToRGB. Not counted: demodulation, filters, noise,
+    biases and activations. A convolution with up 2 is counted at its input resolution, where a transposed convolution
+    does its work; so 1024x1024 config-f has 74,266,894,336 and is comparable with Content-Aware GAN Compression
+    (arXiv 2104.02244).
+    """
+    blocks = [(resolution, getattr(G.synthesis, f"b{resolution}")) for resolution in G.synthesis.block_resolutions]
+    return _layer_macs(G.mapping, 1) + sum(_layer_macs(block, resolution) for resolution, block in blocks)
+
+
+def _layer_macs(module: torch.nn.Module, resolution: int) -> int:
+    """Every weight matrix [out, in] is used once; every kernel [out, in, k, k] once per pixel of its input or output,
+    whichever is smaller."""
+    total = 0
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if weight is not None:
+            pixels = (resolution // getattr(layer, "up", 1)) ** 2 if weight.ndim == 4 else 1
+            total += weight.numel() * pixels
+    return total
+
+
+def batch_group(D: torch.nn.Module) -> int | None:
+    """The minibatch-stddev group size of `D`."""
+    epilogue = D.init_kwargs.get("epilogue_kwargs", {})
+    return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
+
+
+STYLEGAN2 = Family(
+    name="stylegan2",
+    generators={"Generator": "training.networks.Generator"},
+    discriminators={"Discriminator": "training.networks.Discriminator"},
+    presets=PRESETS,
+    options=options,
+    stored_arguments=stored_arguments,
+    half_precision=half_precision,
+    loss_arguments=loss_arguments,
+    phases=phases,
+    sample=sample,
+    check_truncation=check_truncation,
+    macs=macs,
+    batch_group=batch_group,
+    differs_by_process=r".*\.w_avg",
+    has_w=True,
+    published=PUBLISHED,
+)

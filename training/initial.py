@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New networks, and where their first weights come from."""
+
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError, construct_class_by_name
+from torch_utils import misc
+from training.files.snapshot import Snapshot
+
+
+def network_shape(dataset) -> dict[str, int]:
+    """The arguments that every network's constructor takes from a dataset."""
+    return {"c_dim": dataset.label_dim, "img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
+
+
+def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Module:
+    """The network of `G_kwargs` or `D_kwargs`, newly initialised; the global random state stays as it was.
+
+    `shape`: c_dim, img_resolution and img_channels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return construct_class_by_name(**kwargs, **shape)
+
+
+def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
+    """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor."""
+    for name, network in networks.items():
+        source, file = snapshot[name], f"--resume={snapshot.path}"
+        if source.img_resolution != network.img_resolution:
+            raise UserError(
+                f"{file}: its {name} is for {source.img_resolution}x{source.img_resolution} images, and the "
+                f"dataset has {network.img_resolution}x{network.img_resolution}"
+            )
+        there = dict(misc.named_params_and_buffers(source))
+        for key, tensor in misc.named_params_and_buffers(network):
+            if key in there and there[key].shape != tensor.shape:
+                raise UserError(
+                    f"{file}: {key} of its {name} has shape {list(there[key].shape)} and this run needs "
+                    f"{list(tensor.shape)}; use the --cfg, --cond and --cbase it was trained with"
+                )
+
+
+def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
+    """Start `networks` (G, D and G_ema) from those of another run, as far as names match (transfer learning).
+
+    Raises UserError where a tensor has another shape.
+    """
+    check_snapshot(snapshot, networks)
+    for name, network in networks.items():
+        misc.copy_params_and_buffers(snapshot[name], network, require_all=False)

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a run: one table of flags, and the way from their values to keyword arguments of the training loop.
+
+`OPTIONS` declares each flag once: name, type, default, help, where its value lands in the loop's options, and its word
+in the name of the run directory. `resolve` starts from what the network family makes of the --cfg preset and puts the
+values of the flags on top. Importing this module is cheap: torch is loaded only by `resolve`.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import click
+
+from dnnlib.cli import BOOL, CommaList
+from dnnlib.util import UserError
+from training import families
+from training.families import Data
+
+# fmt: off
+_BLIT   = ("xflip", "rotate90", "xint")
+_GEOM   = ("scale", "rotate", "aniso", "xfrac")
+_COLOR  = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+_FILTER, _NOISE, _CUTOUT = ("imgfilter",), ("noise",), ("cutout",)
+
+AUGPIPES = {
+    "blit":   _BLIT,
+    "geom":   _GEOM,
+    "color":  _COLOR,
+    "filter": _FILTER,
+    "noise":  _NOISE,
+    "cutout": _CUTOUT,
+    "bg":     _BLIT + _GEOM,
+    "bgc":    _BLIT + _GEOM + _COLOR,
+    "bgcf":   _BLIT + _GEOM + _COLOR + _FILTER,
+    "bgcfn":  _BLIT + _GEOM + _COLOR + _FILTER + _NOISE,
+    "bgcfnc": _BLIT + _GEOM + _COLOR + _FILTER + _NOISE + _CUTOUT,
+}
+# fmt: on
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of torch_utils.precision, named here without torch
+_ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster where training starts from a trained network
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One flag of train.py; `default` is its value where it is not given.
+
+    lands:  keys of the loop's options that take the value, dots between nested keys; none where a function below
+            computes with it. A value equal to the default lands only where `always` is set.
+    stores: what of the value lands.
+    word:   how the run directory names a flag that was given: a label before the value, or a function of all flags.
+    needs:  another flag, without which this one is refused and does not land.
+    unset:  what the help says of a flag that is not given, where that is not the default itself.
+    """
+
+    flag: str
+    group: str
+    type: Any
+    default: Any
+    help: str
+    lands: tuple[str, ...] = ()
+    always: bool = False
+    stores: Callable[[Any], Any] = lambda value: value
+    word: "str | Callable[[Flags], str] | None" = None
+    needs: str | None = None
+    unset: str | None = None
+    metavar: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The flag as a Python name."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+
+class Flags:
+    """Values of the flags by name; one that was not given has its default. Raises TypeError for an unknown name."""
+
+    def __init__(self, **given: Any):
+        unknown = given.keys() - BY_NAME.keys()
+        if unknown:
+            raise TypeError(f"unknown flags: {', '.join(sorted(unknown))}")
+        self._given = {name: value for name, value in given.items() if value is not None}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in BY_NAME:
+            raise AttributeError(name)
+        return self._given.get(name, BY_NAME[name].default)
+
+    def given(self, name: str) -> bool:
+        """Whether the flag was given, even with its default."""
+        return name in self._given
+
+
+def _cfg_word(f: Flags) -> str:
+    return f"auto{f.gpus}" if f.cfg == "auto" else f.cfg
+
+
+def _resume_word(f: Flags) -> str:
+    if f.resume == "noresume":
+        return f.resume
+    return f"resume{f.resume}" if f.resume in families.aliases() else "resumecustom"
+
+
+def _teacher_word(f: Flags) -> str:
+    count = len(f.dgl_teacher)
+    return f"dgl{f.dgl_weight:g}" + (f"-teachers{count}" if count > 1 else "")
+
+
+COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
+INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
+_OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation of what D sees"
+_FROM, _DGL, _RUN = "Transfer learning", "Narrow and guided students (DGL)", "Machine and speed"
+_GUIDE = {"needs": "dgl_teacher", "always": True}
+
+# In the order of the words in a run's name; the help groups them.
+# fmt: off
+OPTIONS = [
+    Option("--snap", _OUT, COUNT, 50, "Ticks between snapshots.",
+           lands=("image_snapshot_ticks", "network_snapshot_ticks"), always=True),
+    Option("--keep", _OUT, COUNT, None, "Keep only the newest N network snapshots.",
+           lands=("snapshots_keep",), unset="all", metavar="N"),
+    Option("--metrics", _OUT, CommaList(), ["fid50k_full"], "Metrics to compute at each snapshot, or none.",
+           lands=("metrics",), always=True, stores=list),
+    Option("--detector", _OUT, str, None, "Feature network of the metrics, such as mnist.",
+           lands=("detector",), metavar="FILE|NAME"),
+    Option("--data", _DATA, str, None, "Images, as made by dataset_tool.py.", metavar="ZIP|DIR"),
+    Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
+    Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),
+    Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
+    Option("--cfg", _BASE, click.Choice(families.presets()), "auto", "Preset.", word=_cfg_word),
+    Option("--gamma", _BASE, POSITIVE, None, "R1 weight.",
+           lands=("loss_kwargs.r1_gamma",), word="gamma", unset="of --cfg"),
+    Option("--kimg", _BASE, COUNT, None, "Length of training in thousand images.",
+           lands=("total_kimg",), word="kimg", unset="of --cfg"),
+    Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.", word="batch", unset="of --cfg"),
+    Option("--seed", _BASE, INDEX, 0, "Random seed.", lands=("random_seed",), always=True),
+    Option("--aug", _AUG, click.Choice(["noaug", "ada", "fixed"]), "ada", "None, adaptive, or fixed probability.",
+           word=""),
+    Option("--p", _AUG, SHARE, None, "Probability for --aug=fixed.", word="p"),
+    Option("--target", _AUG, SHARE, 0.6, "Target of --aug=ada, E[sign D(real)].", word="target"),
+    Option("--augpipe", _AUG, click.Choice(list(AUGPIPES)), "bgc", "Kinds of augmentation.", word=""),
+    Option("--resume", _FROM, str, None,
+           f"Start from this network: file, URL, {', '.join(families.aliases())}, noresume.",
+           word=_resume_word, metavar="PKL"),
+    Option("--freezed", _FROM, INDEX, None, "Freeze this many of D's first layers.",
+           lands=("D_kwargs.block_kwargs.freeze_layers",), word="freezed", unset="0"),
+    Option("--trust-pickle", _FROM, SWITCH, False, "Run the code that pickles carry. Only for files you made yourself.",
+           lands=("trust_pickle",)),
+    Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
+           word="batchgpu", unset="of --cfg"),
+    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4, or a channel_base from 64.", word="cbase"),
+    Option("--cbase-d", _DGL, float, None, "The same for D.", word="cbased", unset="--cbase"),
+    Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume; their frozen D guide G.",
+           word=_teacher_word, metavar="PKL,..."),
+    Option("--dgl-weight", _DGL, POSITIVE, 0.1, "Weight of the teachers' term.",
+           lands=("loss_kwargs.dgl_weight",), **_GUIDE),
+    Option("--dgl-start", _DGL, POSITIVE, 0, "Start guidance after this many kimg.",
+           lands=("loss_kwargs.dgl_start",), word="dglstart", metavar="KIMG", **_GUIDE),
+    Option("--dgl-weighting", _DGL, click.Choice(["plain", "score"]), "plain", "How teachers are weighted.",
+           lands=("loss_kwargs.dgl_weighting",), word="", **_GUIDE),
+    Option("--dgl-augment", _DGL, BOOL, False, "Show teachers augmented fakes, as D sees them.",
+           lands=("loss_kwargs.dgl_augment",), word="dglaug", **_GUIDE),
+    Option("--gpus", _RUN, COUNT, 1, "Processes: GPUs, or parts of the CPU.", lands=("num_gpus",), always=True),
+    Option("--device", _RUN, click.Choice(["auto", "cpu", "cuda", "mps"]), "auto", "Where to train.",
+           lands=("device",)),
+    Option("--precision", _RUN, click.Choice(PRECISIONS), "auto", "Type of the high resolutions.",
+           lands=("precision",)),
+    Option("--fp32", _RUN, BOOL, False, "Build the networks in fp32 permanently (stored in the snapshot)."),
+    Option("--nhwc", _RUN, BOOL, False, "Channels-last memory in half-precision blocks."),
+    Option("--nobench", _RUN, BOOL, False, "No cuDNN benchmarking.",
+           lands=("cudnn_benchmark",), stores=operator.not_),
+    Option("--allow-tf32", _RUN, BOOL, False, "TF32 in matrix products and convolutions.", lands=("allow_tf32",)),
+    Option("--workers", _RUN, COUNT, 3, "Data-loader workers per process.",
+           lands=("data_loader_kwargs.num_workers",), always=True),
+]
+# fmt: on
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+@dataclasses.dataclass
+class Opened:
+    """What resolving and checking the options opened; with one process, the training loop goes on with it.
+
+    training_set: the dataset, as `training_set_kwargs` describe it.
+    teachers:     the opened teachers of `loss_kwargs`, in their order.
+    snapshots:    network files by path.
+    """
+
+    training_set: Any
+    teachers: list = dataclasses.field(default_factory=list)
+    snapshots: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def snapshot(self, path: str, trust: bool) -> Any:
+        """The network file at `path` (file or URL), opened once. Raises UserError as `load_snapshot` does."""
+        from training.files.snapshot import load_snapshot
+
+        if path not in self.snapshots:
+            self.snapshots[path] = load_snapshot(path, trust=trust)
+        return self.snapshots[path]
+
+
+class Plan(NamedTuple):
+    """A resolved command line: run name, keyword arguments of the training loop, lines for the start, opened files."""
+
+    desc: str
+    options: dict[str, Any]
+    notices: list[str]
+    opened: Opened
+
+
+def build(**flags) -> tuple[str, dict[str, Any]]:
+    """Run name and options of the training loop, for flags by their names with `_` for `-`.
+
+    A flag left out, or None, counts as not given. Ranges are checked by the command line (`train.py`); here the flags
+    are checked against each other and against the data. Reads the dataset and the teachers, writes nothing.
+    Raises UserError naming the flag.
+    """
+    plan = resolve(**flags)
+    plan.opened.training_set.close()
+    return plan.desc, plan.options
+
+
+def resolve(**flags) -> Plan:
+    """As `build`, with the notices and the size table to show at start-up, and what was opened on the way."""
+    f = Flags(**flags)
+    check_flags(f)
+    training_set, data = _open_data(f)
+    family, preset = families.preset(f.cfg, data.resolution, f.gpus)
+    options = {
+        "training_set_kwargs": _training_set_kwargs(f, data),
+        "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
+        **family.options(f, preset, data),
+        **_augment_options(f),
+    }
+    if f.resume not in (None, "noresume"):
+        # G_ema starts from a trained network, so its half-life is not ramped up.
+        options.update(resume_pkl=_location(f.resume), ada_kimg=_ADA_KIMG_OF_TRANSFER, ema_rampup=None)
+    _land(f, options)
+    plan = Plan(_run_name(data.name, f), options, [], Opened(training_set))
+    if data.has_labels and not f.cond:
+        plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
+    if f.dgl_teacher:
+        _add_teachers(f, data, plan)
+    return plan
+
+
+def check_flags(f: Flags) -> None:
+    """Raises UserError where flags contradict each other, whatever the data."""
+    for option in OPTIONS:
+        value = getattr(f, option.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option.flag} must be a finite number, not {value}")
+        if option.needs is not None and f.given(option.name) and not getattr(f, option.needs):
+            raise UserError(f"{option.flag} needs a teacher: give its network pickle with --dgl-teacher")
+    if f.gpus & (f.gpus - 1):
+        raise UserError(f"--gpus must be a power of two, not {f.gpus}")
+    if (f.seed + 1) * f.gpus > 2**32:
+        raise UserError(f"--seed={f.seed} is too large: --seed times --gpus must stay below 2^32")
+    if f.aug == "fixed" and f.p is None:
+        raise UserError("--aug=fixed needs the augmentation probability, --p")
+    if f.p is not None and f.aug != "fixed":
+        raise UserError("--p goes with --aug=fixed only")
+    if f.given("target") and f.aug != "ada":
+        raise UserError(f"--target goes with --aug=ada only, not with --aug={f.aug}")
+    if f.given("augpipe") and f.aug == "noaug":
+        raise UserError("--augpipe has no effect with --aug=noaug: drop one of the two")
+    if f.fp32 and f.precision in ("fp16", "bf16"):
+        raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
+    _check_metrics(f.metrics)
+
+
+def _check_metrics(names: list[str]) -> None:
+    from metrics import metric_main
+
+    for name in names:
+        if not metric_main.is_valid_metric(name):
+            choices = ", ".join(metric_main.list_valid_metrics())
+            raise UserError(f"--metrics={name}: no such metric; choose none or from {choices}")
+
+
+def _run_name(dataset: str, f: Flags) -> str:
+    """The dataset's name, the preset, and a word for each choice that was given."""
+    words = [dataset]
+    for option in OPTIONS:
+        value = getattr(f, option.name)
+        if option.word is None or value is False or not (f.given(option.name) or option.name == "cfg"):
+            continue
+        if callable(option.word):
+            words.append(option.word(f))
+        elif value is True:
+            words.append(option.word)
+        else:
+            words.append(f"{option.word}{value:g}" if isinstance(value, float) else f"{option.word}{value}")
+    return "-".join(words)
+
+
+def _land(f: Flags, options: dict[str, Any]) -> None:
+    """Put the values of the flags where they belong in the options of the loop."""
+    for option in OPTIONS:
+        value = getattr(f, option.name)
+        wanted = option.always or (value is not None and value != option.default)
+        if not wanted or (option.needs is not None and not getattr(f, option.needs)):
+            continue
+        for place in option.lands:
+            *folders, key = place.split(".")
+            target = options
+            for folder in folders:
+                target = target.setdefault(folder, {})
+            target[key] = option.stores(value)
+
+
+def _location(name: str) -> str:
+    """File or URL of a network: that of a published one for its alias."""
+    return families.aliases().get(name, name)
+
+
+def _open_data(f: Flags) -> tuple[Any, Data]:
+    """The training set, and what the options need to know of it."""
+    from training.dataset import ImageFolderDataset
+
+    dataset = ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
+    num_images = dataset.num_files
+    size = (dataset.resolution, dataset.num_channels, num_images)
+    data = Data(dataset.name, *size, dataset.labels_available, dataset.label_dim)
+    if f.cond and not data.c_dim:
+        raise UserError(f"--cond=1 needs labels in dataset.json, and {f.data} has none")
+    if f.subset is not None and not 1 <= f.subset <= num_images:
+        raise UserError(f"--subset must be between 1 and {num_images}, the images of {f.data}, not {f.subset}")
+    return dataset, data
+
+
+def _training_set_kwargs(f: Flags, data: Data) -> dict[str, Any]:
+    kwargs = {
+        "class_name": "training.dataset.ImageFolderDataset",
+        "path": f.data,
+        "use_labels": f.cond,
+        "max_size": data.num_images if f.subset is None else f.subset,
+        "xflip": f.mirror,
+        "resolution": data.resolution,
+    }
+    if kwargs["max_size"] < data.num_images:
+        kwargs["random_seed"] = f.seed
+    return kwargs
+
+
+def _augment_options(f: Flags) -> dict[str, Any]:
+    if f.aug == "noaug":
+        return {}
+    pipe = {"class_name": "training.augment.AugmentPipe", **dict.fromkeys(AUGPIPES[f.augpipe], 1)}
+    strength = {"augment_p": f.p} if f.aug == "fixed" else {"ada_target": f.target}
+    return {**strength, "augment_kwargs": pipe}
+
+
+def _add_teachers(f: Flags, data: Data, plan: Plan) -> None:
+    """Open and check every teacher, turn the loss into the guided one, and show the sizes of teacher and student."""
+    from dgl.student import size_table
+    from dgl.teacher import check_teacher, open_teacher
+    from training.initial import new_network
+
+    options, opened = plan.options, plan.opened
+    opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
+    for teacher in opened.teachers:
+        check_teacher(teacher, data.resolution, data.channels, data.c_dim, options["batch_gpu"])
+    options["loss_kwargs"].update(
+        class_name="dgl.loss.DGLLoss",
+        teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in opened.teachers],
+        trust_pickle=f.trust_pickle,
+    )
+    plan.notices.append(size_table(opened.teachers[0].G, new_network(options["G_kwargs"], data.network_shape)))
+    if f.dgl_start >= options["total_kimg"]:
+        plan.notices.append(
+            f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part."
+        )
