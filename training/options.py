@@ -18,7 +18,7 @@ from dnnlib.cli import BOOL, CommaList
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
-from training.families.family import Data
+from training.families.family import Data, Family
 
 # fmt: off
 _BLIT   = ("xflip", "rotate90", "xint")
@@ -243,7 +243,7 @@ def resolve(**flags) -> Plan:
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
     if f.dgl_teacher:
-        _add_teachers(f, data, plan)
+        _add_teachers(f, data, family, plan)
     return plan
 
 
@@ -347,7 +347,7 @@ def _augment_options(f: Flags) -> dict[str, Any]:
     return {**strength, "augment_kwargs": pipe}
 
 
-def _add_teachers(f: Flags, data: Data, plan: Plan) -> None:
+def _add_teachers(f: Flags, data: Data, family: Family, plan: Plan) -> None:
     """Open and check every teacher, turn the loss into the guided one, and show the sizes of teacher and student."""
     from dgl.student import size_table
     from dgl.teacher import check_teacher, open_teacher
@@ -357,6 +357,9 @@ def _add_teachers(f: Flags, data: Data, plan: Plan) -> None:
     opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
     for teacher in opened.teachers:
         check_teacher(teacher, data.resolution, data.channels, data.c_dim, options["batch_gpu"])
+    base = options["loss_kwargs"]["class_name"]
+    if base != "training.loss.StyleGAN2Loss":  # the default of DGLLoss
+        options["loss_kwargs"].update(base_class=base, dgl_form=family.adversarial_form)
     options["loss_kwargs"].update(
         class_name="dgl.loss.DGLLoss",
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in opened.teachers],

@@ -56,6 +56,7 @@ class Family:
     check_truncation:   (G, psi) raises UserError where truncation is not possible.
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> images that share a statistic, so a batch is a multiple of it; None for any batch.
+    adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; guidance takes the same.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
@@ -76,6 +77,7 @@ class Family:
     check_truncation: Callable[[torch.nn.Module, float], None]
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
+    adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     has_w: bool = False
     export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
