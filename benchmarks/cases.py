@@ -22,9 +22,9 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.grid_sample_gradfix import grid_sample
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upsample2d
-from training import options as config
 from training.ema import update_ema
 from training.networks import modulated_conv2d
+from training.options import build
 from training.phases import run_phase
 from training.training_loop import Trainer, TrainingOptions
 
@@ -47,9 +47,9 @@ class Variant:
         """The context in which this version is built and run."""
         return backend.reference_path() if self.plain else contextlib.nullcontext()
 
-    def forward_kwargs(self, device: torch.device) -> dict[str, Any]:
-        """Keyword arguments of forward passes. Raises UserError if `device` does not support the precision."""
-        return {"half_dtype": precision.run_dtype(self.precision, device)}
+    def half_dtype(self, device: torch.device) -> torch.dtype:
+        """Type of the half-precision resolutions. Raises UserError if `device` does not support it."""
+        return precision.run_dtype(self.precision, device)
 
     def is_emulated(self, device: torch.device) -> bool:
         """Whether this is a half precision for which the CPU has no instructions."""
@@ -67,7 +67,7 @@ def available(device: torch.device, wanted: list[str] | None = None) -> list[Var
             raise UserError(f"--precisions must be of {', '.join(PRECISIONS)}, got {name!r}")
         variant = Variant(name, name)
         with contextlib.nullcontext() if wanted else contextlib.suppress(UserError):
-            variant.forward_kwargs(device)
+            variant.half_dtype(device)
             found.append(variant)
     return found
 
@@ -108,7 +108,7 @@ class Setting:
         Raises UserError if batch or width do not fit.
         """
         flags = {"batch": self.batch, "cbase": self.cbase, "device": self.device.type, "metrics": ()}
-        _desc, options = config.build(data=str(self.data), precision=variant.precision, **flags)
+        _desc, options = build(data=str(self.data), precision=variant.precision, **flags)
         if variant.plain:
             for name in ("G_opt_kwargs", "D_opt_kwargs"):
                 options[name] = dict(options[name], fused=False)
@@ -124,12 +124,13 @@ class Setting:
         return torch.randn([self.batch_size, channels, self.resolution, self.resolution], device=self.device)
 
     def network(self, name: str, variant: Variant) -> torch.nn.Module:
-        """A new 'G' or 'D' in training mode, with gradients for every weight."""
+        """A new 'G' or 'D' in training mode, with gradients for every weight, in the precision of `variant`."""
         shape = {"c_dim": 0, "img_resolution": self.resolution, "img_channels": 3}
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             network = construct_class_by_name(**self.options(variant)[f"{name}_kwargs"], **shape)
-            return layout.prepare(network, self.device)
+        precision.set_half_dtype(network, variant.half_dtype(self.device))
+        return layout.prepare(network, self.device)
 
     def trainer(self, variant: Variant, reads_data: bool) -> Trainer:
         """A silent training run before its first iteration; with `reads_data` its data-loader workers are started."""
@@ -185,7 +186,7 @@ def _forward(name: str, setting: Setting, variant: Variant) -> dict[str, Part]:
     net = setting.network(name, variant).train()
     x = torch.randn([setting.batch_size, net.z_dim], device=setting.device) if name == "G" else setting.images()
     c = torch.zeros([setting.batch_size, 0], device=setting.device)
-    return {"forward": Part(partial(net, x, c, **variant.forward_kwargs(setting.device)))}
+    return {"forward": Part(partial(net, x, c))}
 
 
 def _inference(batch: int, setting: Setting, variant: Variant) -> dict[str, Part]:
@@ -196,7 +197,7 @@ def _inference(batch: int, setting: Setting, variant: Variant) -> dict[str, Part
     G = setting.network("G", variant).eval().requires_grad_(False)
     z = torch.randn([batch, G.z_dim], device=setting.device)
     c = torch.zeros([batch, 0], device=setting.device)
-    kwargs = {**variant.forward_kwargs(setting.device), **({"fused_modconv": True} if variant.plain else {})}
+    kwargs = {"fused_modconv": True} if variant.plain else {}
     return {"images": Part(torch.no_grad()(partial(G, z, c, noise_mode="const", **kwargs)))}
 
 

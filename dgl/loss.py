@@ -18,17 +18,17 @@ from training.phases import Phase
 class DGLLoss(Loss):
     """A base loss whose generator is also guided by teachers: own loss + λ Σ_i w_i f(s̄_i), see dgl.terms.
 
-    teachers:      one {'path', 'sha256'} per teacher, or an opened one; a given SHA-256 must still be the file's.
+    teachers:      one {'path', 'sha256'} per teacher, or an opened one; with a SHA-256, the file must match it.
     dgl_weight:    λ >= 0. At 0 no teacher is evaluated and every update equals that of the base loss, bit for bit.
-    dgl_start:     in kimg; guidance is on in the iterations that start at or after it (stage 2).
+    dgl_start:     in kimg; iterations that start at or after it are guided (stage 2).
     dgl_weighting: w: 'plain' or 'score'.
     dgl_form:      f: 'logistic' or 'hinge', as in the base loss.
-    dgl_augment:   the teachers see the fakes through the base loss's augmentation, in a separate draw.
+    dgl_augment:   show the teachers augmented fakes, in a separate draw of the base loss's augmentation.
     trust_pickle:  open the teachers with their own code.
-    base_class:    name of the base loss, which gets all other arguments.
+    base_class:    name of the base loss; all other arguments are passed to it.
 
     The discriminator's loss and the lazy regularisers are those of the base. No optimiser or snapshot holds a teacher.
-    Raises UserError where a teacher cannot be opened or its file has changed, and for a base loss that takes no terms.
+    Raises UserError if a teacher cannot be opened or its file has changed, and for a base loss that takes no terms.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class DGLLoss(Loss):
     ):
         self.base = construct_class_by_name(*args, class_name=base_class, **kwargs)
         if not isinstance(self.base, Loss):
-            raise UserError(f"--dgl-teacher: guidance cannot be added to {base_class}, which is no training.loss.Loss")
+            raise UserError(
+                f"--dgl-teacher: guidance cannot be added to {base_class}, which is not a training.loss.Loss"
+            )
         self.dgl_weight = dgl_weight
         self.teachers = [_open_for_run(spec, self.base.device, trust_pickle) for spec in teachers]
         for teacher in self.teachers:
@@ -81,7 +83,7 @@ class DGLLoss(Loss):
 
 
 def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Teacher:
-    """The teacher of `spec`, or an opened one, on `device`, with no more than its D in memory."""
+    """The teacher of `spec`, or an opened one, on `device`, with only its D in memory."""
     if isinstance(spec, Teacher):
         spec.release_file()
         return spec.to(device)

@@ -90,9 +90,8 @@ class Teacher:
             return  # unrecorded, the default depends on the class
         if "num_fp16_res" not in inspect.signature(type(self.D)).parameters:
             return  # a class of another project, always in one precision
-        kwargs = {**own, "num_fp16_res": num_fp16_res}
-        if num_fp16_res > 0 and own.get("conv_clamp") is None:
-            kwargs["conv_clamp"] = conv_clamp
+        clamp = conv_clamp if num_fp16_res > 0 and own.get("conv_clamp") is None else None
+        kwargs = families.of(self.D).half_precision(type(self.D).__name__, own, num_fp16_res, clamp)
         with _rng_untouched():
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be added to a generator's loss: formulas first, then the terms that apply them, for any family of networks.
+"""Additions to a generator's loss, for any family of networks: first the formulas, then the terms that apply them.
 
 Notation of DGL-GAN (arXiv 2112.06502): s = D(G(z)) the student's own score, s̄_i = D̄_i(G(z)) the score of teacher i,
 λ the weight of the teachers. Shapes: N images in a batch, C channels, H W image.
@@ -47,11 +47,11 @@ class AdversarialTerm(Term):
     """λ Σ_i w(s̄_i) f(s̄_i): frozen teacher discriminators judge the student's fakes (DGL-GAN, section 3).
 
     teachers:  their `scores(img, c)` gives s̄_i [N, 1].
-    weight:    λ >= 0; at 0 no teacher is ever asked.
+    weight:    λ >= 0; at 0 no teacher is evaluated.
     start:     in kimg; active in the iterations that start at or after it.
     form:      f, a name in `FORMS`.
     weighting: w, a name in `WEIGHTINGS`.
-    augment:   what the teachers see of the fakes, images to images; None: the fakes themselves.
+    augment:   applied to the fakes before the teachers see them; None: they see the fakes themselves.
 
     Raises UserError for an unknown form or weighting.
     Reports Loss/DGL/scores<i>, Loss/DGL/loss<i> (before λ) and, once a tick, Loss/DGL/grad_ratio.
@@ -76,7 +76,7 @@ class AdversarialTerm(Term):
         self.begin_iteration(cur_nimg=0, new_tick=True)
 
     def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
-        """Starts guidance at its kimg; a new tick measures the gradient ratio once."""
+        """Activates the term at its kimg; the gradient ratio is measured once after each new tick."""
         self.active = self.weight > 0 and cur_nimg >= self.start * 1000
         self._ratio_due = self._ratio_due or new_tick
 
@@ -100,9 +100,9 @@ class AdversarialTerm(Term):
         return total
 
     def _report_gradient_ratio(self, loss: torch.Tensor, fakes: Fakes) -> None:
-        """‖∂ term / ∂ img‖ / ‖∂ own loss / ∂ img‖: how hard the teachers push compared with the student's own D."""
+        """‖∂ term / ∂ img‖ / ‖∂ own loss / ∂ img‖: the teachers' push relative to that of the student's own D."""
         ratio = gradient_norm(loss, fakes.img) / gradient_norm(fakes.loss, fakes.img)
-        # Without a gradient of D there is no ratio; the name is still reported, so that every process knows it.
+        # Without a gradient of D there is no ratio; the name is still reported, so that all processes have it.
         training_stats.report("Loss/DGL/grad_ratio", ratio[ratio.isfinite()])
 
     def state_dict(self) -> dict:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature networks that the metrics look through: TorchScript files, found by kind, name, path or URL.
+"""Feature networks of the metrics: TorchScript files, found by kind, name, path or URL.
 
 Interface: uint8 images [N, 1 or 3, H, W] in; `return_features=True` gives features [N, d], otherwise class
-probabilities. VGG16 also takes float images in [0, 255] with `resize_images=False, return_lpips=True` and gives
+probabilities. VGG16 also takes float images in [0, 255] with `resize_images=False, return_lpips=True` and returns
 features whose squared differences sum to the LPIPS distance (Zhang et al. 2018).
 """
 
@@ -18,7 +18,7 @@ import torch
 
 import dnnlib.util
 from dnnlib.util import UserError
-from metrics import metric_main
+from metrics import catalogue
 
 BASE_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 FILES = {"inception": "inception-2015-12-05.pt", "vgg16": "vgg16.pt"}
@@ -27,9 +27,13 @@ NAMED_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__fi
 
 @dataclasses.dataclass(frozen=True)
 class DetectorSpec:
-    """A detector whose file lies on this machine.
+    """A detector whose file is on this machine.
 
-    Fields: `url` where it comes from (URL or path), `name` as results state it, `sha256` of the file, its local `path`.
+    Attributes:
+        url: Where it comes from (URL or path).
+        name: Its name in results.
+        sha256: Hexadecimal digest of the file.
+        path: Local file.
     """
 
     url: str
@@ -41,7 +45,7 @@ class DetectorSpec:
 def resolve(detector: str | None, kind: str) -> DetectorSpec:
     """The detector that `--detector` names (a name, path or URL), or the default of `kind` ('inception' or 'vgg16').
 
-    A default is taken from the cache or downloaded. Raises UserError, naming --detector, where there is no such file.
+    A default comes from the cache or is downloaded. Raises UserError, naming --detector, if there is no such file.
     """
     if detector is not None:
         return locate(_named_file(detector) or detector)
@@ -49,7 +53,7 @@ def resolve(detector: str | None, kind: str) -> DetectorSpec:
 
 
 def locate(source: "str | DetectorSpec") -> DetectorSpec:
-    """The detector at a local path or URL, downloaded where necessary. A spec comes back as it is. Raises UserError."""
+    """The detector at a local path or URL, downloaded if necessary. A spec is returned unchanged. Raises UserError."""
     if isinstance(source, DetectorSpec):
         return source
     path = _downloaded(source) if dnnlib.util.is_url(source) else os.path.abspath(source)
@@ -62,19 +66,19 @@ def locate(source: "str | DetectorSpec") -> DetectorSpec:
 
 
 def detector_name(detector: str) -> str:
-    """The name by which results state `detector`, a name, path or URL: 'data/my digits.pt' -> 'my_digits'."""
+    """The name of `detector` (a name, path or URL) in results: 'data/my digits.pt' -> 'my_digits'."""
     stem = os.path.basename(detector.split("?")[0].rstrip("/"))
     stem = stem[: -len(".pt")] if stem.endswith(".pt") else stem
     return re.sub(r"[^0-9A-Za-z._-]", "_", stem)
 
 
 def ensure_available(metrics: Iterable[str], detector: str | None) -> None:
-    """Check, before any long work, that each of `metrics` will find a detector that can serve it.
+    """Check, before any long work, that each of `metrics` (names) has a usable detector.
 
-    Raises UserError where a file is neither cached nor reachable, or a `detector` lacks an output that a metric needs.
+    Raises UserError if a file is neither cached nor reachable, or if `detector` lacks an output that a metric needs.
     """
     for metric in metrics:
-        needs = metric_main.detector_needs(metric)
+        needs = catalogue.find(metric).detector
         if needs is None:
             continue
         spec = resolve(detector, needs.kind)
@@ -83,13 +87,13 @@ def ensure_available(metrics: Iterable[str], detector: str | None) -> None:
         missing = sorted(set(needs.arguments) - accepted_arguments(load(spec, torch.device("cpu"))))
         if missing:
             raise UserError(
-                f"Detector '{spec.name}' cannot serve {metric}, as its network takes no {' or '.join(missing)}: "
-                f"leave {metric} out of --metrics, or choose another --detector."
+                f"Detector '{spec.name}' cannot be used for {metric}, because its network takes no "
+                f"{' or '.join(missing)}: remove {metric} from --metrics, or choose another --detector."
             )
 
 
 def load(source: str | DetectorSpec, device: torch.device) -> torch.jit.ScriptModule:
-    """The network itself, in eval mode on `device`. Raises UserError where the file is not TorchScript."""
+    """The network itself, in eval mode on `device`. Raises UserError if the file is not TorchScript."""
     spec = locate(source)
     return _load(spec.path, spec.sha256, torch.device(device))
 
@@ -103,7 +107,7 @@ def accepted_arguments(network: torch.jit.ScriptModule) -> set[str]:
 def _load(path: str, sha256: str, device: torch.device) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
-            # TorchScript is what published detectors come in; newer torch only says that it would rather not.
+            # Published detectors are TorchScript files; newer versions of PyTorch warn that TorchScript is deprecated.
             warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device)
         network.forward.schema  # noqa: B018
@@ -114,7 +118,7 @@ def _load(path: str, sha256: str, device: torch.device) -> torch.jit.ScriptModul
 
 @functools.lru_cache(maxsize=16)
 def file_sha256(path: str, mtime_ns: int) -> str:
-    """Hexadecimal SHA-256 of the file; `mtime_ns`, its time of change, lets a known one be answered at once."""
+    """Hexadecimal SHA-256 of the file, cached by path and `mtime_ns`, its modification time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -133,17 +137,17 @@ def _named_file(detector: str) -> str | None:
 
 
 def _downloaded(url: str) -> str:
-    """Path of the local copy of `url`: one placed in the cache folder by hand under its own name, or a download."""
+    """Path of the local copy of `url`: a file that the user placed in the cache folder, or a download."""
     folder = dnnlib.util.make_cache_dir_path("downloads")
-    by_hand = os.path.join(folder, url.rsplit("/", 1)[-1])
-    if os.path.isfile(by_hand):
-        return by_hand
+    placed = os.path.join(folder, url.rsplit("/", 1)[-1])
+    if os.path.isfile(placed):
+        return placed
     try:
         return dnnlib.util.open_url(url, return_filename=True)
     except dnnlib.util.CacheError:
-        raise  # a full disk, say, leaves no place for the file
+        raise  # the cache folder is the problem, such as a full disk
     except (UserError, OSError) as error:
         raise UserError(
-            f"Detector {os.path.basename(by_hand)} is not in the cache and cannot be downloaded from {url}: place the "
-            f"file at {by_hand}, or name another TorchScript file with --detector."
+            f"Detector {os.path.basename(placed)} is not in the cache and cannot be downloaded from {url}: place the "
+            f"file at {placed}, or name another TorchScript file with --detector."
         ) from error

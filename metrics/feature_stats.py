@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of many images, gathered over processes, and their mean and covariance. Legend: n items, d dimensions."""
+"""Features of many images, gathered from all processes, and their mean and covariance. n items, d dimensions."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,9 @@ from torch_utils import distributed
 
 
 class FeatureStats:
-    """Features seen so far: all of them (`capture_all`), their mean and covariance (`capture_mean_cov`), or both.
+    """Collects features: all of them (`capture_all`), their mean and covariance (`capture_mean_cov`), or both.
 
-    Takes `max_items` items at most (None: any number) and leaves out the rest.
+    Items after the first `max_items` are ignored (None: no limit).
     """
 
     def __init__(self, capture_all: bool = False, capture_mean_cov: bool = False, max_items: int | None = None):
@@ -27,11 +27,11 @@ class FeatureStats:
         self._scatter: np.ndarray | None = None
 
     def is_full(self) -> bool:
-        """Whether `max_items` have been taken."""
+        """Whether `max_items` items have been collected."""
         return self.max_items is not None and self.num_items >= self.max_items
 
     def append(self, x: np.ndarray) -> None:
-        """Take the features `x` [n, d]."""
+        """Add the features `x` [n, d]."""
         x = np.asarray(x, dtype=np.float32)
         assert x.ndim == 2 and self.num_features in (None, x.shape[1])
         if self.max_items is not None:
@@ -46,7 +46,7 @@ class FeatureStats:
         self.num_items += len(x)
 
     def _merge(self, x: np.ndarray) -> None:
-        """Chan, Golub & LeVeque 1983: sums about the mean keep their digits where raw second moments cancel."""
+        """Chan, Golub & LeVeque 1983: sums about the mean stay accurate where raw second moments cancel."""
         if self._mean is None:
             self._mean = np.zeros(x.shape[1])
             self._scatter = np.zeros([x.shape[1], x.shape[1]])
@@ -58,7 +58,7 @@ class FeatureStats:
         self._mean += offset * (len(x) / total)
 
     def append_torch(self, x: torch.Tensor, num_gpus: int = 1, rank: int = 0) -> None:
-        """Take the features `x` [n, d] of every process, item by item in turn. n must be the same everywhere."""
+        """Add the features `x` [n, d] of all processes, interleaved item by item. n must be the same in all of them."""
         assert 0 <= rank < num_gpus
         x = x.detach().float()
         if num_gpus > 1:
@@ -83,13 +83,13 @@ class FeatureStats:
         return self._mean.copy(), self._scatter / self.num_items
 
     def first(self, num_items: int) -> "FeatureStats":
-        """Statistics of the first `num_items` features alone. All features must have been kept."""
+        """Statistics of the first `num_items` features. Needs `capture_all`."""
         stats = FeatureStats(self.capture_all, self.capture_mean_cov, num_items)
         stats.append(self.get_all())
         return stats
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Everything as named arrays, for an npz file."""
+        """The whole state as named arrays, for an npz file."""
         arrays = {
             "settings": np.array(
                 [self.capture_all, self.capture_mean_cov, -1 if self.max_items is None else self.max_items]
@@ -104,7 +104,7 @@ class FeatureStats:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> "FeatureStats":
-        """What `to_arrays` gave. Raises KeyError, ValueError or TypeError for other arrays."""
+        """The inverse of `to_arrays`. Raises KeyError, ValueError or TypeError for invalid arrays."""
         capture_all, capture_mean_cov, max_items = (int(value) for value in arrays["settings"])
         stats = FeatureStats(bool(capture_all), bool(capture_mean_cov), None if max_items < 0 else max_items)
         stats.num_items = int(arrays["num_items"])
@@ -116,18 +116,18 @@ class FeatureStats:
             stats.num_features = stats._mean.shape[-1]
         d = stats.num_features
         if any(part.shape != (stats.num_items, d) or part.dtype != np.float32 for part in stats._parts):
-            raise ValueError("features of another shape or type")
+            raise ValueError("features have the wrong shape or type")
         if stats._mean is not None and (stats._mean.shape, stats._scatter.shape) != ((d,), (d, d)):
-            raise ValueError("a mean and covariance of another shape")
+            raise ValueError("mean or covariance has the wrong shape")
         return stats
 
     def save(self, path: str) -> None:
-        """Write everything to an npz file. Raises OSError."""
+        """Write the whole state to an npz file. Raises OSError."""
         with open_atomic(path) as file:
             np.savez(file, **self.to_arrays())
 
     @staticmethod
     def load(path: str) -> "FeatureStats":
-        """Read what `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile for a damaged file."""
+        """Read a file that `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile if it is damaged."""
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return FeatureStats.from_arrays(arrays)

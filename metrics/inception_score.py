@@ -12,7 +12,7 @@ from metrics import detectors, metric_utils
 def inception_score(probs: np.ndarray, num_splits: int) -> tuple[float, float]:
     """Mean and standard deviation over `num_splits` consecutive parts of exp(E KL(p(y|x) ‖ p(y))), in float64.
 
-    `probs` [n, classes]: class probabilities; a probability of exactly 0 adds nothing. n must be >= `num_splits`.
+    `probs` [n, classes]: class probabilities; probabilities of exactly 0 contribute 0. n must be >= `num_splits`.
     """
     probs = np.asarray(probs, dtype=np.float64)
     bounds = [len(probs) * i // num_splits for i in range(num_splits + 1)]
@@ -25,7 +25,7 @@ def inception_score(probs: np.ndarray, num_splits: int) -> tuple[float, float]:
 
 
 def compute_is(opts: metric_utils.MetricOptions, num_gen: int, num_splits: int) -> tuple[float, float]:
-    """Inception score (mean, std over splits) of `num_gen` fakes. NaN on all ranks but 0."""
+    """Inception score (mean, std over splits) of `num_gen` fakes. NaN on ranks other than 0."""
     spec = detectors.resolve(opts.detector, "inception")
     detector = metric_utils.get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     kwargs = {"no_output_bias": True} if "no_output_bias" in detectors.accepted_arguments(detector) else {}

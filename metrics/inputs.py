@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calc_metrics.py compares: a network or images with images or their saved statistics, checked before any work.
+"""Inputs of calc_metrics.py: a network or images, and images or saved statistics to compare with, checked first.
 
-The functions named `of_...` give the arguments of `metric_utils.MetricOptions` that say what is compared.
+The functions `of_...` return arguments of `metric_utils.MetricOptions`.
 """
 
 import os
@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from dnnlib.util import UserError, construct_class_by_name
-from metrics import detectors, metric_main, metric_utils, saved_stats
+from metrics import detectors, metric_utils, saved_stats
+from metrics.catalogue import Metric
 from training.files.snapshot import load_snapshot
 
 _DATASET_CLASS = "training.dataset.ImageFolderDataset"
 
 
 def of_network(
-    network: str, metrics: Sequence[str], data: str | None, mirror: bool | None, detector: str | None, trust: bool
+    network: str, metrics: Sequence[Metric], data: str | None, mirror: bool | None, detector: str | None, trust: bool
 ) -> dict[str, Any]:
-    """For the network pickle at `network` and what --data says: images, saved statistics, or None for its training set.
+    """For the network pickle `network`, and images or saved statistics `data` (None: the network's training set).
 
-    Empty where `metrics` need nothing beside the network. Raises UserError for what cannot be opened, does not go
-    together, or does not suffice for `metrics`.
+    Empty if `metrics` need nothing but the network. Raises UserError for inputs that cannot be opened, contradict each
+    other, or are not enough for `metrics`.
     """
     snapshot = load_snapshot(network, trust=trust)
     G = snapshot["G_ema"]
-    if G.c_dim == 0 and not any(map(metric_main.uses_reals, metrics)):
+    if G.c_dim == 0 and not any(metric.uses_reals for metric in metrics):
         return {}
     if data is not None and data.endswith(saved_stats.ENDING):
         given = _of_saved_stats(data, metrics, mirror, detector, G.img_resolution)
@@ -36,14 +37,14 @@ def of_network(
         kwargs = {"class_name": _DATASET_CLASS, "path": data}
     elif snapshot.get("training_set_kwargs"):
         kwargs = dict(snapshot["training_set_kwargs"])
-        # A name from a file would be called: only our own is, unless the user vouches for the file.
+        # A class name from a file would be called, so other classes need the user's trust in the file.
         if kwargs.get("class_name") != _DATASET_CLASS and not trust:
             raise UserError(
-                f"{network} names {kwargs.get('class_name')} as its dataset class: give the images with --data, or "
+                f"{network} names {kwargs.get('class_name')} as its dataset class: provide the images with --data, or "
                 f"use --trust-pickle if you trust the file."
             )
     else:
-        raise UserError(f"{network} does not say what it was trained on: give the images with --data.")
+        raise UserError(f"{network} does not name its training set: provide the images with --data.")
     kwargs |= {"resolution": G.img_resolution, "use_labels": G.c_dim > 0}
     if mirror is not None:
         kwargs["xflip"] = mirror
@@ -52,24 +53,24 @@ def of_network(
 
 
 def of_images(
-    fakes: str, metrics: Sequence[str], data: str | None, mirror: bool | None, detector: str | None
+    fakes: str, metrics: Sequence[Metric], data: str | None, mirror: bool | None, detector: str | None
 ) -> dict[str, Any]:
-    """For the folder or zip `fakes` of generated images, against `data`: images, or saved statistics.
+    """For the folder or zip `fakes` of generated images, compared with `data`: images or saved statistics.
 
-    `data` is needed only for `metrics` that compare. Raises UserError as `of_network` does.
+    `data` may be None if none of `metrics` compares. Raises UserError as `of_network` does.
     """
-    needy = next((name for name in metrics if metric_main.num_fakes(name) is None), None)
-    if needy is not None:
-        raise UserError(f"{needy} needs the generator itself, not images: use --network instead of --fakes.")
+    for metric in metrics:
+        if metric.needs_network:
+            raise UserError(f"{metric.name} needs the generator itself, not images: use --network instead of --fakes.")
     fakes_kwargs = {"class_name": _DATASET_CLASS, "path": fakes, "use_labels": False}
     dataset = _opened(fakes_kwargs, "--fakes")
-    metric_utils.require_fakes(dataset, max(map(metric_main.num_fakes, metrics)))
+    metric_utils.require_fakes(dataset, max(metric.num_fakes for metric in metrics))
     fakes_kwargs["resolution"] = dataset.resolution
     given = {"fakes_kwargs": fakes_kwargs}
-    if not any(map(metric_main.uses_reals, metrics)):
+    if not any(metric.uses_reals for metric in metrics):
         return given
     if data is None:
-        raise UserError("--fakes says nothing of the reals to compare with: give them with --data.")
+        raise UserError("--fakes needs reals to compare with: provide them with --data.")
     if data.endswith(saved_stats.ENDING):
         return given | _of_saved_stats(data, metrics, mirror, detector, dataset.resolution)
     kwargs = {"class_name": _DATASET_CLASS, "path": data, "use_labels": False, "resolution": dataset.resolution}
@@ -79,23 +80,23 @@ def of_images(
     return given | {"dataset_kwargs": kwargs}
 
 
-def of_reals(data: str | None, metrics: Sequence[str], mirror: bool | None, detector: str | None) -> dict[str, Any]:
-    """For saving statistics of the images `data`, such that all of `metrics` can use them. Raises UserError."""
+def of_reals(data: str | None, metrics: Sequence[Metric], mirror: bool | None, detector: str | None) -> dict[str, Any]:
+    """For saving statistics of the images `data` that all of `metrics` can use. Raises UserError."""
+    names = ",".join(metric.name for metric in metrics)
     if data is None or data.endswith(saved_stats.ENDING):
-        raise UserError("--save-stats needs the images that it is about: give them with --data.")
-    idle = next((name for name in metrics if metric_main.real_needs(name) is None), None)
-    if idle is not None:
-        raise UserError(f"{idle} compares with no reals: leave it out of --metrics when using --save-stats.")
-    if len({_detector(name, detector).sha256 for name in metrics}) > 1:
+        raise UserError("--save-stats needs images: provide them with --data.")
+    for metric in metrics:
+        if metric.reals is None:
+            raise UserError(f"{metric.name} compares with no reals: remove it from --metrics when using --save-stats.")
+    if len({_detector(metric, detector).sha256 for metric in metrics}) > 1:
         raise UserError(
-            f"A file of statistics is seen through one detector, and --metrics={','.join(metrics)} look through "
-            f"several: save one file for each."
+            f"A file of statistics belongs to one detector, and --metrics={names} use several: save one file for each."
         )
-    flips = {bool(mirror) if metric_main.real_needs(name).xflip is None else False for name in metrics}
+    flips = {bool(mirror) if metric.xflip is None else False for metric in metrics}
     if len(flips) > 1:
         raise UserError(
-            f"Of --metrics={','.join(metrics)}, some count mirrored images and some do not: save one file for each, or "
-            f"leave out --mirror."
+            f"Some of --metrics={names} include mirrored images and some exclude them: save one file for each, or omit "
+            f"--mirror."
         )
     kwargs = {"class_name": _DATASET_CLASS, "path": data, "use_labels": True}
     dataset = _opened(kwargs, "--data")
@@ -104,13 +105,13 @@ def of_reals(data: str | None, metrics: Sequence[str], mirror: bool | None, dete
     return {"dataset_kwargs": kwargs}
 
 
-def save_reals(opts: metric_utils.MetricOptions, metrics: Sequence[str], path: str) -> None:
+def save_reals(opts: metric_utils.MetricOptions, metrics: Sequence[Metric], path: str) -> None:
     """Write the statistics of the reals of `opts` that `metrics` need to the file `path`, in the first process.
 
-    `opts` are made of what `of_reals` gave. Raises UserError where the file cannot be written.
+    `opts` must come from `of_reals`. Raises UserError if the file cannot be written.
     """
     dataset = construct_class_by_name(**opts.dataset_kwargs)
-    needs = [metric_main.real_needs(name) for name in metrics]
+    needs = [metric.reals for metric in metrics]
     counts = {len(dataset) if need.max_items is None else min(need.max_items, len(dataset)) for need in needs}
     spec = _detector(metrics[0], opts.detector)
     detector_kwargs = {"return_features": True}
@@ -119,7 +120,7 @@ def save_reals(opts: metric_utils.MetricOptions, metrics: Sequence[str], path: s
         spec,
         detector_kwargs,
         max_items=max(counts),
-        # With features at hand, fewer images than all can be asked for later.
+        # Statistics of fewer images can be computed from the features only.
         capture_all=any(need.features for need in needs) or len(counts) > 1,
         capture_mean_cov=True,
     )
@@ -141,31 +142,30 @@ def save_reals(opts: metric_utils.MetricOptions, metrics: Sequence[str], path: s
 
 
 def check_stats_path(path: str) -> None:
-    """Raises UserError, before any work, where statistics could not be saved at `path`."""
+    """Raises UserError, before any work, if statistics cannot be saved at `path`."""
     if not path.endswith(saved_stats.ENDING):
         raise UserError(f"--save-stats={path} must end in {saved_stats.ENDING}.")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise UserError(f"--save-stats={path} lies in a folder that does not exist.")
+        raise UserError(f"--save-stats={path} is in a folder that does not exist.")
 
 
 def _of_saved_stats(
-    path: str, metrics: Sequence[str], mirror: bool | None, detector: str | None, resolution: int
+    path: str, metrics: Sequence[Metric], mirror: bool | None, detector: str | None, resolution: int
 ) -> dict[str, Any]:
     if mirror is not None:
-        raise UserError(
-            f"--mirror has no meaning for {path}, whose images were counted when it was saved: leave it out."
-        )
+        raise UserError(f"--mirror has no effect on {path}, whose images were fixed when it was saved: omit it.")
     saved = saved_stats.load(path)
     if saved.about.resolution != resolution:
         side = saved.about.resolution
         raise UserError(
-            f"{path} is about images of {side}x{side}, and the fakes measure {resolution}x{resolution}: "
-            f"give reals of that size with --data."
+            f"{path} is about images of {side}x{side}, and the fakes are {resolution}x{resolution}: provide reals of "
+            f"that size with --data."
         )
-    for name in metrics:
-        need = metric_main.real_needs(name)
-        if need is not None:
-            saved.take(_detector(name, detector), {"return_features": True}, need.max_items, need.xflip, need.features)
+    for metric in metrics:
+        if metric.reals is not None:
+            need = metric.reals
+            spec = _detector(metric, detector)
+            saved.take(spec, {"return_features": True}, need.max_items, metric.xflip, need.features)
     return {"real_stats": path}
 
 
@@ -173,16 +173,16 @@ def _check_labels(network: str, c_dim: int, data: str | None, label_dim: int) ->
     if label_dim != c_dim:
         raise UserError(
             f"{network} takes labels of {c_dim} numbers, and {data} has labels of {label_dim}: "
-            f"give images, or statistics of images, with matching labels with --data."
+            f"provide images, or statistics of images, with matching labels with --data."
         )
 
 
-def _detector(metric: str, detector: str | None) -> detectors.DetectorSpec:
-    return detectors.resolve(detector, metric_main.detector_needs(metric).kind)
+def _detector(metric: Metric, detector: str | None) -> detectors.DetectorSpec:
+    return detectors.resolve(detector, metric.detector.kind)
 
 
 def _opened(kwargs: dict[str, Any], flag: str) -> Any:
-    """The dataset with these arguments. Raises UserError, naming the `flag` that chose it, where there is none."""
+    """The dataset with these arguments. Raises UserError, naming the `flag` that chose it, if there is none."""
     try:
         dataset = construct_class_by_name(**kwargs)
     except UserError as error:

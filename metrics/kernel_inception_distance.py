@@ -30,7 +30,7 @@ def kernel_distance(
 ) -> float:
     """Mean `squared_mmd` over `num_subsets` random subsets of `real` [n, d] and `fake` [m, d], in float64.
 
-    `rng` draws the fakes of a subset first, then its reals, both without replacement.
+    For each subset `rng` draws the fakes first, then the reals, both without replacement.
     Raises UserError for fewer than 2 items on either side.
     """
     size = min(len(real), len(fake), max_subset_size)
@@ -49,7 +49,7 @@ def kernel_distance(
 def compute_kid(
     opts: metric_utils.MetricOptions, max_real: int, num_gen: int, num_subsets: int, max_subset_size: int
 ) -> float:
-    """KID of `num_gen` fakes against at most `max_real` reals, subsets drawn from `opts.seed`. NaN on ranks but 0."""
+    """KID of `num_gen` fakes against at most `max_real` reals; `opts.seed` draws the subsets. NaN on ranks but 0."""
     real, fake = metric_utils.compute_feature_stats_of_both(opts, "inception", max_real, num_gen, capture_all=True)
     if opts.rank != 0:
         return float("nan")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all metrics share: options, and the features of reals and fakes.
+"""Shared by all metrics: options, and the features of reals and fakes.
 
-Legend: n items, d feature dimensions. With several processes each works on its share; the features are gathered, so
-that all of them end with the same statistics, in the order one process would have found.
+Legend: n items, d feature dimensions. With several processes each works on a share of the items. The features are
+gathered, so all processes end with the same statistics, in the order in which one process computes them.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from metrics.feature_stats import FeatureStats
 from metrics.progress_monitor import ProgressMonitor
 from torch_utils import distributed, images
 from torch_utils.ops import layout
+from training import families
 from training.dataset import Dataset
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "require_fakes",
 ]
 
-# Pixels that G makes in one go: enough to fill a small network's batch, few enough for 1024x1024.
+# Pixels that G generates at once: large enough for a full batch of small images, small enough for 1024x1024.
 _PIXELS_PER_BATCH = 2**22
 
 
@@ -43,18 +44,18 @@ class MetricOptions:
     """What to measure and how.
 
     Args:
-        G: Generator whose images are measured; it is copied, never changed.
+        G: Generator to be measured. It is copied and never changed.
         G_kwargs: Extra arguments of its forward call.
-        dataset_kwargs: Class name and arguments of the dataset of reals (and of labels).
-        num_gpus: Number of processes that compute together.
-        rank: Which of them this is.
-        device: Where to compute; by default the CUDA device of this rank, or the CPU where there is none.
+        dataset_kwargs: Class name and arguments of the dataset of reals (and labels).
+        num_gpus: Number of processes.
+        rank: Index of this process.
+        device: Device to compute on; by default the CUDA device of this rank, or the CPU without CUDA.
         progress: A `ProgressMonitor`; silent by default.
-        cache: Whether to keep and reuse the reals' statistics.
-        detector: What `--detector` says: a name, path or URL; None for the metric's own detector.
-        seed: Of latents, labels, noise and subsets. The global random generators are left alone.
-        fakes_kwargs: Class name and arguments of a dataset of fakes, which then takes the place of `G`.
-        real_stats: File of saved statistics, which then takes the place of the dataset of reals (and of labels).
+        cache: Whether to cache the statistics of the reals.
+        detector: Value of `--detector`: a name, path or URL; None for the metric's own detector.
+        seed: Seed of latents, labels, noise and subsets. The global random generators are not used.
+        fakes_kwargs: Class name and arguments of a dataset of fakes, used instead of `G`.
+        real_stats: File of saved statistics, used instead of the dataset of reals (and labels).
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class MetricOptions:
         )
 
     def record(self, spec: detectors.DetectorSpec, **facts: int | str) -> None:
-        """Note in `provenance` the detector, and the numbers and files of images that a result rests on."""
+        """Add to `provenance` the detector and `facts`: the numbers and files of the images used."""
         self.provenance.update(detector=spec.name, detector_sha256=spec.sha256, **facts)
 
 
@@ -105,9 +106,9 @@ def _labelled_dataset(opts: MetricOptions) -> Dataset:
 
 
 class LatentSampler:
-    """Latents and labels for fakes, from `opts.seed` alone: the same for any number of processes and batch size.
+    """Latents and labels for fakes. They depend on `opts.seed` only, not on the batch size or number of processes.
 
-    Labels are those of images drawn uniformly from the dataset. Raises UserError where they do not suit `G`.
+    Labels are those of images drawn uniformly from the dataset. Raises UserError if they do not match `G`.
     """
 
     def __init__(self, opts: MetricOptions, G: torch.nn.Module):
@@ -117,9 +118,9 @@ class LatentSampler:
         if self._dataset is not None and self._dataset.label_dim != G.c_dim:
             raise UserError(
                 f"The network takes labels of {G.c_dim} numbers, and the dataset '{self._dataset.name}' has "
-                f"{self._dataset.label_dim}: name a dataset with matching labels with --data."
+                f"{self._dataset.label_dim}: choose a dataset with matching labels with --data."
             )
-        # numpy's legacy generators: streams that do not depend on how many numbers are asked for at once.
+        # RandomState: its streams do not depend on how many numbers are drawn at once.
         self._latents, self._labels, self._times = (np.random.RandomState([opts.seed, part]) for part in range(3))
 
     def _share(self, values: np.ndarray) -> torch.Tensor:
@@ -165,12 +166,12 @@ def get_feature_detector(
 
 
 def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
-    """A copy of `opts.G` on `opts.device`, in eval mode and without gradients."""
+    """A copy of `opts.G` on `opts.device`, in eval mode, with requires_grad off."""
     return layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
 
 
 def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:
-    """The numbers as rank 0 has them."""
+    """The results of rank 0, in every process."""
     values = [float(value) for value in results.values()]
     if opts.num_gpus > 1:
         shared = torch.tensor(values, dtype=torch.float64, device=opts.device)
@@ -180,19 +181,19 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
 
 
 def _detect(detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict) -> torch.Tensor:
-    """Features [n, d] of uint8 images [n, 1 or 3, h, w]; grey is shown as RGB."""
+    """Features [n, d] of uint8 images [n, 1 or 3, h, w]; grey images are repeated to RGB."""
     if batch.shape[1] == 1:
         batch = batch.repeat(1, 3, 1, 1)
     return detector(batch, **detector_kwargs).flatten(1)
 
 
 def _dataset_loader(opts: MetricOptions, dataset, num_items: int, batch_size: int, loader_kwargs: dict | None):
-    """Batches of this process's share of the first `num_items` items; every process gets equally many."""
+    """Batches of this process's share of the first `num_items` items. All processes get the same number of items."""
     rounds = -(-num_items // opts.num_gpus)
     share = [(i * opts.num_gpus + opts.rank) % num_items for i in range(rounds)]
     if loader_kwargs is None:
         loader_kwargs = {"num_workers": 3, "pin_memory": True} if opts.device.type == "cuda" else {}
-    # A generator of its own: without one, the loader would draw from the global stream.
+    # Without a separate generator the loader would draw from the global one.
     generator = torch.Generator()
     return torch.utils.data.DataLoader(
         dataset, sampler=share, batch_size=batch_size, generator=generator, **loader_kwargs
@@ -207,7 +208,7 @@ def _stats_of_images(
     progress: ProgressMonitor,
     **stats_kwargs,
 ) -> FeatureStats:
-    """Statistics of the features of (images, labels) that all processes load in turn."""
+    """Statistics of the features of `batches` of (images, labels), gathered from all processes."""
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
     for batch, _labels in batches:
@@ -217,8 +218,8 @@ def _stats_of_images(
     return stats
 
 
-def _agreed(opts: MetricOptions, stats: FeatureStats | None) -> FeatureStats | None:
-    """`stats` if all processes have them, else None."""
+def _if_everywhere(opts: MetricOptions, stats: FeatureStats | None) -> FeatureStats | None:
+    """`stats` if no process has None, else None."""
     if opts.num_gpus > 1:
         missing = distributed.all_reduce_(torch.tensor([float(stats is None)], device=opts.device))
         return None if missing.item() > 0 else stats
@@ -239,8 +240,8 @@ def compute_feature_stats_for_dataset(
 ) -> FeatureStats:
     """Statistics of the features of the first `max_items` reals (None, or more than there are: all), cached.
 
-    The cache answers only for the same dataset options, file contents, detector and arguments. `stats_kwargs` are those
-    of `FeatureStats`. Raises DatasetError or UserError for unusable data, saved statistics or detector.
+    A cache entry is used only for the same dataset options, file contents, detector and arguments. `stats_kwargs` are
+    those of `FeatureStats`. Raises DatasetError or UserError for unusable data, saved statistics or detector.
     """
     spec = detectors.locate(detector_url)
     if opts.real_stats is not None:
@@ -257,12 +258,12 @@ def compute_feature_stats_for_dataset(
         "stats_kwargs": stats_kwargs,
     }
     path = real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity) if opts.cache else None
-    stats = _agreed(opts, real_cache.load(path) if path else None)
+    stats = _if_everywhere(opts, real_cache.load(path) if path else None)
     if stats is None:
         progress = opts.progress.sub(f"{spec.name} features of reals", num_items, rel_lo, rel_hi)
         loaded = _dataset_loader(opts, dataset, num_items, batch_size, data_loader_kwargs)
         stats = _stats_of_images(opts, spec, detector_kwargs, loaded, progress, max_items=num_items, **stats_kwargs)
-        # Data that changed under our hands belong to neither the old key nor the new one.
+        # If the data changed meanwhile, the statistics match neither the old key nor the new one.
         if path and opts.rank == 0 and path == real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity):
             real_cache.save(path, stats)
     dataset.close()
@@ -271,18 +272,18 @@ def compute_feature_stats_for_dataset(
 
 
 def require_fakes(dataset, num_items: int) -> None:
-    """Raises UserError where a dataset of fakes has fewer than `num_items` images."""
+    """Raises UserError if a dataset of fakes has fewer than `num_items` images."""
     thousands = len(dataset) // 1000
     if len(dataset) < num_items:
         raise UserError(
-            f"The metric takes {num_items} fakes, and '{dataset.name}' has {len(dataset)}: give more with --fakes"
-            + (f", or use one that takes fewer, such as fid{thousands}k_full." if thousands else ".")
+            f"The metric needs {num_items} fakes, and '{dataset.name}' has {len(dataset)}: provide more with --fakes"
+            + (f", or use a metric that needs fewer, such as fid{thousands}k_full." if thousands else ".")
         )
 
 
 @contextlib.contextmanager
 def _own_random_streams(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's default generators start from `seed` inside, and go on outside as if nothing had been drawn."""
+    """Seed PyTorch's default generators with `seed` inside the block and restore their state afterwards."""
     backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
     where = (device,) if device.type == "cuda" else ()
     cpu_state = torch.get_rng_state()
@@ -312,11 +313,11 @@ def compute_feature_stats_for_generator(
     max_items: int,
     **stats_kwargs,
 ) -> FeatureStats:
-    """Statistics of the features of `max_items` fakes; a function of the network and `opts.seed`.
+    """Statistics of the features of `max_items` fakes. They depend on the network and `opts.seed` only.
 
-    Images are rounded to uint8 before they are looked at. `batch_gen` is how many G makes at once (None: by
-    resolution). `stats_kwargs` are those of `FeatureStats`. Where there is a dataset of fakes, its first `max_items`
-    are looked at instead. Raises UserError for an unusable detector or labels, or too few fakes in the dataset.
+    Images are rounded to uint8 first. `batch_gen` is the number of images that G generates at once (None: chosen by
+    resolution). `stats_kwargs` are those of `FeatureStats`. If `opts` has a dataset of fakes, its first `max_items`
+    images are used instead of G. Raises UserError for an unusable detector or labels, or too few fakes in the dataset.
     """
     spec = detectors.locate(detector_url)
     stats_kwargs = {"max_items": max_items, **stats_kwargs}
@@ -341,7 +342,7 @@ def compute_feature_stats_for_generator(
             batch = []
             for first in range(0, batch_size, batch_gen):
                 z, c = sampler.items(min(batch_gen, batch_size - first))
-                batch.append(images.to_uint8(G(z=z, c=c, **opts.G_kwargs)))
+                batch.append(images.to_uint8(families.of(G).sample(G, z, c, **opts.G_kwargs)))
             stats.append_torch(_detect(detector, torch.cat(batch), detector_kwargs), opts.num_gpus, opts.rank)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
@@ -353,8 +354,8 @@ def compute_feature_stats_of_both(
 ) -> tuple[FeatureStats, FeatureStats]:
     """Statistics of the features of at most `max_real` reals (None: all) and of `num_gen` fakes.
 
-    They are seen through the detector of `opts`, or the default of `kind`; the work is the part of the metric's own up
-    to `rel_hi`. `stats_kwargs` are those of `FeatureStats`. Raises UserError as the functions for either do.
+    The detector is that of `opts`, or the default of `kind`. Progress runs up to the share `rel_hi` of the metric.
+    `stats_kwargs` are those of `FeatureStats`. Raises UserError as the functions for reals and fakes do.
     """
     spec = detectors.resolve(opts.detector, kind)
     kwargs = {"return_features": True}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Perceptual path length (Karras et al. 2019, "A Style-Based Generator Architecture", section 4.1; without cropping and
-with paths' ends only: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN").
+at path ends only: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN"). StyleGAN2 only.
 
 Legend: n pairs, h = w image side.
 """
@@ -10,6 +10,7 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import detectors, metric_utils
+from training import families
 
 _EPSILON = 1e-4
 _LPIPS_RESOLUTION = 256
@@ -40,9 +41,9 @@ def central_crop(images: torch.Tensor) -> torch.Tensor:
 
 
 def lpips_input(images: torch.Tensor, resolution: int, crop: bool) -> torch.Tensor:
-    """`images` [n, 1 or 3, h, h] in [-1, 1] as the distance network takes them: [n, 3, ...] float in [0, 255].
+    """`images` [n, 1 or 3, h, h] in [-1, 1] as input of the distance network: [n, 3, ...] float in [0, 255].
 
-    Box-averaged by `resolution` / 256 where G's `resolution` is larger; a crop is reduced by the same factor.
+    Above 256x256 they are box-averaged by `resolution` / 256, where `resolution` is G's; crops by the same factor.
     """
     if crop:
         images = central_crop(images)
@@ -86,7 +87,7 @@ def path_lengths(
     """LPIPS distance / epsilon² [n] of one step of epsilon at `t` [n, 1] of each path.
 
     `z` [2n, z_dim] holds all starts, then all ends; `c` [n, c_dim]; `space` is 'z' (great arcs) or 'w' (lines).
-    The noise buffers of G are used as they stand, so both images of a pair share their noise.
+    Both images of a pair use the current noise buffers of G, so they share their noise.
     """
     ws = torch.cat(_path_ends(G, z, c, t, space))
     images = G.synthesis(ws=ws, noise_mode="const", force_fp32=True, **G_kwargs)
@@ -101,8 +102,9 @@ def compute_ppl(
 ) -> float:
     """PPL over `num_samples` paths. `space`: 'z' or 'w'; `sampling`: 'full' (t uniform in [0, 1)) or 'end' (t = 0).
 
-    NaN on all ranks but 0.
+    NaN on ranks other than 0.
     """
+    families.require_w(opts.G, "Perceptual path length")
     spec = detectors.resolve(opts.detector, "vgg16")
     detector = metric_utils.get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     G = metric_utils.evaluation_copy(opts)

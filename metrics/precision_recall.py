@@ -2,7 +2,7 @@
 """Precision and recall of generated images (Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for
 Assessing Generative Models", section 2).
 
-Legend: n points, d feature dimensions. Features arrive rounded to fp16; distances are taken in float32.
+Legend: n points, d feature dimensions. Features are rounded to fp16; distances are computed in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,39 +13,39 @@ from dnnlib.util import UserError
 from metrics import metric_utils
 from torch_utils import distributed
 
-# Distances held at once: bounds the memory of a block to half a gigabyte, whatever the number of points.
-_BLOCK_ELEMENTS = 2**27
+# Distances in memory at once: limits a block to half a gigabyte for any number of points.
+BLOCK_ELEMENTS = 2**27
 
 
 def _distance_blocks(
     probes: torch.Tensor, points: torch.Tensor, num_gpus: int, rank: int, tell: Callable[[int], None]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, distances [rows, len(points)]) over this rank's blocks of `probes`; `tell` hears of rows done."""
-    rows = max(1, min(_BLOCK_ELEMENTS // len(points), -(-len(probes) // num_gpus)))
+    """(first row, distances [rows, len(points)]) of this rank's blocks of `probes`; `tell` is called with rows done."""
+    rows = max(1, min(BLOCK_ELEMENTS // len(points), -(-len(probes) // num_gpus)))
     for first in range(rank * rows, len(probes), num_gpus * rows):
         block = probes[first : first + rows]
         yield first, torch.cdist(block, points)
         tell(len(block) * num_gpus)
 
 
-def _untold(rows: int) -> None:
-    """For whoever does not care how far it has come."""
+def _ignore(rows: int) -> None:
+    """No-op progress callback."""
 
 
 def _gathered(values: torch.Tensor, num_gpus: int) -> torch.Tensor:
-    """Each rank filled its own entries and left zeros elsewhere: the sum is the whole."""
+    """The sum over ranks: each rank filled its own entries and left zeros elsewhere."""
     if num_gpus > 1:
         distributed.all_reduce_(values)
     return values
 
 
 def neighbour_radius(
-    points: torch.Tensor, k: int, num_gpus: int = 1, rank: int = 0, tell: Callable[[int], None] = _untold
+    points: torch.Tensor, k: int, num_gpus: int = 1, rank: int = 0, tell: Callable[[int], None] = _ignore
 ) -> torch.Tensor:
-    """Distance [n] of each of `points` [n, d] to its k-th nearest neighbour among them. n must exceed k."""
+    """Distance [n] of each of `points` [n, d] to its k-th nearest neighbour among them. n must be larger than k."""
     radius = torch.zeros(len(points), device=points.device)
     for first, dist in _distance_blocks(points, points, num_gpus, rank, tell):
-        # The nearest point of all is the point itself.
+        # The nearest point is the point itself.
         radius[first : first + len(dist)] = dist.topk(k + 1, dim=1, largest=False).values[:, -1]
     return _gathered(radius, num_gpus)
 
@@ -56,7 +56,7 @@ def manifold_share(
     radius: torch.Tensor,
     num_gpus: int = 1,
     rank: int = 0,
-    tell: Callable[[int], None] = _untold,
+    tell: Callable[[int], None] = _ignore,
 ) -> float:
     """Share of `probes` [m, d] that lie within `radius` [n] of at least one of `points` [n, d]."""
     inside = torch.zeros(len(probes), device=probes.device)
@@ -71,12 +71,12 @@ def precision_recall(
     k: int,
     num_gpus: int = 1,
     rank: int = 0,
-    tell: Callable[[int], None] = _untold,
+    tell: Callable[[int], None] = _ignore,
 ) -> tuple[float, float]:
     """(precision, recall) of `fake` [m, d] against `real` [n, d] with k-nearest-neighbour manifolds.
 
-    The features are rounded to fp16 first. With several processes each must hold all the features. `tell` hears of
-    rows of distances as they are done, 2 (n + m) in all.
+    The features are rounded to fp16 first. With several processes each must have all the features. `tell` is called
+    with the number of rows of distances just computed; there are 2 (n + m) in total.
     Raises UserError unless both sides have more than k points.
     """
     if min(len(real), len(fake)) <= k:

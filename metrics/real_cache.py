@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of real images, kept in the cache folder under a key over everything they depend on."""
+"""Cache of the statistics of real images. The key covers everything they depend on."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ _FORMAT = 1
 
 
 def dataset_fingerprint(path: str) -> str | None:
-    """SHA-256 over what tells a dataset's contents from others, or None where that cannot be told.
+    """SHA-256 that identifies the contents of a dataset, or None for an unknown kind of file.
 
-    Of a zip: names, checksums and sizes; of a folder: names, sizes and times of change.
+    For a zip it covers names, checksums and sizes; for a folder names, sizes and modification times.
     """
     if os.path.isdir(path):
         found = []
@@ -33,9 +33,9 @@ def dataset_fingerprint(path: str) -> str | None:
 
 
 def cache_path(dataset_kwargs: dict, detector_name: str, **identity) -> str | None:
-    """The file for statistics of the dataset as it is now; None for data whose contents cannot be fingerprinted.
+    """Path of the cache file for the dataset with its current contents; None for data without a fingerprint.
 
-    `identity`: all else the statistics depend on, as JSON values.
+    `identity`: everything else that the statistics depend on, as JSON values.
     """
     data_path = dataset_kwargs.get("path")
     fingerprint = dataset_fingerprint(data_path) if isinstance(data_path, str) else None
@@ -49,20 +49,20 @@ def cache_path(dataset_kwargs: dict, detector_name: str, **identity) -> str | No
 
 
 def load(path: str) -> FeatureStats | None:
-    """The statistics in the cache file, or None where there are none; a damaged file is passed over with a notice."""
+    """The statistics in the cache file, or None if there is none; a damaged file is ignored with a notice."""
     if not os.path.isfile(path):
         return None
     try:
         return FeatureStats.load(path)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"Note: passing over the damaged cache file {path} ({error}).", file=sys.stderr)
+        print(f"Note: ignoring the damaged cache file {path} ({error}).", file=sys.stderr)
         return None
 
 
 def save(path: str, stats: FeatureStats) -> None:
-    """Keep `stats` in the cache file; where that fails, a notice says so, as the result does not depend on it."""
+    """Write `stats` to the cache file. A failure is only a notice, because no result depends on it."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         stats.save(path)
     except OSError as error:
-        print(f"Note: the statistics of the reals could not be kept in {path} ({error}).", file=sys.stderr)
+        print(f"Note: the statistics of the reals could not be cached in {path} ({error}).", file=sys.stderr)

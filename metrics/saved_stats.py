@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of real images in a file of the user's, to measure against without the images themselves.
+"""Statistics of real images in a file of the user, for measuring without the images themselves.
 
-An npz with what FeatureStats holds; `labels`, for a conditional network to draw from; and `about`: JSON that says which
-images, seen through which detector.
+The npz file holds the arrays of FeatureStats; `labels`, from which a conditional network draws; and `about`, JSON with
+the dataset and the detector.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What statistics were made of: a dataset of `num_images` (`xflip`: half of them mirrored), through a detector."""
+    """Where statistics come from: a dataset of `num_images` (`xflip`: half of them mirrored) and a detector."""
 
     dataset: str
     num_images: int
@@ -35,7 +35,7 @@ class About:
 
 
 class SavedLabels(Dataset):
-    """A dataset of which only the labels are there: int64 [N] class numbers or float32 [N, L], L = 0 for none."""
+    """A dataset that has labels but no images: int64 [N] class numbers or float32 [N, L], L = 0 without labels."""
 
     def __init__(self, name: str, labels: np.ndarray):
         self._saved = labels
@@ -47,7 +47,7 @@ class SavedLabels(Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class SavedStats:
-    """The content of the file at `path`, whose digest is `sha256`."""
+    """Content of the file `path`, whose digest is `sha256`."""
 
     path: str
     sha256: str
@@ -64,24 +64,24 @@ class SavedStats:
         capture_all: bool = False,
         capture_mean_cov: bool = False,
     ) -> FeatureStats:
-        """What a run over the dataset itself would have given: statistics of its first `max_items` (None: all).
+        """The statistics that the dataset itself would give, of its first `max_items` images (None: all).
 
-        `xflip` says whether mirrored copies should be among them (None: as saved); `capture_all`, whether the features
-        are wanted; mean and covariance are always there. Raises UserError where the file cannot answer for that.
+        `xflip` is whether to include mirrored copies (None: as saved). `capture_all` is whether the features are
+        needed; mean and covariance are always available. Raises UserError if the file cannot provide them.
         """
         about = self.about
         if (about.detector_sha256, about.detector_kwargs) != (spec.sha256, detector_kwargs):
             raise UserError(
                 f"{self.path} was made with the detector {about.detector} (SHA-256 {about.detector_sha256[:8]}...), "
-                f"not {spec.name} ({spec.sha256[:8]}...): use --detector as when it was saved, or save it anew."
+                f"not {spec.name} ({spec.sha256[:8]}...): use the same --detector, or save the statistics again."
             )
         if xflip is not None and xflip != about.xflip:
             raise UserError(
-                f"{self.path} counts mirrored images too, which this metric leaves out: save it without --mirror."
+                f"{self.path} includes mirrored images, which this metric excludes: save it without --mirror."
             )
         if capture_all and not self.stats.capture_all:
             raise UserError(
-                f"{self.path} holds a mean and covariance only, and this metric needs the features: save it anew with "
+                f"{self.path} holds a mean and covariance only, and this metric needs the features: save it again with "
                 f"the metric in --metrics."
             )
         wanted = about.num_images if max_items is None else min(about.num_images, max_items)
@@ -89,14 +89,14 @@ class SavedStats:
             return self.stats
         if wanted > self.stats.num_items or not self.stats.capture_all:
             raise UserError(
-                f"{self.path} covers {self.stats.num_items} of {about.num_images} images, and this metric takes "
-                f"{wanted}: save it anew with the metric in --metrics."
+                f"{self.path} covers {self.stats.num_items} of {about.num_images} images, and this metric uses "
+                f"{wanted}: save it again with the metric in --metrics."
             )
         return self.stats.first(wanted)
 
 
 def save(path: str, stats: FeatureStats, about: About, dataset: Dataset) -> None:
-    """Write the file atomically, with the labels of `dataset`. Raises OSError."""
+    """Write the file atomically, including the labels of `dataset`. Raises OSError."""
     text = json.dumps({"format": _FORMAT, "version": _FORMAT_VERSION, **dataclasses.asdict(about)})
     labels = np.stack([dataset.get_details(idx).raw_label for idx in range(len(dataset))])
     with open_atomic(path) as file:
@@ -104,7 +104,7 @@ def save(path: str, stats: FeatureStats, about: About, dataset: Dataset) -> None
 
 
 def load(path: str) -> SavedStats:
-    """Read what `save` wrote. Raises UserError for a missing, damaged or foreign file."""
+    """Read a file that `save` wrote. Raises UserError if it is missing, damaged or of another kind."""
     if not os.path.isfile(path):
         raise UserError(f"There is no file of statistics {path}: check --data.")
     try:
@@ -115,13 +115,13 @@ def load(path: str) -> SavedStats:
                 about, stats = _about(fields), FeatureStats.from_arrays(arrays)
                 labels = _labels(arrays["labels"], about)
     except Exception as error:
-        # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
+        # Damaged bytes can raise any exception; the user gets one message for all of them.
         raise UserError(
-            f"{path} is a damaged file of statistics ({type(error).__name__}: {str(error)[:200]}): save it anew with "
-            f"--save-stats, or give images with --data."
+            f"{path} is a damaged file of statistics ({type(error).__name__}: {str(error)[:200]}): save it again with "
+            f"--save-stats, or provide images with --data."
         ) from error
     if not ours:
-        raise UserError(f"{path} is not a file that --save-stats wrote: give such a file, or images, with --data.")
+        raise UserError(f"{path} is not a file that --save-stats wrote: provide such a file, or images, with --data.")
     return SavedStats(path, detectors.file_sha256(path, os.stat(path).st_mtime_ns), about, stats, labels)
 
 
@@ -129,13 +129,13 @@ def _about(fields: dict) -> About:
     about = About(**fields)
     for field in dataclasses.fields(About):
         if not isinstance(getattr(about, field.name), field.type):
-            raise TypeError(f"{field.name} is of a wrong type")
+            raise TypeError(f"{field.name} has the wrong type")
     return about
 
 
 def _labels(values: np.ndarray, about: About) -> SavedLabels:
     if (values.dtype, values.ndim) not in [(np.int64, 1), (np.float32, 2)] or len(values) != about.num_images:
-        raise ValueError("labels of another shape or type")
+        raise ValueError("labels have the wrong shape or type")
     if not np.isfinite(values).all() or (values.ndim == 1 and values.min() < 0):
-        raise ValueError("labels that are no labels")
+        raise ValueError("invalid labels")
     return SavedLabels(about.dataset, values)

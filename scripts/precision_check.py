@@ -65,10 +65,10 @@ def train_once(precision: str, seed: int, folder: pathlib.Path, settings: dict[s
 
 def training_options(precision: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Options of the training loop."""
-    from training import options as config
+    from training.options import build
 
     common = {name: settings[name] for name in COMMON_FLAGS}
-    _desc, options = config.build(**FLAGS, **common, precision=precision, seed=seed)
+    _desc, options = build(**FLAGS, **common, precision=precision, seed=seed)
     images = settings["iterations"] * settings["batch"]
     per_tick = CLOCK_IMAGES if settings["seconds"] is not None else max(images // TICKS, settings["batch"])
     files = {"image_snapshot_ticks": None, "network_snapshot_ticks": None}  # statistics only

@@ -18,6 +18,7 @@ RANKS = [  # first prefix that matches
     ("training.networks", 2),
     ("training.augment", 2),
     ("training.data", 2),
+    ("training.projection_files", 4),
     ("training.training_loop", 5),
     ("training.initial", 5),
     ("training.checkpoint", 5),

@@ -23,7 +23,7 @@ FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
 def run_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Type of the half-precision resolutions for `--precision` on `device`; float32 where they are not to be halved.
+    """Type of the half-precision resolutions for `--precision` on `device`; float32 if they run in full precision.
 
     'auto' is the fastest type that trains well: fp16 on CUDA (as in arXiv 2006.06676), bf16 on CPUs with instructions
     for it, else fp32. Raises UserError for an unknown name and for a type that the device does not support.
@@ -70,7 +70,7 @@ def get_half_dtype(network: torch.nn.Module) -> torch.dtype | None:
 
 
 def describe(networks: dict[str, torch.nn.Module], dtype: torch.dtype) -> str:
-    """The types that `networks`, by name, train in where supported ones were given `dtype`; 'in ...' or 'with ...'."""
+    """The types that `networks` (by name) train in after `set_half_dtype(dtype)`, in words: 'in ...' or 'with ...'."""
     words = {name: _words(network, dtype) for name, network in networks.items()}
     if len(set(words.values())) > 1:
         return "with " + ", ".join(f"{name} in {text or 'its own precision'}" for name, text in words.items())
@@ -104,7 +104,7 @@ def allow_tf32(on: bool) -> None:
 
 
 def cpu_has_fast_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether the CPU multiplies bf16 faster than fp32. False where the system does not tell (anything but Linux).
+    """Whether the CPU multiplies bf16 faster than fp32. False where the system does not say (anything but Linux).
 
     The environment variable STYLEGAN2_FAST_BF16 overrides the detection: 1 for yes, 0 for no. Child processes inherit
     it. Without such instructions bf16 still works, emulated and slow. Raises UserError for another value of it.

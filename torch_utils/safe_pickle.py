@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError
+from torch_utils import persistence
 from torch_utils.pickle_reader import Builder, PickleReader, Unfinished, checked_key
 
 _STORAGE_DTYPES = {
@@ -62,6 +63,14 @@ class StoredObject:
         self.module_src = module_src
         self.state = state
         self.version = version
+
+    @classmethod
+    def of(
+        cls, class_name: str, init_kwargs: dict[str, Any], tensors: dict[str, torch.Tensor], init_args: tuple = ()
+    ) -> "StoredObject":
+        """A module of the class `class_name` in the current format version, with `tensors` by dotted name."""
+        state = {"_init_args": init_args, "_init_kwargs": init_kwargs, "_parameters": tensors}
+        return cls(class_name, "", state, persistence.VERSION)
 
     def __repr__(self) -> str:
         return f"StoredObject({self.class_name})"

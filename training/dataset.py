@@ -29,18 +29,18 @@ from training.data.image_files import (
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Images with label vectors; a random subset and mirrored copies on request.
+    """Images with label vectors, optionally a random subset and mirrored copies.
 
-    A subclass gives `_load_raw_image(raw_idx)` -> uint8 [C, H, W] and `_load_raw_labels()` -> int64 [N] (class
+    Subclasses implement `_load_raw_image(raw_idx)` -> uint8 [C, H, W] and `_load_raw_labels()` -> int64 [N] (class
     numbers), float32 [N, L], or None.
 
     Args:
-        name: What the dataset is called in logs and run names.
+        name: Name of the dataset in logs and run directories.
         raw_shape: [N, C, H, W] of all images.
-        max_size: Keep this many images, drawn without replacement; None keeps all. Applied before `xflip`.
-        use_labels: False gives every image a label vector of length 0.
+        max_size: Number of images to keep, drawn without replacement; None keeps all. Applied before `xflip`.
+        use_labels: Whether to use the labels; False gives every image a label vector of length 0.
         xflip: Append a mirrored copy of every image, after all the originals.
-        random_seed: Seed of the draw for `max_size`.
+        random_seed: Seed of the random subset for `max_size`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Dataset(torch.utils.data.Dataset):
         return self._raw_idx.size
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image, uint8 [C, H, W], and label vector, float32 [L]; both are the caller's to change."""
+        """Image, uint8 [C, H, W], and label vector, float32 [L]; both are copies."""
         image = self._load_raw_image(int(self._raw_idx[idx]))
         assert list(image.shape) == self.image_shape and image.dtype == np.uint8
         if self._xflip[idx]:
@@ -104,7 +104,7 @@ class Dataset(torch.utils.data.Dataset):
         return onehot
 
     def get_details(self, idx: int) -> EasyDict:
-        """Where image `idx` comes from: `raw_idx` (int), `xflip` (bool), `raw_label` (as stored, copied)."""
+        """Origin of image `idx`: `raw_idx` (int), `xflip` (bool), `raw_label` (a copy, as stored)."""
         raw_idx = int(self._raw_idx[idx])
         return EasyDict(raw_idx=raw_idx, xflip=bool(self._xflip[idx]), raw_label=self._raw_labels()[raw_idx].copy())
 
@@ -146,30 +146,30 @@ class Dataset(torch.utils.data.Dataset):
 
     @property
     def has_labels(self) -> bool:
-        """Whether label vectors have any entry."""
+        """Whether label vectors are longer than 0."""
         return self.label_dim > 0
 
     @property
     def has_onehot_labels(self) -> bool:
-        """Whether labels are class numbers in storage, one-hot vectors here."""
+        """Whether labels are stored as class numbers and returned as one-hot vectors."""
         return self._raw_labels().dtype == np.int64
 
     def close(self) -> None:
-        """Frees open files; the dataset stays usable."""
+        """Close open files; the dataset stays usable."""
 
 
 class ImageFolderDataset(Dataset):
     """A folder or zip of images, recursively, in sorted path order, with labels from its `dataset.json`.
 
     `{"labels": [["path/of/image.png", label], ...]}`, where a label is a class number or a list of floats; no file
-    or `null` means no labels. Only file headers are read here; see `validate` for the rest.
+    or `null` means no labels. The constructor reads only the first image's header; see `validate` for the others.
 
     Args:
         path: The folder or zip.
-        resolution: What the images must measure; None takes what is there.
+        resolution: Required side of the images in pixels; None accepts any.
         super_kwargs: Arguments of `Dataset`.
 
-    Raises DatasetError (a UserError and an IOError) on missing, empty or unusable data, naming file and remedy.
+    Raises DatasetError (a UserError and an IOError), naming file and fix, if the data is missing, empty or unusable.
     """
 
     def __init__(self, path: str, resolution: int | None = None, **super_kwargs):
@@ -177,11 +177,11 @@ class ImageFolderDataset(Dataset):
         self._files = open_files(self._path)
         self._image_names = image_names(self._files.names())
         if not self._image_names:
-            raise DatasetError(f"Dataset '{self._path}' holds no images.")
+            raise DatasetError(f"Dataset '{self._path}' contains no images.")
         raw_shape = [len(self._image_names), *self._first_shape()]
         if resolution is not None and raw_shape[2] != resolution:
             raise DatasetError(
-                f"Images in '{self._path}' measure {raw_shape[2]}x{raw_shape[3]}, not {resolution}x{resolution}: "
+                f"Images in '{self._path}' are {raw_shape[2]}x{raw_shape[3]}, not {resolution}x{resolution}: "
                 f"convert with dataset_tool.py --width={resolution} --height={resolution}."
             )
         name = os.path.splitext(os.path.basename(os.path.abspath(self._path)))[0]
@@ -208,15 +208,15 @@ class ImageFolderDataset(Dataset):
 
     @property
     def labels_available(self) -> bool:
-        """Whether `dataset.json` holds labels, used or not. Raises DatasetError when it is malformed."""
+        """Whether `dataset.json` has labels, even if unused. Raises DatasetError if it is malformed."""
         return self._load_raw_labels() is not None
 
     def validate(self, progress: Callable[[int], object] | None = None) -> None:
-        """Looks at every file without decoding: mode, size, and an end where an intact file ends; and at the labels.
+        """Check the mode, size and end of every file, and the labels, without decoding the images.
 
-        Files without the usual ending (and formats other than PNG and JPEG) are decoded in full. `progress(1)` is
-        called after each file. Raises DatasetError naming the first offender. Damage in the middle of a file shows
-        only when it is read.
+        Files without an intact end, and formats other than PNG and JPEG, are decoded completely. `progress(1)` is
+        called after each file. Raises DatasetError naming the first bad file. Damage in the middle of a file is only
+        detected when the file is read.
         """
         ends = self._files.ends(self._image_names)
         for name, (head, tail) in zip(self._image_names, ends):
@@ -229,14 +229,14 @@ class ImageFolderDataset(Dataset):
         self._raw_labels()
 
     def close(self) -> None:
-        """Closes the zip; the next read opens it again."""
+        """Close the zip; the next read opens it again."""
         self._files.close()
 
 
 def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray | None:
-    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None where there are none.
+    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None if there are none.
 
-    Raises DatasetError when the file is malformed or lacks an image, naming it.
+    Raises DatasetError if the file is malformed or has no label for an image, which it names.
     """
     by_name = read_label_file(files)
     if by_name is None:
@@ -254,6 +254,6 @@ def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray |
         if labels.ndim == 1 and 0 <= labels.min() <= labels.max() < 2**31 and (labels % 1 == 0).all():
             return labels.astype(np.int64)
     raise DatasetError(
-        f"Labels in '{LABEL_FILE}' in '{files.path}' must all be whole class numbers from 0 up, or all be lists of "
-        f"as many numbers each."
+        f"Labels in '{LABEL_FILE}' in '{files.path}' must all be integer class numbers from 0 up, or all be lists of "
+        f"the same length."
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator as one program that runs without this project: an ONNX model, or a TorchScript file.
+"""The work of export.py: networks as a safetensors file, a generator as an ONNX or TorchScript program.
 
-Both come from the graph that torch.export records, in which no Python of ours is left. TorchScript serves as the `.pt`
-because torch.jit.load and libtorch open it by that name in every PyTorch version; programs that torch.export itself
-saves want the name `.pt2`, warn about any other, and are not promised to open in a later version.
+A program runs without this project. Both kinds come from the graph that torch.export records, which contains no Python
+code. The `.pt` file is TorchScript because torch.jit.load and libtorch open it in every PyTorch version; programs
+saved by torch.export need the extension `.pt2` and may not open in a later version.
 
 Letters in shape comments: N batch, Z Y widths of z and label, C channels, R resolution.
 """
@@ -14,23 +14,26 @@ import importlib
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 
 from dnnlib.util import UserError, open_atomic
-from training import networks, sampling
+from training import families, sampling
+from training.files import safetensors_io
+from training.files.snapshot import KEYS, load_snapshot
 
-TOLERANCE = 1e-3  # largest difference to PyTorch, in images of nominal range [-1, 1], with which a file is written
+TOLERANCE = 1e-3  # largest accepted difference to PyTorch, in images of nominal range [-1, 1]
 OPSET = 18
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_FIRST_TRACED_SEED = 1_000_000  # other latents than those compared, so that a value baked in by mistake shows
+_FIRST_TRACED_SEED = 1_000_000  # not the latents of the comparison, which thus finds values recorded as constants
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is fixed in a program: truncation psi, images per call, and 'const' or 'none' as per-pixel noise."""
+    """Fixed settings of a program: truncation psi, images per call, and per-pixel noise 'const' or 'none'."""
 
     psi: float = 1
     batch: int = 1
@@ -38,7 +41,7 @@ class Settings:
 
 
 class _Program(torch.nn.Module):
-    """A generator with its settings fixed: z [N, Z] and, where it is conditional, c [N, Y] -> img [N, C, R, R]."""
+    """A generator with fixed settings: z [N, Z] and, if it is conditional, c [N, Y] -> img [N, C, R, R]."""
 
     def __init__(self, G: torch.nn.Module, settings: Settings):
         super().__init__()
@@ -46,21 +49,44 @@ class _Program(torch.nn.Module):
         self.settings = settings
 
     def forward(self, z, c=None):
-        # One shared kernel a layer instead of one a sample: many runtimes take convolutions with constant kernels only.
-        return self.G(z, c, truncation_psi=self.settings.psi, noise_mode=self.settings.noise_mode, fused_modconv=False)
+        return _images(self.G, z, c, self.settings, **families.of(self.G).export_kwargs)
+
+
+def _images(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor | None, settings: Settings, **kwargs) -> torch.Tensor:
+    return families.of(G).sample(G, z, c, truncation_psi=settings.psi, noise_mode=settings.noise_mode, **kwargs)
+
+
+def export_network(network: str, dest: str, settings: Settings | None, trust: bool = False) -> None:
+    """Write the networks of a pickle as safetensors (`settings` None), or its G_ema as a program with `settings`.
+
+    Prints one line about the result. Raises UserError if `dest` cannot be written, and as `export` does.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(dest))):
+        raise UserError(f"--dest={dest} is in a folder that does not exist.")
+    snapshot = load_snapshot(network, trust=trust)
+    try:
+        if settings is None:
+            safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS})
+            print(f"{dest}: {', '.join(key for key in snapshot if key in KEYS[:-1])}")
+            return
+        G = snapshot["G_ema"]
+        size = f"{G.img_resolution}x{G.img_resolution}"
+        print(f"Exporting G_ema, {size}, {settings.batch} image(s) per call", file=sys.stderr, flush=True)
+        print(f"{dest}: max abs difference to PyTorch {export(G, dest, settings):.2g}")
+    except OSError as error:
+        raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
 
 
 def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> float:
-    """Write `G` as the kind of program that the ending of `path` names, .onnx or .pt.
+    """Write `G` as a program, .onnx or .pt by the extension of `path`.
 
-    Before it is written, the program is loaded by itself and run beside `G`; returns the largest absolute difference
-    of their images, float32 [N, C, R, R] both. Raises UserError where that exceeds `TOLERANCE`, where a package is
-    missing, or where `settings` ask for truncation of a network without w_avg; OSError where `path` cannot be written.
+    The program is first run and compared with `G`. Returns the largest absolute difference of their images, both
+    float32 [N, C, R, R]. Raises UserError if the difference exceeds `TOLERANCE`, a package is missing, or `settings`
+    need a mean w that `G` does not have; OSError if `path` cannot be written.
     """
-    if settings.psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f"--trunc={settings.psi:g} needs a mean w, which this network does not hold: use --trunc=1.")
+    families.of(G).check_truncation(G, settings.psi)
     make, load = _make_torchscript, _load_torchscript
-    if ending(path) == ".onnx":
+    if os.path.splitext(os.fspath(path))[1].lower() == ".onnx":
         _check_packages()
         make, load = _make_onnx, _load_onnx
     with torch.no_grad():
@@ -70,11 +96,11 @@ def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> f
             run = load(data)
         inputs = _inputs(G, settings.batch, 0)
         c = inputs[1] if len(inputs) > 1 else torch.zeros([settings.batch, 0])
-        wanted = G(inputs[0], c, truncation_psi=settings.psi, noise_mode=settings.noise_mode)
+        wanted = _images(G, inputs[0], c, settings)
         difference = (run(inputs) - wanted).abs().max().item()
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{os.fspath(path)} is not written, as its images would differ from PyTorch's by {difference:.2g}; "
+            f"{os.fspath(path)} is not written, because its images differ from PyTorch's by {difference:.2g}; "
             f"up to {TOLERANCE:g} is accepted."
         )
     with open_atomic(path) as file:
@@ -82,13 +108,8 @@ def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> f
     return difference
 
 
-def ending(path: str | os.PathLike) -> str:
-    """'.onnx' of 'runs/x.ONNX'."""
-    return os.path.splitext(os.fspath(path))[1].lower()
-
-
 def _inputs(G: torch.nn.Module, batch: int, first_seed: int) -> tuple[torch.Tensor, ...]:
-    """(z [N, Z],) of consecutive seeds, or (z, c [N, Y]) with the classes in turn for a conditional network."""
+    """(z [N, Z],) of consecutive seeds; for a conditional network (z, c [N, Y]) with the classes in order."""
     z = torch.cat([sampling.seed_to_z(first_seed + i, G.z_dim) for i in range(batch)])
     if G.c_dim == 0:
         return (z,)
@@ -99,18 +120,18 @@ def _graph(G: torch.nn.Module, settings: Settings, inputs: tuple[torch.Tensor, .
     try:
         return torch.export.export(_Program(G, settings), inputs, strict=False)
     except Exception as error:
-        if isinstance(G, networks.Generator):
+        if type(G) is families.class_of(type(G).__name__):
             raise
-        # Code out of a file can fail in any way; to the user that is one thing.
+        # Code from a file can raise any exception; the user gets one message for all of them.
         raise UserError(
             f"PyTorch cannot export the code that came with the network ({type(error).__name__}: {str(error)[:200]}): "
-            "leave out --trust-pickle to have it rebuilt as this project's own."
+            "omit --trust-pickle to rebuild the network as this project's own class."
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside it, torch's exporters keep to themselves what they have to say about each other and their own insides."""
+    """Silence the exporters' own warnings inside the block."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -124,7 +145,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _make_torchscript(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
-    # Traced twice: under torch.jit.trace alone, shapes are tensors, which the networks' own code does not expect.
+    # Traced twice: under torch.jit.trace alone, shapes would be tensors, which the networks' code does not support.
     traced = torch.jit.trace(program.module(), inputs, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
@@ -159,7 +180,7 @@ def _make_onnx(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor
         dynamo=True,
         verbose=False,
     )
-    # Newer versions have done this already; older ones leave much unused, and functions that are not in the standard.
+    # Newer versions have done this already; older ones leave unused nodes and functions outside the standard.
     model = onnxscript.optimizer.optimize(exported.model_proto)
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if foreign:
@@ -168,7 +189,7 @@ def _make_onnx(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor
             f"({', '.join(sorted(foreign))}): export it with a newer version."
         )
     for node in model.graph.node:
-        # Traces of the calls that led to the node, with the folders of this machine.
+        # Stack traces, which contain paths of this machine.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     onnx.checker.check_model(model)

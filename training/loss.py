@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of StyleGAN2 (arXiv 1912.04958, appendix B): non-saturating logistic, R1 and path-length regularisation.
 
-The formulas come first, as pure functions of logits and gradients; `Loss` and `Term` are the interface of any family's
-loss and of what may be added to its generator's loss; `StyleGAN2Loss` applies the formulas phase by phase.
+The formulas come first, as pure functions of logits and gradients. `Loss` and `Term` are the interfaces of a family's
+loss and of additions to its generator's loss. `StyleGAN2Loss` applies the formulas phase by phase.
 Letters: N batch, C channels, H W image, Z latent width, K label width, L number of w vectors, W their width. Images are
 in [-1, 1]; logits [N, 1], high means real.
 """
@@ -50,23 +50,23 @@ class Fakes:
 
     z: torch.Tensor  # latents [N, Z]
     c: torch.Tensor  # labels [N, K]
-    ws: torch.Tensor | None  # [N, L, W] that the images were made from, style mixing included; None: family without ws
-    img: torch.Tensor  # [N, C, H, W] before augmentation; with a graph to G in G's main phase, detached elsewhere
+    ws: torch.Tensor | None  # [N, L, W], input of the synthesis, style mixing included; None for a family without ws
+    img: torch.Tensor  # [N, C, H, W], not augmented; with the graph of G in G's main phase, detached elsewhere
     logits: torch.Tensor | None = None  # of the student's D [N, 1]; None outside G's main phase
     loss: torch.Tensor | None = None  # the family's own generator loss [N, 1]; None outside G's main phase
 
 
 class Term:
-    """Something added to the main loss of a generator. It sees fakes only and knows nothing of their family.
+    """Something added to the main loss of a generator. It sees fakes only and is independent of their family.
 
-    A term that is not `active` is not evaluated. One that trains networks says in which `phases`; outside them the
-    networks are frozen. Subclasses override what they need.
+    An inactive term is not evaluated. A term that trains networks does so in its `phases`; outside them the networks
+    are frozen. Subclasses override what they need.
     """
 
     active = True
 
     def __call__(self, fakes: Fakes) -> torch.Tensor:
-        """What is added to the generator's loss, per sample [N, 1], its weight included."""
+        """The addition to the generator's loss per sample [N, 1], its weight included."""
         raise NotImplementedError
 
     def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
@@ -83,7 +83,7 @@ class Term:
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        """What the term needs to continue exactly, state of its networks and optimisers included."""
+        """Everything the term needs to continue exactly, including the state of its networks and optimisers."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
@@ -91,7 +91,7 @@ class Term:
 
 
 class Loss:
-    """What the training loop asks of a loss; all but `accumulate_gradients` is optional for losses of other projects.
+    """Interface of a loss for the training loop. For losses of other projects only `accumulate_gradients` is needed.
 
     `terms` are added to the generator's main loss. A family that takes terms calls `add_terms` there and `train_term`
     for phases that are not its own, implements `run_G`, and has the attributes `device` and `D`.
@@ -143,11 +143,11 @@ class Loss:
         term.accumulate_gradients(phase, real_img, real_c, Fakes(gen_z, gen_c, ws, gen_img), gain)
 
     def state_dict(self) -> dict:
-        """What the loss needs to continue exactly; families add their own."""
+        """Everything the loss needs to continue exactly; families add their own state."""
         return {"terms": [term.state_dict() for term in self.terms]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned. Raises ValueError if it was saved with another number of terms."""
+        """Restore what `state_dict` returned. Raises ValueError for a state with another number of terms."""
         for term, saved in zip(self.terms, state["terms"], strict=True):
             term.load_state_dict(saved)
 

@@ -16,8 +16,9 @@ import click
 
 from dnnlib.cli import BOOL, CommaList
 from dnnlib.util import UserError
+from metrics import catalogue
 from training import families
-from training.families import Data
+from training.families.family import Data
 
 # fmt: off
 _BLIT   = ("xflip", "rotate90", "xint")
@@ -268,16 +269,9 @@ def check_flags(f: Flags) -> None:
         raise UserError("--augpipe has no effect with --aug=noaug: drop one of the two")
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
-    _check_metrics(f.metrics)
-
-
-def _check_metrics(names: list[str]) -> None:
-    from metrics import metric_main
-
-    for name in names:
-        if not metric_main.is_valid_metric(name):
-            choices = ", ".join(metric_main.list_valid_metrics())
-            raise UserError(f"--metrics={name}: no such metric; choose none or from {choices}")
+    for name in f.metrics:
+        if catalogue.find(name) is None:
+            raise UserError(f"--metrics={name}: no such metric; choose none or from {', '.join(catalogue.METRICS)}")
 
 
 def _run_name(dataset: str, f: Flags) -> str:

@@ -14,11 +14,11 @@ from torch_utils import distributed, misc
 class Phase:
     """One optimiser step of an iteration."""
 
-    name: str  # as the loss knows it
+    name: str  # passed to the loss
     module: torch.nn.Module  # whose parameters are trained
     optimizer: torch.optim.Optimizer
     interval: int  # run in iterations that are multiples of it
-    fresh_reals: bool = False  # a new batch of reals is drawn for it; otherwise it sees those of the phase before
+    fresh_reals: bool = False  # draw a new batch of reals for it; otherwise it sees those of the previous phase
 
     def is_due(self, iteration: int) -> bool:
         """Whether the phase runs in `iteration`, counted from 0."""

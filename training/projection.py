@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection of images into W: which w makes a generator draw this image? (arXiv 1912.04958, section 5 and appendix D.)
+"""Projection of images into W: the w whose image is closest to a target (arXiv 1912.04958, section 5, appendix D).
+
+StyleGAN2 only: it optimises w and the noise maps of the synthesis network.
 
 Letters in shape comments: N images, T steps, C channels, D width of w, L number of w vectors, R image side, H noise
-map side. Time `t` is the fraction of the optimisation that is over, from 0 to below 1.
+map side. Time `t` is the completed fraction of the optimisation, 0 <= t < 1.
 """
 
 import copy
@@ -31,10 +33,13 @@ _SMALLEST_NOISE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """What `project` found. All on the CPU.
+    """Result of `project`. All tensors are on the CPU.
 
-    Fields: `w` [N, T, D] after each step; `distance` [N, T], LPIPS, of what each step looked at (w with exploring
-    noise); `noise`, the maps [N, 1, H, H] that were optimised along with w, by buffer name; `num_ws`, L of the network.
+    Attributes:
+        w: [N, T, D], after each step.
+        distance: [N, T], LPIPS distance at each step, of w with exploration noise.
+        noise: Noise maps [N, 1, H, H] that were optimised together with w, by buffer name.
+        num_ws: L of the network.
     """
 
     w: torch.Tensor
@@ -49,13 +54,13 @@ class Projection:
 
 
 def learning_rate(t: float) -> float:
-    """Step size at time `t`: linear up over the first 5 %, 0.1, and down along a cosine over the last 25 %."""
+    """Step size at time `t`: linear ramp-up over the first 5 %, then 0.1, cosine ramp-down over the last 25 %."""
     down = min(1.0, (1 - t) / _RAMP_DOWN)
     return _PEAK_LR * (0.5 - 0.5 * math.cos(math.pi * down)) * min(1.0, t / _RAMP_UP)
 
 
 def w_noise_scale(t: float) -> float:
-    """Standard deviation, as a multiple of that of w, of the noise that makes w explore at time `t`."""
+    """Standard deviation of the exploration noise on w at time `t`, as a multiple of that of w."""
     return _W_NOISE * max(0.0, 1 - t / _W_NOISE_END) ** 2
 
 
@@ -69,10 +74,10 @@ def w_statistics(G: torch.nn.Module, c: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def noise_regularizer(noise: torch.Tensor) -> torch.Tensor:
-    """How much neighbours in noise maps [N, 1, H, H] resemble each other, [N]; it keeps the image out of the noise.
+    """Correlation of neighbours in noise maps [N, 1, H, H], [N]; the penalty keeps the image out of the noise maps.
 
-    Σ of squared mean products with the right and lower neighbour, around the edges, over a pyramid of 2x2 averages
-    down to 8x8; smaller maps count as they are. (The paper also doubles each level's values.)
+    Σ of squared mean products with the right and lower neighbour (wrapping around) over a pyramid of 2x2 averages down
+    to 8x8; smaller maps have one level. (The paper also doubles the values of each level.)
     """
     total = torch.zeros(noise.shape[0], device=noise.device)
     while True:
@@ -100,22 +105,22 @@ def project(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Projection:
-    """Find, for each of `targets`, the w whose image is nearest in LPIPS distance.
+    """Find, for each of `targets`, the w whose image is closest in LPIPS distance.
 
-    Images of one batch do not touch each other: each has its own w and noise maps, and all see the random numbers that
-    `seed` gives, so an image projects to the same w alone and in company, but for rounding.
+    The images of a batch are independent: each has its own w and noise maps, and all use the same random numbers from
+    `seed`. So the result for an image does not depend on the batch, up to rounding.
 
     Args:
-        G: Generator; a copy is worked on. Its device is where the work is done.
-        targets: uint8 [N, C, R, R] of the generator's size and channels.
-        features: From images [N, C, R, R] in [-1, 1] to features [N, d] whose squared differences sum to the LPIPS
-            distance, such as metrics.lpips.open_features gives.
-        c: Label [1, Y] shared by all images; needed for a conditional network only.
+        G: Generator; it is copied, not changed. The work is done on its device.
+        targets: uint8 [N, C, R, R], with the resolution and channels of the generator.
+        features: Maps images [N, C, R, R] in [-1, 1] to features [N, d] whose squared differences sum to the LPIPS
+            distance; see metrics.lpips.open_features.
+        c: Label [1, Y] of all images; for a conditional network.
         num_steps: T. The first step has size 0, so a single one finds the mean w.
-        seed: Of the noise maps' initial values and of the exploration of w.
-        progress: Is told of each step.
+        seed: Seed of the initial noise maps and the exploration noise.
+        progress: Updated after each step.
 
-    Raises UserError where the label is missing, or `features` cannot look at images of this size.
+    Raises UserError if the label is missing, or `features` does not support images of this size.
     """
     _check_arguments(G, targets, num_steps)
     device = next(G.parameters()).device
@@ -124,7 +129,7 @@ def project(
     wanted = _target_features(features, images.from_uint8(targets.to(device)))
     mean, std = w_statistics(G, c)
     random = torch.Generator().manual_seed(seed)
-    noise = _noise_of_their_own(G.synthesis, len(targets), random)
+    noise = _trainable_noise(G.synthesis, len(targets), random)
     w = mean.repeat(len(targets), 1).requires_grad_()  # [N, D]
     optimizer = torch.optim.Adam([w, *noise.values()], betas=(0.9, 0.999))
 
@@ -134,7 +139,7 @@ def project(
         optimizer.param_groups[0]["lr"] = learning_rate(t)
         offset = torch.randn([1, G.w_dim], generator=random).to(device) * std * w_noise_scale(t)
         ws = (w + offset).unsqueeze(1).repeat(1, G.num_ws, 1)
-        # Half precision would lose gradients of single pixels, which are near its smallest numbers.
+        # In half precision, gradients of single pixels would underflow.
         img = G.synthesis(ws, noise_mode="const", force_fp32=True)
         distance = (features(img) - wanted).square().sum(dim=1)  # [N]
         loss = distance + _NOISE_WEIGHT * sum(noise_regularizer(n) for n in noise.values())
@@ -159,10 +164,8 @@ def _check_arguments(G: torch.nn.Module, targets: torch.Tensor, num_steps: int) 
         raise ValueError(f"targets must be uint8 of shape [N, *{expected}], not {targets.dtype} {list(targets.shape)}")
 
 
-def _noise_of_their_own(
-    synthesis: torch.nn.Module, num_images: int, random: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Put trainable noise maps [N, 1, H, H], fresh and equal for all images, in place of the stored maps [H, H]."""
+def _trainable_noise(synthesis: torch.nn.Module, num_images: int, random: torch.Generator) -> dict[str, torch.Tensor]:
+    """Replace the stored noise maps [H, H] by trainable ones [N, 1, H, H], new and equal for all images."""
     noise = {}
     for name, buffer in list(synthesis.named_buffers()):
         layer, _, leaf = name.rpartition(".")
@@ -181,4 +184,6 @@ def _target_features(features: Callable[[torch.Tensor], torch.Tensor], targets: 
         raise
     except RuntimeError as error:
         side = targets.shape[-1]
-        raise UserError(f"The detector cannot look at {side}x{side} images: choose another with --detector.") from error
+        raise UserError(
+            f"The detector does not support {side}x{side} images: choose another with --detector."
+        ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a projection: target images in; images, latents and a video out."""
+"""The work of projector.py: read the target images, project them, write images, latents and videos."""
 
 import collections
 import os
@@ -12,28 +12,78 @@ import torch
 
 from dnnlib.progress import Progress
 from dnnlib.util import open_atomic
-from torch_utils import images
+from metrics.lpips import open_features
+from torch_utils import distributed, images
+from training import families, sampling
 from training.data.convert import make_transform
 from training.data.image_files import DatasetError, image_names
 from training.data.sources import decode
-from training.projection import Projection
+from training.projection import Projection, project
 
 _FRAMES_PER_SECOND = 30
-_MOST_FRAMES = 100  # as PNGs, 1000 frames of a large network would take gigabytes
+_MAX_FRAMES = 100  # 1000 PNG frames of a large network would take gigabytes
+
+
+def project_images(
+    network: str,
+    target: str,
+    outdir: str,
+    *,
+    num_steps: int = 1000,
+    seed: int = 303,
+    save_video: bool = True,
+    class_idx: int | None = None,
+    batch: int = 1,
+    detector: str | None = None,
+    device: str = "auto",
+    trust_pickle: bool = False,
+) -> None:
+    """Project the image `target`, or each image of the folder `target`, and write the results to `outdir`.
+
+    The arguments are the values of the flags of projector.py. Raises UserError, naming the flag, for unusable ones.
+    """
+    torch_device = distributed.resolve_device(device)
+    G = sampling.open_generator(network, trust_pickle, torch_device)
+    families.require_w(G, "Projection")
+    c = sampling.class_label(G, class_idx, torch_device)
+    targets = read_targets(target, G.img_resolution, G.img_channels)
+    features = open_features(detector, torch_device)
+    torch.backends.cudnn.deterministic = True
+
+    paths, summary = {}, []
+    names = list(targets)
+    groups = [names[first : first + batch] for first in range(0, len(names), batch)]
+    with sampling.output_folder(outdir):
+        with Progress(len(groups) * num_steps, "Projecting", "step") as progress:
+            for group in groups:
+                for name in group:
+                    os.makedirs(os.path.join(outdir, name), exist_ok=True)
+                    images.save_png(targets[name], os.path.join(outdir, name, "target.png"))
+                wanted = torch.stack([targets[name] for name in group])
+                found = project(G, wanted, features, c=c, num_steps=num_steps, seed=seed, progress=progress)
+                for index, name in enumerate(group):
+                    folder = os.path.join(outdir, name)
+                    save_result(folder, G, found, index)
+                    paths[name] = found.w[index]
+                    first, last = found.distance[index, [0, -1]].tolist()
+                    summary.append(f"{os.path.join(folder, 'proj.png')}: LPIPS distance {first:.4g} -> {last:.4g}")
+        print("\n".join(summary), flush=True)
+        if save_video:
+            _save_videos(outdir, G, targets, paths, num_steps)
 
 
 def read_targets(path: str, resolution: int, channels: int) -> dict[str, torch.Tensor]:
-    """Target images at `path`, uint8 [C, R, R], by where their results go below --outdir.
+    """Target images at `path`, uint8 [C, R, R], by the folder of their results below --outdir.
 
-    A file's results go to '' (--outdir itself), those of each image of a folder to its name without the extension.
-    Every image is cropped to its centred square and resized. Raises DatasetError where one is missing or unreadable.
+    That is '' (--outdir itself) for a file, and the name without the extension for each image of a folder. Every image
+    is cropped to its centred square and resized. Raises DatasetError if one is missing or unreadable.
     """
     if not os.path.isdir(path):
         return {"": _read_target(path, resolution, channels)}
-    # Not the folders inside it: the results of an earlier run may lie there.
+    # Without subfolders: they may contain the results of an earlier run.
     names = image_names(sorted(entry.name for entry in os.scandir(path) if entry.is_file()))
     if not names:
-        raise DatasetError(f"--target={path} is a folder without images: name an image or a folder of images.")
+        raise DatasetError(f"--target={path} is a folder without images: choose an image or a folder of images.")
     stems = collections.Counter(os.path.splitext(name)[0] for name in names)
     targets = {}
     for name in names:
@@ -56,13 +106,13 @@ def _read_target(path: str, resolution: int, channels: int) -> torch.Tensor:
 
 
 def render(G: torch.nn.Module, ws: torch.Tensor) -> torch.Tensor:
-    """uint8 [C, R, R] of latents [L, D], as generate.py --projected-w makes it: with the network's own noise."""
-    img = G.synthesis(ws.unsqueeze(0).to(next(G.parameters()).device), noise_mode="const")
+    """Image uint8 [C, R, R] of latents [L, D] with the network's own noise, as generate.py --projected-w makes it."""
+    img = sampling.synthesize(G, ws.unsqueeze(0).to(next(G.parameters()).device), noise_mode="const")
     return images.to_uint8(img)[0].cpu()
 
 
 def save_result(folder: str, G: torch.nn.Module, found: Projection, index: int) -> None:
-    """Write proj.png and projected_w.npz (`w` [1, L, D]) of the image `index` of a projection."""
+    """Write proj.png and projected_w.npz (`w` [1, L, D]) of image `index` of a projection."""
     ws = found.ws[index]
     images.save_png(render(G, ws), os.path.join(folder, "proj.png"))
     with open_atomic(os.path.join(folder, "projected_w.npz")) as file:
@@ -70,16 +120,27 @@ def save_result(folder: str, G: torch.nn.Module, found: Projection, index: int) 
 
 
 def choose_frames(num_steps: int) -> list[int]:
-    """Which steps a video shows: all; or, without ffmpeg, at most 100, evenly spaced from the first to the last."""
-    if ffmpeg_available() or num_steps <= _MOST_FRAMES:
+    """Steps shown in a video: all; without ffmpeg at most 100, evenly spaced from the first to the last."""
+    if ffmpeg_available() or num_steps <= _MAX_FRAMES:
         return list(range(num_steps))
-    return np.linspace(0, num_steps - 1, _MOST_FRAMES).round().astype(int).tolist()
+    return np.linspace(0, num_steps - 1, _MAX_FRAMES).round().astype(int).tolist()
+
+
+def _save_videos(
+    outdir: str, G: torch.nn.Module, targets: dict[str, torch.Tensor], paths: dict[str, torch.Tensor], num_steps: int
+) -> None:
+    steps = choose_frames(num_steps)
+    with Progress(len(targets) * len(steps), "Writing video", "frame") as progress:
+        for name, path in paths.items():
+            save_video(os.path.join(outdir, name), G, targets[name], path[steps], progress)
+    if not ffmpeg_available():
+        print("Note: the videos are PNGs in proj_frames, because there is no ffmpeg: pip install imageio-ffmpeg.")
 
 
 def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> None:
     """Write the images of the latents `path` [T, D] as a video, each with `target` [C, R, R] on its left.
 
-    It is proj.mp4 where imageio finds ffmpeg, and elsewhere the folder proj_frames of PNGs.
+    The result is proj.mp4 if imageio finds ffmpeg, otherwise a folder proj_frames of PNGs.
     """
     frames = _frames(G, target, path, progress)
     if ffmpeg_available():
@@ -89,7 +150,7 @@ def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torc
 
 
 def ffmpeg_available() -> bool:
-    """Whether imageio can write videos here."""
+    """Whether imageio can write videos."""
     try:
         import imageio_ffmpeg
 
@@ -100,7 +161,7 @@ def ffmpeg_available() -> bool:
 
 
 def _frames(G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> Iterator[np.ndarray]:
-    """uint8 [R, 2R, C] of each of the latents `path` [T, D]."""
+    """Frames uint8 [R, 2R, C] of the latents `path` [T, D]."""
     for w in path:
         img = render(G, w.repeat(G.num_ws, 1))
         yield torch.cat([target, img], dim=2).permute(1, 2, 0).numpy()
@@ -112,7 +173,7 @@ def _save_mp4(path: str, frames: Iterator[np.ndarray]) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         draft = os.path.join(scratch, "proj.mp4")
-        # A network's image is as wide as it needs to be: a power of two from 4 up, though not always 16.
+        # Widths are powers of two from 8 up, which imageio would otherwise round up to a multiple of 16.
         with imageio.v2.get_writer(draft, format="FFMPEG", fps=_FRAMES_PER_SECOND, macro_block_size=2) as video:
             for frame in frames:
                 video.append_data(np.broadcast_to(frame, [*frame.shape[:2], 3]))
@@ -123,7 +184,7 @@ def _save_mp4(path: str, frames: Iterator[np.ndarray]) -> None:
 def _save_frames(folder: str, frames: Iterator[np.ndarray]) -> None:
     os.makedirs(folder, exist_ok=True)
     for name in os.listdir(folder):
-        # Frames of an earlier, longer run would follow ours.
+        # Frames of an earlier, longer run would follow the new ones.
         if name.startswith("frame") and name.endswith(".png"):
             os.remove(os.path.join(folder, name))
     for index, frame in enumerate(frames):

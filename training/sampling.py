@@ -1,20 +1,167 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what the flags of the image scripts say to latents: the network, its labels, seeds, and the output folder.
+"""Images from a trained generator: the work of generate.py and style_mixing.py.
 
-Letters in shape comments: Z Y D widths of z, label and w, L number of w vectors.
+`seed_to_ws` and `synthesize` are for families with a latent space w; all else works for any family.
+
+Letters in shape comments: Z Y D widths of z, label and w, L number of w vectors, C channels, R resolution.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from dnnlib.progress import Progress
 from dnnlib.util import UserError
+from torch_utils import distributed, images
 from torch_utils.ops import layout
+from training import families
 from training.files.snapshot import load_snapshot
+
+
+def generate_images(
+    network: str,
+    outdir: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    psi: float = 1,
+    class_idx: int | None = None,
+    noise_mode: str = "const",
+    projected_w: str | None = None,
+    device: str = "auto",
+    trust_pickle: bool = False,
+) -> None:
+    """Write seedNNNN.png to `outdir` for each of `seeds`, or projNN.png for each w in the npz file `projected_w`.
+
+    The arguments are the values of the flags of generate.py. Raises UserError, naming the flag, for unusable ones.
+    """
+    torch_device = distributed.resolve_device(device)
+    G = open_generator(network, trust_pickle, torch_device)
+    if projected_w is None:
+        to_draw = _of_seeds(G, seeds, class_idx, psi, noise_mode, torch_device)
+    else:
+        if seeds or class_idx is not None:
+            print("Note: --seeds and --class have no effect with --projected-w.", file=sys.stderr)
+        to_draw = _of_latents(G, projected_w, noise_mode, torch_device)
+    with output_folder(outdir), Progress(len(to_draw), "Generating", "img") as progress:
+        for name, noise_seed, draw in to_draw:
+            torch.manual_seed(noise_seed)
+            images.save_png(images.to_uint8(draw())[0], os.path.join(outdir, name))
+            progress.update()
+
+
+_ToDraw = tuple[str, int, Callable[[], torch.Tensor]]  # file name, seed of the noise, function giving [1, C, R, R]
+
+
+def _of_seeds(
+    G: torch.nn.Module,
+    seeds: Sequence[int],
+    class_idx: int | None,
+    psi: float,
+    noise_mode: str,
+    device: torch.device,
+) -> list[_ToDraw]:
+    check_seeds("--seeds", seeds)
+    family = families.of(G)
+    family.check_truncation(G, psi)
+    c = class_label(G, class_idx, device)
+
+    def draw(seed: int) -> torch.Tensor:
+        z = seed_to_z(seed, G.z_dim).to(device)
+        return family.sample(G, z, c, truncation_psi=psi, noise_mode=noise_mode)
+
+    return [(f"seed{seed:04d}.png", seed, lambda seed=seed: draw(seed)) for seed in seeds]
+
+
+def _of_latents(G: torch.nn.Module, path: str, noise_mode: str, device: torch.device) -> list[_ToDraw]:
+    families.require_w(G, "--projected-w")
+    ws = _read_latents(G, path).to(device)
+    return [
+        (f"proj{idx:02d}.png", idx, lambda w=w: synthesize(G, w.unsqueeze(0), noise_mode)) for idx, w in enumerate(ws)
+    ]
+
+
+def _read_latents(G: torch.nn.Module, path: str) -> torch.Tensor:
+    """float32 [n, L, D], the array `w` of an npz file. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ws = torch.from_numpy(arrays["w"]).to(torch.float32)
+    except OSError as error:
+        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--projected-w={path} is not an npz file with an array 'w' of numbers.") from error
+    if ws.ndim != 3 or list(ws.shape[1:]) != [G.num_ws, G.w_dim]:
+        raise UserError(
+            f"--projected-w={path} contains a w of shape {list(ws.shape)}, and this network takes "
+            f"[n, {G.num_ws}, {G.w_dim}]: project with the same --network."
+        )
+    return ws
+
+
+def mix_styles(
+    network: str,
+    outdir: str,
+    *,
+    rows: Sequence[int],
+    cols: Sequence[int],
+    styles: Sequence[int],
+    psi: float = 1,
+    class_idx: int | None = None,
+    noise_mode: str = "const",
+    device: str = "auto",
+    trust_pickle: bool = False,
+) -> None:
+    """Write ROW-COL.png for all pairs of the seeds `rows` and `cols`, SEED-SEED.png for each seed, and grid.png.
+
+    `styles` are the indices of the w vectors that come from the column's seed. The arguments are the values of the
+    flags of style_mixing.py. Raises UserError, naming the flag, for unusable ones.
+    """
+    check_seeds("--rows", rows)
+    check_seeds("--cols", cols)
+    torch_device = distributed.resolve_device(device)
+    G = open_generator(network, trust_pickle, torch_device)
+    families.require_w(G, "Style mixing")
+    if max(styles) >= G.num_ws:
+        raise UserError(f"--styles={max(styles)} is out of range: the network has styles 0 to {G.num_ws - 1}.")
+    families.of(G).check_truncation(G, psi)
+    c = class_label(G, class_idx, torch_device)
+    ws = {seed: seed_to_ws(G, seed, c, psi) for seed in {*rows, *cols}}
+
+    alone = [(seed, seed) for seed in dict.fromkeys([*rows, *cols])]
+    drawn = dict.fromkeys(alone + [(row, col) for row in rows for col in cols])
+    with output_folder(outdir):
+        with Progress(len(drawn), "Generating", "img") as progress:
+            for row, col in drawn:
+                mixed = ws[row].clone()
+                mixed[:, styles] = ws[col][:, styles]
+                torch.manual_seed(row)
+                drawn[row, col] = images.to_uint8(synthesize(G, mixed, noise_mode))[0].cpu()
+                images.save_png(drawn[row, col], os.path.join(outdir, f"{row}-{col}.png"))
+                progress.update()
+        images.save_png(_style_grid(drawn, rows, cols), os.path.join(outdir, "grid.png"))
+
+
+def _style_grid(drawn: dict[tuple[int, int], torch.Tensor], rows: Sequence[int], cols: Sequence[int]) -> np.ndarray:
+    """uint8 [height, width, C]: columns' own images above, rows' own images on the left, mixtures elsewhere."""
+    above = [drawn[col, col] for col in cols]
+    cells = [torch.zeros_like(above[0]), *above]
+    for row in rows:
+        cells += [drawn[row, row], *(drawn[row, col] for col in cols)]
+    return images.make_grid(torch.stack(cells), (len(cols) + 1, len(rows) + 1))
+
+
+def seed_to_ws(G: torch.nn.Module, seed: int, c: torch.Tensor, psi: float) -> torch.Tensor:
+    """ws [1, L, D] of `seed` with label `c` [1, Y], truncated to `psi`."""
+    return G.mapping(seed_to_z(seed, G.z_dim).to(c.device), c, truncation_psi=psi)
+
+
+def synthesize(G: torch.nn.Module, ws: torch.Tensor, noise_mode: str) -> torch.Tensor:
+    """Images [N, C, R, R] in [-1, 1] of ws [N, L, D]."""
+    return G.synthesis(ws, noise_mode=noise_mode)
 
 
 def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Module:
@@ -23,14 +170,14 @@ def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Mod
 
 
 def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device) -> torch.Tensor:
-    """Label [1, Y] of class `class_idx` for `G`; Y is 0 for an unconditional network, where a class is but noted.
+    """Label [1, Y] of class `class_idx`. For an unconditional `G` Y is 0, and a class is ignored with a notice.
 
-    Raises UserError where a conditional network is given no class, or one that it does not have.
+    Raises UserError if a conditional network gets no class, or a class that it does not have.
     """
     c = torch.zeros([1, G.c_dim], device=device)
     if G.c_dim == 0:
         if class_idx is not None:
-            print("Note: --class has no effect, as the network is unconditional.", file=sys.stderr)
+            print("Note: --class has no effect, because the network is unconditional.", file=sys.stderr)
         return c
     if class_idx is None:
         raise UserError(f"The network is conditional: choose a class with --class, 0 to {G.c_dim - 1}.")
@@ -41,32 +188,21 @@ def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device)
 
 
 def check_seeds(flag: str, seeds: Sequence[int]) -> None:
-    """Raises UserError, naming `flag`, where one of `seeds` is larger than a seed can be."""
+    """Raises UserError, naming `flag`, if one of `seeds` is too large."""
     if max(seeds) >= 2**32:
         raise UserError(f"{flag}={max(seeds)} is too large: seeds are below 2**32.")
 
 
 def seed_to_z(seed: int, z_dim: int) -> torch.Tensor:
-    """The latent z [1, Z] that `seed` stands for in every StyleGAN2-ADA tool."""
+    """The latent z [1, Z] of `seed`, the same in every StyleGAN2-ADA tool."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
-
-
-def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Raises UserError where truncation to `psi` is asked of a network that does not know its mean w."""
-    if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not hold: use --trunc=1.")
-
-
-def seed_to_ws(G: torch.nn.Module, seed: int, c: torch.Tensor, psi: float) -> torch.Tensor:
-    """ws [1, L, D] of `seed` with label `c` [1, Y], truncated to `psi`."""
-    return G.mapping(seed_to_z(seed, G.z_dim).to(c.device), c, truncation_psi=psi)
 
 
 @contextlib.contextmanager
 def output_folder(path: str) -> Iterator[None]:
-    """Make the folder of --outdir; inside the block, failures to write are the user's to mend and say so.
+    """Make the folder of --outdir; errors while writing inside the block become a UserError.
 
-    Raises UserError where the folder cannot be made or written to (permissions, a full disk).
+    Raises UserError if the folder cannot be made or written to (permissions, a full disk).
     """
     try:
         os.makedirs(path, exist_ok=True)

@@ -140,7 +140,7 @@ def test_the_reference_makes_the_same_images_as_the_fast_path(setting, monkeypat
             part.run()
         monkeypatch.undo()
     ((plain_kwargs, plain_path, plain_img),), ((_kwargs, path, img),) = calls.values()
-    assert plain_kwargs == {"half_dtype": torch.float32, "fused_modconv": True, "noise_mode": "const"}
+    assert plain_kwargs == {"fused_modconv": True, "noise_mode": "const"}
     assert (plain_path, path) == (True, False)
     torch.testing.assert_close(img, plain_img, rtol=1e-4, atol=1e-4)
 

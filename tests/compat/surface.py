@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed surface (spec 1.1) as data: importable names, their arguments, flags of the scripts (spec 1.2)."""
+"""The fixed surface (spec 1.1, 1.2) as data: importable names, their arguments and tests, flags of the scripts.
+
+The tables of docs/compatibility.md are generated from it: `python -m tests.compat.page`.
+"""
 
 F = "[1, 3, 3, 1]"
 
-# Module -> name -> arguments in order; a default that is given is fixed, an argument without one may have any. None:
-# no function, or one whose arguments are not fixed.
+# Module -> name -> arguments in order. Defaults listed here are fixed; an argument without one may have any default.
+# None: not a function, or its arguments are not fixed.
 NAMES: dict[str, dict[str, str | None]] = {
     "dnnlib": {"EasyDict": None, "make_cache_dir_path": "*paths", "util": None},
     "dnnlib.util": {
@@ -113,7 +116,7 @@ NAMES: dict[str, dict[str, str | None]] = {
     "legacy": {"load_network_pkl": "f, force_fp16=False"},
 }
 
-# Class -> constructor arguments; here an argument without a default has none.
+# Class -> constructor arguments; an argument without a default has none.
 CONSTRUCTORS: dict[str, str] = {
     "training.networks.FullyConnectedLayer": "in_features, out_features, bias=True, activation='linear', "
     "lr_multiplier=1, bias_init=0",
@@ -173,6 +176,60 @@ METHODS: dict[str, str] = {
 
 METRICS = ["fid50k_full", "kid50k_full", "pr50k3_full", "ppl2_wend", "is50k", "fid50k", "kid50k", "pr50k3"]
 METRICS += ["ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend"]
+
+# Module -> test file -> names of NAMES that it uses; "*" for all of them.
+TESTS: dict[str, dict[str, str]] = {
+    "dnnlib": {"dnnlib/test_util.py": "*"},
+    "dnnlib.util": {
+        "dnnlib/test_util.py": "EasyDict Logger format_time construct_class_by_name call_func_by_name get_obj_by_name "
+        "get_module_from_obj_name get_top_level_function_name list_dir_recursively_with_ignore "
+        "copy_files_and_create_dirs",
+        "dnnlib/test_urls.py": "is_url open_url",
+    },
+    "torch_utils.misc": {
+        "torch_utils/test_misc.py": "constant nan_to_num symbolic_assert suppress_tracer_warnings assert_shape "
+        "profiled_function InfiniteSampler params_and_buffers named_params_and_buffers copy_params_and_buffers "
+        "ddp_sync print_module_summary",
+        "torch_utils/test_distributed.py": "ddp_sync check_ddp_consistency",
+    },
+    "torch_utils.persistence": {"torch_utils/test_persistence.py": "*"},
+    "torch_utils.training_stats": {
+        "torch_utils/test_training_stats.py": "report report0 Collector",
+        "compat/test_parts.py": "init_multiprocessing",
+    },
+    "torch_utils.custom_ops": {"torch_utils/test_custom_ops.py": "*"},
+    "torch_utils.ops.bias_act": {
+        "torch_utils/ops/test_bias_act.py": "*",
+        "torch_utils/ops/test_golden_ops.py": "bias_act",
+    },
+    "torch_utils.ops.upfirdn2d": {
+        "torch_utils/ops/test_upfirdn2d.py": "*",
+        "torch_utils/ops/test_golden_ops.py": "setup_filter upfirdn2d",
+    },
+    "torch_utils.ops.conv2d_resample": {
+        "torch_utils/ops/test_conv2d_resample.py": "*",
+        "torch_utils/ops/test_golden_ops.py": "*",
+    },
+    "torch_utils.ops.conv2d_gradfix": {"torch_utils/ops/test_conv2d_gradfix.py": "*"},
+    "torch_utils.ops.grid_sample_gradfix": {"torch_utils/ops/test_grid_sample_gradfix.py": "*"},
+    "torch_utils.ops.fma": {"torch_utils/ops/test_fma.py": "*"},
+    "training.networks": {
+        "compat/test_parts.py": "*",
+        "training/test_networks.py": "Generator Discriminator modulated_conv2d MinibatchStdLayer",
+    },
+    "training.augment": {"training/test_augment.py": "*"},
+    "training.dataset": {"training/test_dataset.py": "*"},
+    "training.loss": {"training/test_loss.py": "StyleGAN2Loss", "compat/test_surface.py": "Loss"},
+    "training.training_loop": {"training/test_training_loop.py": "*"},
+    "metrics.metric_main": {"metrics/test_metric_main.py": "*"},
+    "metrics.metric_utils": {
+        "metrics/test_metric_utils.py": "MetricOptions ProgressMonitor compute_feature_stats_for_dataset "
+        "compute_feature_stats_for_generator",
+        "metrics/test_feature_stats.py": "FeatureStats",
+        "compat/test_parts.py": "get_feature_detector",
+    },
+    "legacy": {"scripts/test_legacy.py": "*"},
+}
 
 # Script -> flags of StyleGAN2-ADA.
 FLAGS: dict[str, str] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names, arguments and flags that StyleGAN2-ADA's users and notebooks rely on (spec 1.1, 1.2, 1.4)."""
+"""Names, arguments and flags that users and notebooks of StyleGAN2-ADA rely on (spec 1.1, 1.2, 1.4)."""
 
 import dataclasses
 import importlib
@@ -15,7 +15,7 @@ from tests.compat.surface import CONSTRUCTORS, FLAGS, METHODS, METRICS, NAMES
 from tests.support import ROOT, golden_json
 from torch_utils import custom_ops, persistence
 from torch_utils.ops import bias_act, conv2d_gradfix, grid_sample_gradfix
-from training import networks, training_loop
+from training import loss, networks, training_loop
 from training.augment import AugmentPipe
 from training.files import snapshot
 
@@ -29,7 +29,7 @@ def look_up(dotted: str):
 
 
 def parsed(arguments: str) -> list[inspect.Parameter]:
-    """Parameters of a function with these arguments; those without a default may follow those with one."""
+    """Parameters of a function with these arguments. Here one without a default may follow one with a default."""
     found = []
     for text in re.split(r",\s*(?![^\[]*\])", arguments) if arguments else []:
         stars = len(text) - len(text.lstrip("*"))
@@ -37,14 +37,14 @@ def parsed(arguments: str) -> list[inspect.Parameter]:
         kind = [KINDS.POSITIONAL_OR_KEYWORD, KINDS.VAR_POSITIONAL, KINDS.VAR_KEYWORD][stars]
         if found and found[-1].kind in (KINDS.VAR_POSITIONAL, KINDS.KEYWORD_ONLY) and stars == 0:
             kind = KINDS.KEYWORD_ONLY
-        # Made without a default first: inspect.Parameter checks it against the kind.
+        # Created without a default first, because inspect.Parameter checks the default against the kind.
         parameter = inspect.Parameter(name, kind)
         found.append(parameter.replace(default=eval(default)) if default else parameter)
     return found
 
 
 def faults(actual: list[inspect.Parameter], expected: list[inspect.Parameter], strict: bool) -> list[str]:
-    """How a signature differs from the fixed one. More parameters may follow if all have defaults."""
+    """Differences of a signature from the fixed one. More parameters may follow if all have defaults."""
     found = []
     for i, wanted in enumerate(expected):
         if i >= len(actual) or (actual[i].name, actual[i].kind) != (wanted.name, wanted.kind):
@@ -55,7 +55,7 @@ def faults(actual: list[inspect.Parameter], expected: list[inspect.Parameter], s
         if default != wanted.default or (type(default) is bool) != (type(wanted.default) is bool):
             found.append(f"{wanted.name} must default to {wanted.default!r}, not {default!r}")
     needed = [p.name for p in actual[len(expected) :] if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
-    return found + [f"{name} is an argument more, without a default" for name in needed]
+    return found + [f"{name} is an additional argument without a default" for name in needed]
 
 
 def signature_of(dotted: str) -> list[inspect.Parameter]:
@@ -65,7 +65,7 @@ def signature_of(dotted: str) -> list[inspect.Parameter]:
 
 
 @pytest.mark.parametrize(("module", "name"), ALL, ids=lambda part: part)
-def test_every_name_is_there_with_its_arguments(module, name):
+def test_every_name_exists_with_its_arguments(module, name):
     assert hasattr(importlib.import_module(module), name)
     if NAMES[module][name] is not None:
         assert faults(signature_of(f"{module}.{name}"), parsed(NAMES[module][name]), strict=False) == []
@@ -89,7 +89,7 @@ def test_methods(name):
         ("x, b=1, c=2", 1), ("a, *b, c=2", 1),
     ],
 )  # fmt: skip
-def test_a_different_signature_is_found(arguments, count):
+def test_a_different_signature_is_detected(arguments, count):
     namespace = {}
     exec(f"def f({arguments}): pass", namespace)
     actual = [
@@ -124,6 +124,12 @@ def test_the_metrics_of_the_papers_are_listed():
     assert not metric_main.is_valid_metric("fid")
 
 
+def test_losses_share_a_base_class():
+    assert issubclass(loss.StyleGAN2Loss, loss.Loss)
+    with pytest.raises(NotImplementedError):
+        loss.Loss().accumulate_gradients("Gmain", None, None, None, None, sync=True, gain=1)
+
+
 def test_training_loop_takes_the_options_as_keywords():
     keys = {key for case in golden_json("train_options")["cases"] for key in case.get("options", {})}
     known = {field.name for field in dataclasses.fields(training_loop.TrainingOptions)}
@@ -137,7 +143,7 @@ def test_training_loop_takes_the_options_as_keywords():
         training_loop.training_loop(nonsense=1)
 
 
-def test_attributes_that_others_read(tmp_path):
+def test_attributes_that_other_programs_read(tmp_path):
     G = networks.Generator(8, 3, 12, 16, 3, mapping_kwargs={"num_layers": 2}, synthesis_kwargs={"channel_max": 4})
     D = networks.Discriminator(3, 16, 3, channel_max=4)
     assert (G.z_dim, G.c_dim, G.w_dim, G.img_resolution, G.img_channels, G.num_ws) == (8, 3, 12, 16, 3, 6)
@@ -151,7 +157,7 @@ def test_attributes_that_others_read(tmp_path):
     assert dict(pipe.named_buffers())["p"].shape == () and pipe.p.item() == 1
 
 
-def test_load_network_pkl_gives_the_five_entries(tmp_path):
+def test_load_network_pkl_returns_the_five_entries(tmp_path):
     legacy = importlib.import_module("legacy")
     G = networks.Generator(4, 0, 4, 8, 1, synthesis_kwargs={"channel_max": 2})
     path = tmp_path / "net.pkl"

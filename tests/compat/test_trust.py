@@ -39,6 +39,9 @@ class Painter(torch.nn.Module):
     def synthesis(self, ws, noise_mode="const"):
         size = self.img_resolution
         return self.colour[None, :, None, None].expand(len(ws), 3, size, size)
+
+    def forward(self, z, c, truncation_psi=1, **synthesis_kwargs):
+        return self.synthesis(self.mapping(z, c, truncation_psi), **synthesis_kwargs)
 """
 
 

@@ -68,7 +68,7 @@ def test_zero_weight_trains_bit_for_bit_as_no_teacher(teacher, pipe, kwargs):
     assert np.random.randint(2**31) == np.random.RandomState(0).randint(2**31)
 
 
-def test_zero_weight_never_asks_the_teacher_and_reports_nothing(teacher):
+def test_zero_weight_never_evaluates_the_teacher_and_reports_nothing(teacher):
     student = Student([teacher], dgl_weight=0)
     (calls,) = spy_on_teachers(student)
     stats = training_stats.Collector(DGL_STATS, keep_previous=False)
@@ -94,11 +94,11 @@ def test_the_term_starts_exactly_at_its_kimg(teacher, dgl_start, off, on):
     assert not same(student.gradients("Gmain"), plain)
 
 
-def test_a_late_start_does_not_guide_before_the_first_iteration_is_announced(teacher):
+def test_a_late_start_does_not_guide_before_the_first_begin_iteration(teacher):
     assert same(Student([teacher], dgl_start=1).gradients("Gmain"), Student().gradients("Gmain"))
 
 
-# The teacher stays as it is
+# The teacher is frozen
 
 
 def test_the_teacher_is_bit_identical_after_training_and_has_no_gradients(teacher):
@@ -155,7 +155,7 @@ def test_slope_of_the_whole_generator_loss_in_each_teachers_scores(tmp_path, wei
             expected = expected * (-s).clamp_min(0)
         torch.testing.assert_close(calls.gradients[-1], expected, rtol=1e-5, atol=1e-9)
     signs = torch.cat([calls.outputs[0].sign() for calls in seen])
-    assert signs.unique().numel() == 2, "the case should hold scores of both signs"
+    assert signs.unique().numel() == 2, "the case should have scores of both signs"
 
 
 def test_an_ensemble_adds_up(tmp_path):
@@ -177,7 +177,7 @@ def test_a_conditional_teacher_sees_the_labels_of_the_fakes(teacher):
 
 
 @pytest.mark.parametrize("dgl_augment", [False, True])
-def test_teachers_see_clean_fakes_unless_asked(teacher, dgl_augment):
+def test_teachers_see_clean_fakes_by_default(teacher, dgl_augment):
     student = Student([teacher], augment_pipe=NoisyPipe(), dgl_augment=dgl_augment)
     made, (calls,) = spy(student.G.synthesis), spy_on_teachers(student)
     student.gradients("Gmain")
@@ -187,7 +187,7 @@ def test_teachers_see_clean_fakes_unless_asked(teacher, dgl_augment):
         torch.testing.assert_close(shown, fakes * 0.5, rtol=0, atol=1)
 
 
-# What the teacher has no part in
+# Phases without a teacher term
 
 
 @pytest.mark.parametrize("phase", ["Dmain", "Dboth", "Dreg", "Greg"])
@@ -282,7 +282,7 @@ def test_no_gradient_ratio_where_d_has_no_gradient(teacher):
 # State of a run
 
 
-def test_state_names_the_teachers_and_comes_back(teacher):
+def test_state_names_the_teachers_and_is_restored(teacher):
     student, again = Student([teacher], dgl_weight=0.2), Student([teacher], dgl_weight=0.2)
     student.train()
     state = student.loss.state_dict()

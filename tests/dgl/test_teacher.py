@@ -24,7 +24,7 @@ FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_g
 
 @persistence.persistent_class
 class AlienGenerator(torch.nn.Module):
-    """A class that no part of the project knows how to rebuild."""
+    """A class that the project cannot rebuild."""
 
     def __init__(self, secret):
         super().__init__()
@@ -77,7 +77,7 @@ def test_the_generator_is_there_for_the_size_table(tmp_path):
 
 
 @pytest.mark.parametrize("G", [{}, {"G": None, "G_ema": None}, {"G": AlienGenerator(1), "G_ema": AlienGenerator(2)}])
-def test_a_pickle_without_a_usable_generator_still_teaches(tmp_path, G):
+def test_a_pickle_without_a_usable_generator_can_still_guide(tmp_path, G):
     path = str(tmp_path / "d-only.pkl")
     save_snapshot(path, {"D": make_D(7), "augment_pipe": None, "training_set_kwargs": {}, **G})
     teacher = open_teacher(path)
@@ -173,7 +173,7 @@ def test_no_discriminator(tmp_path, D):
     assert "g-only.pkl" in sentence(error) and "discriminator" in sentence(error)
 
 
-def test_a_d_that_is_no_discriminator(tmp_path):
+def test_a_d_that_is_not_a_discriminator(tmp_path):
     path = str(tmp_path / "mixed-up.pkl")
     save_snapshot(path, {"D": make_G(1)})
     with pytest.raises(UserError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms on the losses of two families: what they see, when they are asked, and how those that train networks do it."""
+"""Terms on the losses of two families: what they see, when they are evaluated, and how some train networks."""
 
 import copy
 
@@ -26,15 +26,15 @@ class Stub:
     """A teacher whose score is a fixed linear function of the image, plus the index of the label."""
 
     def __init__(self, key: str):
-        self.weight, self.asked = rnd(key, SHAPE), []
+        self.weight, self.calls = rnd(key, SHAPE), []
 
     def scores(self, img, c):
-        self.asked.append((img.detach(), c))
+        self.calls.append((img.detach(), c))
         return (img * self.weight).sum([1, 2, 3]).unsqueeze(1) + c.argmax(1, keepdim=True)
 
 
 class Recorder(Term):
-    """Adds `value` to the loss of each sample and keeps all that it is told."""
+    """Adds `value` to the loss of each sample and records its calls."""
 
     def __init__(self, value: float = 0.0):
         self.value, self.fakes, self.announced = value, [], []
@@ -66,7 +66,7 @@ def test_a_term_sees_the_fakes_of_the_phase():
 
 
 @pytest.mark.parametrize("phase", ["Greg", "Dmain", "Dreg", "Dboth"])
-def test_terms_have_no_part_in_other_phases(phase):
+def test_terms_are_not_evaluated_in_other_phases(phase):
     student, term = Student(), Recorder()
     student.loss.terms = [term]
     student.gradients(phase)
@@ -85,7 +85,7 @@ def test_terms_add_up_in_the_reported_loss():
     assert means[1] - means[0] == pytest.approx(2.5, rel=1e-5)
 
 
-def test_an_inactive_term_is_not_asked():
+def test_an_inactive_term_is_not_evaluated():
     student, term = Student(), Recorder(1.0)
     student.loss.terms = [term]
     term.active = False
@@ -93,7 +93,7 @@ def test_an_inactive_term_is_not_asked():
     assert term.fakes == []
 
 
-def test_terms_hear_of_each_iteration():
+def test_terms_are_told_of_each_iteration():
     student, term = Student(), Recorder()
     student.loss.terms = [term]
     student.train(steps=2)
@@ -130,11 +130,11 @@ def test_value_and_gradient(form, weighting):
     torch.testing.assert_close(gradient, slope)
 
 
-def test_teachers_are_asked_once_with_the_labels_of_the_fakes():
+def test_teachers_are_called_once_with_the_labels_of_the_fakes():
     stub = Stub("a")
     fakes = fakes_of(rnd("img", (BATCH, *SHAPE)).requires_grad_(True))
     AdversarialTerm([stub])(fakes)
-    ((img, c),) = stub.asked
+    ((img, c),) = stub.calls
     assert torch.equal(img, fakes.img) and torch.equal(c, fakes.c)
 
 
@@ -142,7 +142,7 @@ def test_augmentation_comes_before_the_teachers_and_once_for_all():
     stubs = [Stub("a"), Stub("b")]
     fakes = fakes_of(rnd("img", (BATCH, *SHAPE)).requires_grad_(True))
     AdversarialTerm(stubs, augment=NoisyPipe())(fakes)
-    seen = [stub.asked[0][0] for stub in stubs]
+    seen = [stub.calls[0][0] for stub in stubs]
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], fakes.img)
 
 
@@ -272,7 +272,7 @@ def test_terms_are_the_same_in_all_processes(tmp_path, data):
     assert (tmp_path / "run" / "stats.jsonl").exists()
 
 
-def test_state_of_a_trained_term_comes_back(tmp_path, data):
+def test_state_of_a_trained_term_is_restored(tmp_path, data):
     trainers = [Trainer(TrainingOptions(**head_options(tmp_path / f"run{i}", data, random_seed=i))) for i in range(2)]
     trainers[0].step(new_tick=True)
     first, second = (trainer.loss.terms[0] for trainer in trainers)

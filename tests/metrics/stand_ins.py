@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small detectors, generators and datasets with the interfaces that the metrics use."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from metrics import catalogue
 from training.networks import Generator
 
 
@@ -34,7 +36,7 @@ class Inception(torch.nn.Module):
 
 
 class PlainClassifier(torch.nn.Module):
-    """As a detector trained elsewhere: features or probabilities, and no other switches."""
+    """A detector trained elsewhere: features or probabilities, no other arguments."""
 
     def forward(self, img: torch.Tensor, return_features: bool = False):
         x = torch.nn.functional.adaptive_avg_pool2d(img.float() / 255, [2, 2]).flatten(1)
@@ -42,7 +44,7 @@ class PlainClassifier(torch.nn.Module):
 
 
 class VGG16(torch.nn.Module):
-    """Means of cells as features; for LPIPS the pixels themselves, scaled so that distances are mean squares."""
+    """Features are means of cells; LPIPS features are the pixels, scaled so that distances are mean squares."""
 
     def forward(
         self,
@@ -62,13 +64,15 @@ def save_detector(module: torch.nn.Module, path: pathlib.Path) -> str:
     """Write `module` as a TorchScript file; returns the path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # newer torch advises against TorchScript
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning
+        )  # newer versions of PyTorch deprecate TorchScript
         torch.jit.script(module.eval()).save(str(path))
     return str(path)
 
 
 def tiny_generator(resolution: int = 8, channels: int = 3, c_dim: int = 0, seed: int = 0) -> Generator:
-    """A generator whose noise inputs matter."""
+    """A generator with visible noise."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         G = Generator(
@@ -104,6 +108,22 @@ def write_zip(path: pathlib.Path, images: np.ndarray, labels: list | None = None
     return str(path)
 
 
+def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d] and covariance [d, d] (normalised by 1/n) of `features` [n, d], both float64."""
+    features = np.asarray(features, dtype=np.float64)
+    mean = features.mean(axis=0)
+    return mean, (features - mean).T @ (features - mean) / len(features)
+
+
+def smaller(name: str, num_fakes: int | None = None, max_real: int | None = None, **options) -> catalogue.Metric:
+    """The metric `name` with fewer images or other options. Put it into `catalogue.METRICS` to use it by name."""
+    metric = catalogue.find(name)
+    changes = {"options": {**metric.options, **options}, "num_fakes": num_fakes or metric.num_fakes}
+    if max_real is not None:
+        changes["reals"] = dataclasses.replace(metric.reals, max_items=max_real)
+    return dataclasses.replace(metric, **changes)
+
+
 def dataset_options(path: str, **kwargs) -> dict:
-    """As a snapshot's `training_set_kwargs`."""
+    """`training_set_kwargs` of a snapshot."""
     return {"class_name": "training.dataset.ImageFolderDataset", "path": path, "use_labels": False, **kwargs}

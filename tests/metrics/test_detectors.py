@@ -9,7 +9,7 @@ from dnnlib.util import UserError
 from metrics import detectors
 from tests.metrics import stand_ins
 
-# Nothing listens there, and the port cannot be taken: a download fails at once, without leaving the machine.
+# Nothing listens on this port: downloads fail immediately and without network access.
 UNREACHABLE = "http://127.0.0.1:9/metrics"
 
 
@@ -30,7 +30,7 @@ def test_a_local_file(inception):
     assert spec.name == "my_digits" and spec.path == spec.url == inception
 
 
-def test_a_name_stands_for_a_file_in_the_projects_data(tmp_path, monkeypatch, inception):
+def test_names_of_the_detectors_in_the_data_folder(tmp_path, monkeypatch, inception):
     monkeypatch.setattr(detectors, "NAMED_FOLDER", str(tmp_path / "named"))
     (tmp_path / "named").mkdir()
     shutil.copy(inception, tmp_path / "named" / "digits.pt")
@@ -41,7 +41,7 @@ def test_a_name_stands_for_a_file_in_the_projects_data(tmp_path, monkeypatch, in
 
 
 @pytest.mark.parametrize(("metric", "file"), [("fid5k_full", "inception-2015-12-05.pt"), ("ppl2_wend", "vgg16.pt")])
-def test_offline_without_the_file_says_what_to_place_where(cache_folder, metric, file):
+def test_an_unreachable_detector_says_where_to_place_the_file(cache_folder, metric, file):
     with pytest.raises(UserError) as info:
         detectors.ensure_available([metric], None)
     sentence = str(info.value)
@@ -49,13 +49,13 @@ def test_offline_without_the_file_says_what_to_place_where(cache_folder, metric,
     assert f"{UNREACHABLE}/{file}" in sentence
 
 
-def test_a_cache_folder_that_cannot_be_written_is_what_is_said(cache_folder):
+def test_an_unwritable_cache_folder_is_named(cache_folder):
     cache_folder.write_text("in the way")
     with pytest.raises(UserError, match=r"cache folder .*set DNNLIB_CACHE_DIR to a writable folder"):
         detectors.ensure_available(["fid50k_full"], None)
 
 
-def test_a_default_placed_by_hand_is_found(cache_folder):
+def test_a_default_detector_placed_in_the_cache_is_found(cache_folder):
     placed = stand_ins.save_detector(stand_ins.Inception(), cache_folder / "downloads" / "inception-2015-12-05.pt")
     detectors.ensure_available(["fid50k_full", "is50k"], None)
     spec = detectors.resolve(None, "inception")
@@ -68,10 +68,10 @@ def test_a_default_in_the_download_cache_is_found(cache_folder):
     assert detectors.resolve(None, "vgg16").path == cached
 
 
-def test_one_detector_serves_the_metrics_it_has_outputs_for(tmp_path, inception):
+def test_a_detector_is_accepted_for_the_metrics_whose_arguments_it_takes(tmp_path, inception):
     detectors.ensure_available(["fid50k_full", "kid5k_full", "pr50k3", "is50k"], inception)
     with pytest.raises(
-        UserError, match=r"'my_digits' cannot serve ppl2_wend.*resize_images or return_lpips.*--detector"
+        UserError, match=r"'my_digits' cannot be used for ppl2_wend.*resize_images or return_lpips.*--detector"
     ):
         detectors.ensure_available(["fid50k_full", "ppl2_wend"], inception)
     vgg16 = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "vgg.pt")
@@ -95,7 +95,7 @@ def test_a_pickled_module_is_not_torchscript(tmp_path):
         detectors.load(str(tmp_path / "state.pt"), torch.device("cpu"))
 
 
-def test_a_replaced_file_is_loaded_anew(tmp_path, inception):
+def test_a_replaced_file_is_loaded_again(tmp_path, inception):
     device = torch.device("cpu")
     first = detectors.load(inception, device)
     assert detectors.load(inception, device) is first
@@ -104,6 +104,6 @@ def test_a_replaced_file_is_loaded_anew(tmp_path, inception):
     assert detectors.load(inception, device)(images, return_features=True).shape == (1, 3)
 
 
-def test_loading_warns_of_nothing_and_leaves_eval_mode(inception, recwarn):
+def test_loading_gives_eval_mode_and_no_warnings(inception, recwarn):
     assert not detectors.load(inception, torch.device("cpu")).training
     assert not recwarn.list

@@ -20,7 +20,7 @@ def test_mean_and_covariance_do_not_depend_on_the_batches():
     assert mean.dtype == cov.dtype == np.float64 and stats.num_items == 100 and stats.num_features == 5
 
 
-def test_a_large_mean_does_not_cost_digits():
+def test_a_large_mean_does_not_lose_accuracy():
     x = (rnd("x", (1000, 3)) + 4e4).numpy()
     stats = FeatureStats(capture_mean_cov=True)
     for batch in np.split(x, 50):
@@ -29,7 +29,7 @@ def test_a_large_mean_does_not_cost_digits():
     np.testing.assert_allclose(stats.get_mean_cov()[1], exact, rtol=0, atol=1e-10)
 
 
-def test_items_beyond_the_limit_are_left_out():
+def test_items_beyond_the_limit_are_ignored():
     x = rnd("x", (10, 2))
     stats = FeatureStats(capture_all=True, capture_mean_cov=True, max_items=7)
     stats.append_torch(x[:4])
@@ -42,7 +42,7 @@ def test_items_beyond_the_limit_are_left_out():
 
 
 @pytest.mark.parametrize("settings", [{"capture_all": True}, {"capture_mean_cov": True, "max_items": 8}])
-def test_saved_statistics_come_back_and_can_be_added_to(tmp_path, settings):
+def test_saved_statistics_can_be_loaded_and_extended(tmp_path, settings):
     path = str(tmp_path / "stats.npz")
     x = rnd("x", (10, 2)).numpy()
     whole, part = FeatureStats(**settings), FeatureStats(**settings)

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from metrics.frechet_inception_distance import compute_fid, frechet_distance, mean_and_covariance
+from metrics.frechet_inception_distance import compute_fid, frechet_distance
 from metrics.metric_utils import MetricOptions
 from tests.metrics import stand_ins
+from tests.metrics.stand_ins import mean_and_covariance
 from tests.support import golden_json, rnd
 
 
@@ -18,7 +19,7 @@ def test_golden_fid():
     assert frechet_distance(*fake, *real) == pytest.approx(golden["fid"], rel=1e-9)
 
 
-def test_agrees_with_the_eigenvalues_of_the_unsymmetric_product():
+def test_agrees_with_the_eigenvalues_of_the_product_of_covariances():
     seed = np.random.SeedSequence().entropy
     print("seed", seed)
     rng = np.random.default_rng(seed)
@@ -35,10 +36,10 @@ def test_diagonal_gaussians_have_a_closed_form():
     assert distance == pytest.approx(1 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-12)
 
 
-def test_fewer_items_than_dimensions_keep_full_accuracy():
+def test_fewer_items_than_dimensions_do_not_lose_accuracy():
     features = rnd("few", (20, 200)).numpy()
     stats = mean_and_covariance(features)
-    # A shift of the whole set moves the mean alone: the distance is its squared length.
+    # Shifting the whole set changes only the mean: the distance is the squared length of the shift.
     shifted = mean_and_covariance(features.astype(np.float64) + 0.01)
     assert frechet_distance(*stats, *shifted) == pytest.approx(200 * 0.01**2, rel=1e-9)
     assert frechet_distance(*stats, *stats) == pytest.approx(0, abs=1e-11 * np.trace(stats[1]))
@@ -47,7 +48,7 @@ def test_fewer_items_than_dimensions_keep_full_accuracy():
 def test_few_items_against_many_agree_with_the_data_themselves():
     few, many = (rnd(key, (n, 200)).double().numpy() * 3 for key, n in [("few", 20), ("many", 500)])
     (mean1, cov1), (mean2, cov2) = mean_and_covariance(few), mean_and_covariance(many)
-    # tr (Σ1Σ2)^½ from the centred data needs no covariance, so no rounding hides in its zero eigenvalues.
+    # tr (Σ1Σ2)^½ from the centred data: without a covariance there are no rounded zero eigenvalues.
     overlap = np.linalg.svd((few - mean1) @ (many - mean2).T, compute_uv=False).sum() / np.sqrt(20 * 500)
     expected = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * overlap
     assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-12)

@@ -30,7 +30,7 @@ def test_equal_probabilities_score_one():
 @pytest.mark.parametrize(
     ("module", "switch"), [(stand_ins.Inception(), {"no_output_bias": True}), (stand_ins.PlainClassifier(), {})]
 )
-def test_compute_is_switches_an_output_bias_off_where_there_is_one(tmp_path, module, switch):
+def test_compute_is_disables_the_output_bias_if_the_detector_has_one(tmp_path, module, switch):
     detector = stand_ins.save_detector(module, tmp_path / "d.pt")
     G = stand_ins.tiny_generator()
     opts = MetricOptions(G=G, G_kwargs={"noise_mode": "const"}, device="cpu", detector=detector)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from metrics import metric_utils
 from metrics.metric_utils import (
     LatentSampler,
     MetricOptions,
@@ -30,7 +29,7 @@ def _random_states():
     return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
 
 
-def test_reals_are_taken_in_order_and_grey_is_shown_as_rgb(tmp_path, detector):
+def test_reals_are_in_order_and_grey_images_become_rgb(tmp_path, detector):
     grey = stand_ins.make_images(10, channels=1)
     data = stand_ins.write_zip(tmp_path / "data.zip", grey)
     opts = MetricOptions(dataset_kwargs=stand_ins.dataset_options(data), device="cpu")
@@ -43,7 +42,7 @@ def test_reals_are_taken_in_order_and_grey_is_shown_as_rgb(tmp_path, detector):
         torch.testing.assert_close(stats.get_all_torch(), expected[:max_items])
 
 
-def test_fakes_are_uint8_images_of_the_seeds_latents(detector):
+def test_fakes_are_uint8_images_of_the_latents_of_the_seed(detector):
     G = stand_ins.tiny_generator(channels=1)
     opts = MetricOptions(G=G, G_kwargs={"noise_mode": "const"}, device="cpu", seed=3)
     stats = compute_feature_stats_for_generator(opts, detector, FEATURES, max_items=10, capture_all=True)
@@ -66,7 +65,7 @@ def test_fakes_depend_on_the_seed_and_not_on_the_state_of_the_process(detector):
     assert len(first.unique(dim=0)) == 70
 
 
-def test_measuring_leaves_no_trace_in_training(tmp_path, detector):
+def test_measuring_does_not_change_a_training_run(tmp_path, detector):
     labels = [i % 2 for i in range(10)]
     data = stand_ins.write_zip(tmp_path / "data.zip", stand_ins.make_images(10), labels)
     G = stand_ins.tiny_generator(c_dim=2).train().requires_grad_(True)
@@ -82,12 +81,16 @@ def test_measuring_leaves_no_trace_in_training(tmp_path, detector):
     assert all(torch.equal(value, weights[name]) for name, value in G.state_dict().items())
 
 
-def test_the_random_streams_are_given_back_after_a_failure():
-    before = torch.get_rng_state()
-    with pytest.raises(RuntimeError), metric_utils._own_random_streams(torch.device("cpu"), 1):
-        torch.randn(3)
-        raise RuntimeError
-    assert torch.equal(torch.get_rng_state(), before)
+def test_random_states_are_restored_after_a_failure(detector):
+    def fail(module, args, output):
+        raise RuntimeError("after drawing noise")
+
+    G = stand_ins.tiny_generator()
+    G.synthesis.register_forward_hook(fail)
+    before = _random_states()
+    with pytest.raises(RuntimeError, match="after drawing noise"):
+        compute_feature_stats_for_generator(MetricOptions(G=G, device="cpu"), detector, FEATURES, max_items=10)
+    assert _random_states() == before
 
 
 def test_latents_do_not_depend_on_batches_or_processes(tmp_path):
@@ -116,7 +119,7 @@ def test_labels_are_those_of_the_dataset(tmp_path):
     opts = MetricOptions(dataset_kwargs=stand_ins.dataset_options(data, use_labels=True), device="cpu")
     _z, c = LatentSampler(opts, stand_ins.tiny_generator(c_dim=3)).items(4000)
     share = c.mean(dim=0)
-    # Binomial with p = 1/8 and n = 4000: the standard deviation is 0.005.
+    # Binomial with p = 1/8 and n = 4000: standard deviation 0.005.
     assert share[0].item() == pytest.approx(1 / 8, abs=0.025) and share[1] == 0 and share.sum() == 1
 
 

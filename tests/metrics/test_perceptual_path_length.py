@@ -55,7 +55,7 @@ def test_crop_is_the_lower_middle():
 
 
 @pytest.mark.parametrize(("resolution", "crop", "side"), [(128, False, 128), (512, False, 256), (1024, True, 128)])
-def test_images_reach_the_distance_network_reduced_grey_as_rgb_in_0_to_255(resolution, crop, side):
+def test_input_of_the_distance_network_is_reduced_rgb_in_0_to_255(resolution, crop, side):
     images = torch.full((1, 1, resolution, resolution), 0.5)
     images[..., ::2] = 1.0
     result = ppl.lpips_input(images, resolution, crop)

@@ -23,10 +23,9 @@ def test_golden_precision_and_recall():
 def test_blocks_and_processes_do_not_change_the_result(monkeypatch):
     real, fake = _golden_features()
     whole = pr.precision_recall(real, fake, 3)
-    monkeypatch.setattr(pr, "_BLOCK_ELEMENTS", 7 * len(real))
+    monkeypatch.setattr(pr, "BLOCK_ELEMENTS", 7 * len(real))
     assert pr.precision_recall(real, fake, 3) == whole
-    # Each of three processes fills its own rows and leaves zeros; together they are the whole.
-    monkeypatch.setattr(pr, "_gathered", lambda values, num_gpus: values)
+    # Outside a process group nothing is summed: each of three processes fills its own rows and leaves zeros elsewhere.
     shares = [pr.neighbour_radius(real, 3, num_gpus=3, rank=rank) for rank in range(3)]
     torch.testing.assert_close(sum(shares), pr.neighbour_radius(real, 3))
     assert all((share == 0).any() for share in shares)
@@ -51,7 +50,7 @@ def test_one_mode_is_precise_but_recalls_little():
 
 
 def test_features_are_rounded_to_half_precision():
-    real = torch.tensor([[0.0], [1.0]])  # each the other's nearest: a radius of 1
+    real = torch.tensor([[0.0], [1.0]])  # nearest neighbours of each other: a radius of 1
     for at, precision in ((2.0004, 1), (2.01, 0)):
         assert pr.precision_recall(real, torch.full([2, 1], at), 1)[0] == precision
 
@@ -63,7 +62,7 @@ def test_too_few_images():
 
 def test_compute_pr_from_images(tmp_path, monkeypatch):
     positions = []
-    monkeypatch.setattr(pr, "_BLOCK_ELEMENTS", 10 * 64)
+    monkeypatch.setattr(pr, "BLOCK_ELEMENTS", 10 * 64)
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "d.pt")
     data = stand_ins.write_zip(tmp_path / "data.zip", stand_ins.make_images(30, channels=1))
     opts = MetricOptions(
@@ -76,5 +75,5 @@ def test_compute_pr_from_images(tmp_path, monkeypatch):
     precision, recall = pr.compute_pr(opts, max_real=200, num_gen=64, nhood_size=3)
     assert 0 <= precision <= 1 and 0 <= recall <= 1
     assert (opts.provenance.num_reals, opts.provenance.num_fakes) == (30, 64)
-    # Distances take long where there are many images: 30 + 30 rows of them in blocks, 64 + 64 in others.
+    # With many images the distances take long, so each block reports progress: 30 + 30 rows, then 64 + 64.
     assert positions == sorted(positions) and positions[-1] == 1000 and sum(800 < p < 1000 for p in positions) >= 15

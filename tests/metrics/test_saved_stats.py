@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved statistics of reals: what a file can answer for, and what it refuses."""
+"""Saved statistics of reals: what a file can be used for, and what is refused."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def features(num=40):
 
 
 class Labelled(Dataset):
-    """40 images that nobody looks at, with these labels (None: without)."""
+    """40 unused images with these labels (None: without)."""
 
     def __init__(self, labels):
         self._given = labels
@@ -42,7 +42,7 @@ VECTORS = np.random.RandomState(1).randn(40, 2).astype(np.float32)
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a file: `save(num=..., capture_all=..., labels=..., **facts)` -> its path."""
+    """Write a file: `save(num=..., capture_all=..., labels=..., **facts)` -> its path."""
 
     def write(num=40, capture_all=True, labels=None, **facts):
         stats = FeatureStats(capture_all=capture_all, capture_mean_cov=True)
@@ -57,7 +57,7 @@ def take(path, spec=SPEC, kwargs=KWARGS, max_items=None, xflip=False, **capture)
     return saved_stats.load(path).take(spec, kwargs, max_items, xflip, **capture)
 
 
-def test_everything_comes_back(save):
+def test_a_saved_file_has_everything(save):
     saved = saved_stats.load(save())
     assert saved.about == about() and len(saved.sha256) == 64
     stats = take(saved.path, capture_all=True, capture_mean_cov=True)
@@ -73,14 +73,14 @@ def test_labels_are_those_of_the_images(save, labels):
     assert all(np.array_equal(saved.get_label(i), expected.get_label(i)) for i in range(40))
 
 
-def test_fewer_images_are_the_first_ones(save):
+def test_fewer_images_are_the_first_images(save):
     stats = take(save(), max_items=10, capture_all=True, capture_mean_cov=True)
     assert np.array_equal(stats.get_all(), features()[:10])
     assert np.allclose(stats.get_mean_cov()[0], features()[:10].mean(0), atol=1e-6)
     assert take(save(capture_all=False), max_items=50, capture_mean_cov=True).num_items == 40
 
 
-def test_mirrored_copies_are_there_as_saved_where_the_metric_does_not_care(save):
+def test_mirrored_copies_are_as_saved_if_the_metric_has_no_setting(save):
     assert take(save(xflip=True), xflip=None, capture_mean_cov=True).num_items == 40
 
 
@@ -90,20 +90,20 @@ REFUSED = {
     "another output of it": ({}, {"kwargs": {}}, r"digits.*--detector"),
     "mirrored copies": ({"xflip": True}, {}, r"mirrored.*--mirror"),
     "no features": ({"capture_all": False}, {"capture_all": True}, r"needs the features.*--metrics"),
-    "a part without features": ({"capture_all": False}, {"max_items": 10}, r"covers 40 of 40 .*takes 10"),
-    "more than there is": ({"num": 30}, {}, r"covers 30 of 40 .*takes 40"),
+    "a part without features": ({"capture_all": False}, {"max_items": 10}, r"covers 40 of 40 .*uses 10"),
+    "more than there is": ({"num": 30}, {}, r"covers 30 of 40 .*uses 40"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_file_cannot_answer_for_is_refused(save, case):
+def test_what_the_file_cannot_provide_is_refused(save, case):
     content, question, words = REFUSED[case]
     with pytest.raises(UserError, match=words):
         take(save(**content), **question)
 
 
 def rewritten(path, **changes):
-    """The file with some arrays replaced (None: left out)."""
+    """The file with some arrays replaced (None: removed)."""
     with np.load(path) as arrays:
         content = {**arrays, **changes}
     np.savez(path, **{name: value for name, value in content.items() if value is not None})
@@ -141,7 +141,7 @@ def test_damaged_files_are_refused(save, changes):
         saved_stats.load(rewritten(save(), **changes))
 
 
-def test_cut_files_are_refused(save):
+def test_truncated_files_are_refused(save):
     path = pathlib.Path(save())
     data = path.read_bytes()
     for size in (0, 10, len(data) // 2, len(data) - 1):
@@ -151,7 +151,7 @@ def test_cut_files_are_refused(save):
 
 
 @pytest.mark.parametrize("changes", [{"about": None}, {"about": facts(format="other")}, {"about": facts(version=2)}])
-def test_files_of_others_are_refused(save, changes):
+def test_files_of_other_programs_are_refused(save, changes):
     with pytest.raises(UserError, match=r"x\.npz is not a file that --save-stats wrote"):
         saved_stats.load(rewritten(save(), **changes))
 

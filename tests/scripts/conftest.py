@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the scripts that take a network and write into --outdir."""
+"""Fixtures of the tests of the scripts."""
 
 import sys
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dnnlib.cli
+from metrics import catalogue
 from tests.metrics import stand_ins
 from torch_utils.ops import layout
 from training.files.snapshot import save_snapshot
@@ -14,20 +15,20 @@ from training.files.snapshot import save_snapshot
 
 @pytest.fixture
 def network(tmp_path):
-    """Makes a snapshot file: `network(c_dim=..., ...)` -> (path, generator)."""
+    """Write a snapshot: `network(c_dim=..., ...)` -> (path, generator)."""
 
     def make(**kwargs):
         G = stand_ins.tiny_generator(**kwargs)
         path = str(tmp_path / "network.pkl")
         save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
-        return path, layout.prepare(G, torch.device("cpu"))  # as the scripts do: equal to the bit
+        return path, layout.prepare(G, torch.device("cpu"))  # as the scripts do, for bitwise equality
 
     return make
 
 
 @pytest.fixture
 def run_script(monkeypatch, capsys, tmp_path):
-    """Runs a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
+    """Run a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
 
     def run(command, outdir="out", **flags):
         outdir = tmp_path / outdir
@@ -39,3 +40,9 @@ def run_script(monkeypatch, capsys, tmp_path):
         return (exit_info.value.code, *capsys.readouterr(), outdir)
 
     return run
+
+
+@pytest.fixture
+def redefine(monkeypatch):
+    """Make a metric smaller: `redefine(name, num_fakes=..., max_real=..., option=value)`."""
+    return lambda name, **changes: monkeypatch.setitem(catalogue.METRICS, name, stand_ins.smaller(name, **changes))

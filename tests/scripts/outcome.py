@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the scripts look at when a script has run."""
+"""Checks of the result of a script."""
 
 import os
 
@@ -9,7 +9,7 @@ import torch
 
 
 def refused(result, *words: str) -> None:
-    """Asserts that `run_script` returned status 2, one sentence with `words`, and that nothing was created."""
+    """Assert that `run_script` returned status 2, one sentence with `words`, and that nothing was created."""
     status, _, err, outdir = result
     message = err[err.index("Error: ") :]
     assert status == 2 and "Traceback" not in err

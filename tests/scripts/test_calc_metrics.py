@@ -13,8 +13,8 @@ import torch
 
 import calc_metrics
 import dnnlib.cli
-from metrics import detectors, metric_main, saved_stats
-from metrics.frechet_inception_distance import frechet_distance, mean_and_covariance
+from metrics import catalogue, detectors, saved_stats
+from metrics.frechet_inception_distance import frechet_distance
 from tests.metrics import stand_ins
 from training.dataset import ImageFolderDataset
 from training.files.snapshot import save_snapshot
@@ -22,7 +22,7 @@ from training.files.snapshot import save_snapshot
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A conditional network, its training set and a detector, in a folder with a cache of its own."""
+    """A folder with a conditional network, its training set, a detector and a cache."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(detectors, "BASE_URL", "http://127.0.0.1:9/metrics")
     labels = [i % 2 for i in range(20)]
@@ -40,7 +40,7 @@ def save(folder, c_dim=2, resolution=8, training_set_kwargs=None):
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys, work):
-    """Runs the command in this process: `run_cli(flag=value, ...)` -> (exit status, stdout, stderr)."""
+    """Run the command in this process: `run_cli(flag=value, ...)` -> (exit status, stdout, stderr)."""
 
     def run(**flags):
         flags = {"network": work / "net.pkl", "metrics": "fid1k_full", "detector": work / "digits.pt", **flags}
@@ -69,7 +69,7 @@ def test_measures_against_the_training_set(run_cli, work):
     assert fid["results"]["fid1k_full-digits"] > 0 and fid["provenance"]["num_reals"] == 20
     assert fid["snapshot_pkl"].endswith("net.pkl")
     assert "features of reals 20/20" in err and "features of fakes 1000/1000" in err
-    # This is no run directory.
+    # This is not a run directory.
     assert not list(work.glob("metric-*"))
 
 
@@ -80,7 +80,7 @@ def test_results_are_appended_in_a_run_directory(run_cli, work):
     assert json.loads(out)["snapshot_pkl"] == "net.pkl" and not err
 
 
-def test_a_run_directory_of_someone_else_is_only_read(run_cli, work, monkeypatch):
+def test_a_read_only_run_directory_is_not_written(run_cli, work, monkeypatch):
     (work / "training_options.json").write_text("{}")
     monkeypatch.setattr(os, "access", lambda path, mode: (str(path), mode) != (str(work), os.W_OK))
     status, out, _ = run_cli()
@@ -93,31 +93,26 @@ def test_other_data(run_cli, work):
     assert status == 0 and json.loads(out)["provenance"]["num_reals"] == 6
 
 
-@pytest.mark.parametrize(("mirror", "xflip"), [(None, False), ("yes", True), ("no", False)])
-def test_mirror(run_cli, work, monkeypatch, mirror, xflip):
-    seen = []
-
-    def calc_metric(metric, **kwargs):
-        seen.append(kwargs["dataset_kwargs"].get("xflip", False))
-        raise dnnlib.util.UserError("enough")
-
-    monkeypatch.setattr(metric_main, "calc_metric", calc_metric)
-    run_cli(mirror=mirror, metrics="fid50k")
-    assert seen == [xflip]
+@pytest.mark.parametrize(("mirror", "num_reals"), [(None, 20), ("yes", 40), ("no", 20)])
+def test_mirror(run_cli, redefine, mirror, num_reals):
+    redefine("fid50k", num_fakes=64)
+    (line,) = results(run_cli(mirror=mirror, metrics="fid50k"))
+    assert line["provenance"]["num_reals"] == num_reals
+    redefine("fid50k_full", num_fakes=64)
+    (line,) = results(run_cli(mirror=mirror, metrics="fid50k_full"))
+    assert line["provenance"]["num_reals"] == 20
 
 
-def test_no_data_for_an_unconditional_network_and_metrics_without_reals(run_cli, work, monkeypatch):
+def test_no_data_for_an_unconditional_network_and_metrics_without_reals(run_cli, work, redefine):
     save(work, c_dim=0)
-    monkeypatch.setitem(metric_main._METRICS, "is50k", ("is", {}, {"num_gen": 100, "num_splits": 10}))
-    metric_main._find.cache_clear()
+    redefine("is50k", num_fakes=100)
     status, out, _ = run_cli(metrics="is50k")
-    metric_main._find.cache_clear()
     assert status == 0 and set(json.loads(out)["results"]) == {"is50k_mean-digits", "is50k_std-digits"}
     refused(run_cli(metrics="is50k,fid1k_full"), "net.pkl", "--data")
 
 
-def test_two_processes_find_what_one_finds(run_cli, work):
-    # Noise is drawn anew in each process, so the network here has none.
+def test_two_processes_give_the_results_of_one(run_cli, work):
+    # Each process draws its own noise, so this network has none.
     G = stand_ins.tiny_generator(c_dim=2)
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
@@ -130,7 +125,7 @@ def test_two_processes_find_what_one_finds(run_cli, work):
     shutil.rmtree(work / "cache")
     (work / "training_options.json").write_text("{}")
     assert run_cli(metrics="fid1k_full,kid1k_full", gpus=2)[0] == 0
-    # What the processes print goes past this test, what they write does not.
+    # The output of the processes is not captured here, so compare the files they wrote.
     two = [json.loads((work / f"metric-{line['metric']}.jsonl").read_text()) for line in one]
     for a, b in zip(one, two):
         assert list(a["results"].values()) == pytest.approx(list(b["results"].values()), rel=1e-5)
@@ -156,12 +151,12 @@ def test_images_of_another_size_are_refused(run_cli, work):
     refused(run_cli(data=other), "16x16", "8x8", "--data")
 
 
-def test_labels_that_do_not_fit_are_refused(run_cli, work):
+def test_labels_that_do_not_match_are_refused(run_cli, work):
     other = stand_ins.write_zip(work / "other.zip", stand_ins.make_images(6))
     refused(run_cli(data=other), "labels of 2", "--data")
 
 
-def test_a_detector_that_cannot_be_had_is_refused(run_cli, work):
+def test_an_unavailable_detector_is_refused(run_cli, work):
     refused(run_cli(detector=None), "--detector", "inception-2015-12-05.pt", str(work / "cache"))
     refused(run_cli(detector="nonsense"), "--detector", "nonsense")
     refused(run_cli(metrics="ppl2_wend"), "--detector", "ppl2_wend")
@@ -186,19 +181,6 @@ def zips(work):
     ]
 
 
-@pytest.fixture
-def redefine(monkeypatch):
-    """Makes a metric cheaper: `redefine(name, option=value, ...)`."""
-
-    def change(name, **options):
-        family, dataset_changes, usual = metric_main._METRICS[name]
-        monkeypatch.setitem(metric_main._METRICS, name, (family, dataset_changes, {**usual, **options}))
-        metric_main._find.cache_clear()
-
-    yield change
-    metric_main._find.cache_clear()
-
-
 def results(outcome):
     status, out, _ = outcome
     assert status == 0
@@ -219,7 +201,7 @@ def test_images_against_images(run_cli, work, zips):
     folder = work / "folder"
     shutil.unpack_archive(dark, folder)
     (other,) = results(run_cli(network=None, fakes=folder, data=bright))
-    moments = [mean_and_covariance(features_of(path)) for path in (dark, bright)]
+    moments = [stand_ins.mean_and_covariance(features_of(path)) for path in (dark, bright)]
     wanted = frechet_distance(*moments[0], *moments[1])
     assert wanted > 1 and other["results"]["fid1k_full-digits"] == pytest.approx(wanted, rel=1e-5)
     said = other["provenance"]
@@ -227,7 +209,7 @@ def test_images_against_images(run_cli, work, zips):
     assert said["detector"] == "digits" and said["fakes"] == str(folder) and other["snapshot_pkl"] is None
 
 
-def test_the_first_fakes_are_taken_and_too_few_are_refused(run_cli, work, zips):
+def test_the_first_fakes_are_used_and_too_few_are_refused(run_cli, work, zips):
     images = stand_ins.make_images(1100, seed=5)
     (more,) = results(run_cli(network=None, fakes=stand_ins.write_zip(work / "more.zip", images), data=zips[0]))
     images[1000:] = 0
@@ -239,7 +221,7 @@ def test_the_first_fakes_are_taken_and_too_few_are_refused(run_cli, work, zips):
 
 
 def test_metrics_of_images_alone_need_no_reals(run_cli, zips, redefine):
-    redefine("is50k", num_gen=100)
+    redefine("is50k", num_fakes=100)
     (line,) = results(run_cli(network=None, fakes=zips[0], metrics="is50k"))
     assert set(line["results"]) == {"is50k_mean-digits", "is50k_std-digits"}
 
@@ -259,7 +241,7 @@ def test_saved_statistics_give_the_same_numbers_as_the_images(run_cli, work, zip
     assert "features of reals" not in run_cli(data=stats, metrics="fid1k_full")[2]
 
 
-def test_saved_statistics_hold_the_labels_for_a_conditional_network(run_cli, work):
+def test_saved_statistics_include_the_labels_for_a_conditional_network(run_cli, work):
     stats, metrics = work / "stats.npz", "fid1k_full"
     run_cli(network=None, data=work / "data.zip", metrics=metrics, save_stats=stats)
     from_images, from_stats = (results(run_cli(data=data, metrics=metrics)) for data in (work / "data.zip", stats))
@@ -270,7 +252,7 @@ def test_saved_statistics_hold_the_labels_for_a_conditional_network(run_cli, wor
 
 
 def test_precision_and_recall_from_saved_statistics(run_cli, work, zips, redefine):
-    redefine("pr50k3", max_real=100, num_gen=100)
+    redefine("pr50k3", max_real=100, num_fakes=100)
     stats = work / "bright.npz"
     assert run_cli(network=None, data=zips[0], metrics="fid1k_full,pr50k3", save_stats=stats)[0] == 0
     (line,) = results(run_cli(network=None, fakes=zips[0], data=stats, metrics="pr50k3"))
@@ -278,7 +260,7 @@ def test_precision_and_recall_from_saved_statistics(run_cli, work, zips, redefin
     assert line["provenance"]["num_reals"] == 100
 
 
-def test_statistics_without_features_serve_fid_only(run_cli, work, zips):
+def test_statistics_without_features_work_for_fid_only(run_cli, work, zips):
     stats = work / "bright.npz"
     run_cli(network=None, data=zips[0], save_stats=stats)
     assert run_cli(network=None, fakes=zips[1], data=stats)[0] == 0
@@ -287,7 +269,7 @@ def test_statistics_without_features_serve_fid_only(run_cli, work, zips):
     refused(run_cli(network=None, fakes=zips[1], data=stats, detector=other), "digits", "--detector")
 
 
-def test_mirrored_reals_are_saved_for_metrics_that_count_them(run_cli, work, zips):
+def test_mirrored_reals_are_saved_for_metrics_that_include_them(run_cli, work, zips):
     stats = work / "bright.npz"
     run_cli(network=None, data=zips[0], metrics="fid50k", mirror="yes", save_stats=stats)
     assert saved_stats.load(str(stats)).about.num_images == 2000
@@ -297,7 +279,7 @@ def test_mirrored_reals_are_saved_for_metrics_that_count_them(run_cli, work, zip
     assert run_cli(**flags)[0] == 0
 
 
-def test_flags_that_do_not_go_together_are_refused(run_cli, work, zips):
+def test_contradictory_flags_are_refused(run_cli, work, zips):
     stats = work / "bright.npz"
     run_cli(network=None, data=zips[0], save_stats=stats)
     fakes = {"network": None, "fakes": zips[0]}
@@ -319,7 +301,7 @@ def test_flags_that_do_not_go_together_are_refused(run_cli, work, zips):
     assert not (work / "new.npz").exists()
 
 
-def test_detectors_of_several_kinds_do_not_share_a_file(run_cli, work, zips):
+def test_a_file_of_statistics_has_one_detector(run_cli, work, zips):
     downloads = work / "cache" / "downloads"
     stand_ins.save_detector(stand_ins.Inception(), downloads / detectors.FILES["inception"])
     stand_ins.save_detector(stand_ins.VGG16(), downloads / detectors.FILES["vgg16"])
@@ -327,7 +309,7 @@ def test_detectors_of_several_kinds_do_not_share_a_file(run_cli, work, zips):
     refused(run_cli(**flags, metrics="fid50k_full,pr50k3_full"), "fid50k_full,pr50k3_full", "one file for each")
 
 
-def test_unusable_images_are_refused_by_their_flag(run_cli, work, zips):
+def test_messages_about_unusable_images_name_the_flag(run_cli, work, zips):
     larger = stand_ins.write_zip(work / "larger.zip", stand_ins.make_images(6, resolution=16))
     refused(run_cli(network=None, fakes=work / "nowhere.zip", data=zips[0]), "nowhere.zip", "--fakes")
     refused(run_cli(network=None, fakes=zips[0], data=work / "nowhere.zip"), "nowhere.zip", "--data")
@@ -335,3 +317,42 @@ def test_unusable_images_are_refused_by_their_flag(run_cli, work, zips):
     refused(run_cli(network=None, fakes=zips[0], data=larger), "16x16", "8x8", "--data")
     run_cli(network=None, data=larger, save_stats=work / "larger.npz")
     refused(run_cli(network=None, fakes=zips[0], data=work / "larger.npz"), "16x16", "8x8", "--data")
+
+
+SPREAD = """
+from metrics import metric_utils
+
+def spread_ratio(fake, real):
+    return float(fake.std() / real.std())
+
+def compute_spread(opts, max_real, num_gen):
+    real, fake = metric_utils.compute_feature_stats_of_both(opts, "inception", max_real, num_gen, capture_all=True)
+    return spread_ratio(fake.get_all(), real.get_all())
+"""
+
+
+def test_a_new_metric_is_one_file_and_one_row(run_cli, work, zips, monkeypatch):
+    (work / "spread.py").write_text(SPREAD)
+    monkeypatch.syspath_prepend(work)
+    row = catalogue.Metric(
+        name="spread64",
+        function="spread.compute_spread",
+        detector=catalogue.DetectorNeeds("inception", ("return_features",)),
+        reals=catalogue.RealNeeds(100, features=True),
+        num_fakes=64,
+    )
+    monkeypatch.setitem(catalogue.METRICS, row.name, row)
+    flags = {"metrics": row.name, "network": None}
+    bright, dark = zips
+    stats = work / "bright.npz"
+    assert run_cli(**flags, data=bright, save_stats=stats)[0] == 0
+    wanted = features_of(dark)[:64].std() / features_of(bright)[:100].std()
+    for data in (bright, stats):
+        (line,) = results(run_cli(**flags, fakes=dark, data=data))
+        assert line["results"] == {"spread64-digits": pytest.approx(wanted, rel=1e-5)}
+        assert (line["provenance"]["num_fakes"], line["provenance"]["num_reals"]) == (64, 100)
+    (line,) = results(run_cli(metrics=row.name))
+    assert (line["metric"], line["provenance"]["num_fakes"]) == ("spread64-digits", 64)
+    few = stand_ins.write_zip(work / "few.zip", stand_ins.make_images(9))
+    refused(run_cli(**flags, fakes=few, data=bright), "64 fakes", "has 9", "--fakes")
+    refused(run_cli(metrics="spread65"), "--metrics", "spread64")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""export.py: what it writes and prints, which flags go together, refusals."""
+"""export.py: output files and messages, combinations of flags, refusals."""
 
 import sys
 
@@ -24,7 +24,7 @@ def network(tmp_path):
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys):
-    """Runs a command in this process: `run_cli(command, flag=value, ...)` -> (exit status, stdout, stderr)."""
+    """Run a command in this process: `run_cli(command, flag=value, ...)` -> (exit status, stdout, stderr)."""
 
     def run(command, **flags):
         argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
@@ -105,7 +105,7 @@ def test_bad_input_is_refused(network, run_cli, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full.safetensors", "net.pkl"]
 
 
-def test_a_file_without_g_ema_has_no_program(run_cli, tmp_path):
+def test_a_file_without_g_ema_is_refused(run_cli, tmp_path):
     G = stand_ins.tiny_generator()
     save_snapshot(tmp_path / "net.pkl", {"G": G, "D": None, "G_ema": None, "training_set_kwargs": {}})
     refused(run_cli(export.main, network=tmp_path / "net.pkl", dest=tmp_path / "x.pt"), "G_ema")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that fills up while a script writes: status 2, one sentence, and whole files only."""
+"""A disk that fills up while a script writes: status 2, one sentence, and only complete files."""
 
 import builtins
 import errno
@@ -22,7 +22,7 @@ from training.files.snapshot import save_snapshot
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A folder as on a disk of its own: `disk(room)` leaves so many bytes to write there and returns its path."""
+    """A folder on a simulated disk: `disk(room)` leaves `room` free bytes there and returns its path."""
     folder = tmp_path / "disk"
     folder.mkdir()
     real_open = builtins.open
@@ -55,7 +55,7 @@ def disk(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """A folder with what the scripts take: a network, a target, a dataset and detectors."""
+    """A folder with inputs of the scripts: a network, a target, a dataset and detectors."""
     folder = tmp_path / "files"
     folder.mkdir()
     G = stand_ins.tiny_generator(channels=1)
@@ -95,7 +95,7 @@ def is_whole(path: pathlib.Path) -> bool:
 @pytest.mark.parametrize(
     ("script", "room"), [*((script, room) for script in RUNS for room in (0, 500, 5000)), ("train", 500_000)]
 )
-def test_whole_files_or_none(script, room, files, disk, monkeypatch, capsys):
+def test_complete_files_or_none(script, room, files, disk, monkeypatch, capsys):
     folder = disk(room)
     flags = RUNS[script].replace("=F/", f"={files}/").replace("=D/", f"={folder}/").split()
     script = script.strip()
@@ -110,7 +110,7 @@ def test_whole_files_or_none(script, room, files, disk, monkeypatch, capsys):
     assert all(map(is_whole, left)) and (script in IN_PARTS or not left)
 
 
-def test_the_disk_of_these_tests_takes_what_it_has_room_for(disk):
+def test_the_simulated_disk_accepts_what_fits(disk):
     folder = disk(10)
     with open(folder / "a", "wb") as file:
         file.write(b"12345")

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""generate.py: which images, the same bytes every time, refusals."""
+"""generate.py: which images, reproducibility, refusals."""
 
 import functools
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ import torch
 
 import generate
 from tests.scripts.outcome import pixels, refused
-from tests.support import ROOT
 from torch_utils import images
 from training.files.snapshot import save_snapshot
 from training.networks import Generator
@@ -36,7 +32,7 @@ def test_images_are_those_of_the_seeds(network, run_cli, channels):
 
 
 @pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
-def test_the_same_bytes_on_every_run_and_in_any_company(network, run_cli, noise_mode):
+def test_the_same_bytes_on_every_run_and_with_any_other_seeds(network, run_cli, noise_mode):
     path, _ = network()
     *_, first = run_cli(network=path, seeds="0,1,7", noise_mode=noise_mode, outdir="first")
     *_, second = run_cli(network=path, seeds="7", noise_mode=noise_mode, outdir="second")
@@ -145,12 +141,3 @@ def test_truncation_without_a_mean_w_is_refused(run_cli, tmp_path):
     G = Generator(4, 0, 4, 8, 3, mapping_kwargs={"num_layers": 1, "w_avg_beta": None}).eval()
     save_snapshot(tmp_path / "net.pkl", {"G_ema": G})
     refused(run_cli(network=tmp_path / "net.pkl", seeds=1, trunc=0.5), "--trunc=0.5")
-
-
-@pytest.mark.parametrize("script", ["generate.py", "calc_metrics.py", "style_mixing.py", "projector.py"])
-def test_help_needs_no_torch(script):
-    code = f"import sys, {script[:-3]}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    start = time.monotonic()
-    result = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--network" in result.stdout and time.monotonic() - start < 10

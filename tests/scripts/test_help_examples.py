@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples in each script's --help run as they stand there, on small files of the names they use."""
+"""The examples in each script's --help run unchanged, on small files with the names they use."""
 
+import hashlib
 import importlib
+import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from dnnlib import cli, urls
-from metrics import metric_main
+from dnnlib import cli
 from tests.metrics import stand_ins
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
@@ -22,7 +24,7 @@ from training import families
 from training.files.snapshot import save_snapshot
 from training.networks import Discriminator
 
-# What keeps an example short; none of its own flags is changed.
+# Flags added to keep examples short; their own flags are not changed.
 EXTRA_FLAGS = {"projector": ["--num-steps=3"], "train": ["--dry-run"]}
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
@@ -34,19 +36,19 @@ def write_photos(folder: pathlib.Path, *names: str, channels: int = 3) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder of the examples: detectors lie in the cache, and metrics take few fakes."""
+def folder(tmp_path, monkeypatch, redefine):
+    """The working directory of the examples, with detectors in the cache and metrics of few fakes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     for name, network in (("inception-2015-12-05", stand_ins.Inception()), ("vgg16", stand_ins.VGG16())):
         stand_ins.save_detector(network, tmp_path / "cache" / "downloads" / f"{name}.pt")
-    find = metric_main._find
-    monkeypatch.setattr(metric_main, "_find", lambda metric: (*find(metric)[:2], {**find(metric)[2], "num_gen": 100}))
+    for metric in ("fid50k_full", "fid5k_full", "kid50k_full"):
+        redefine(metric, num_fakes=100)
     return tmp_path
 
 
 def make_files(script: str, folder: pathlib.Path) -> None:
-    """The files that the examples of `script` take."""
+    """Create the input files of the examples of `script`."""
     if script == "dataset_tool":
         write_mnist(folder / "mnist", 12)
         for name in ("photos", "flowers/rose", "flowers/tulip"):
@@ -58,7 +60,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         tensorflow_pickle.write(folder / "stylegan2-cat-config-f.pkl", cat)
         return
     if script == "export":
-        G = stand_ins.tiny_generator(resolution=4)  # a compiler takes its time over each layer
+        G = stand_ins.tiny_generator(resolution=4)  # compilation takes time for each layer
         save_snapshot(folder / "ffhq.pkl", {"G": G, "D": None, "G_ema": G})
         return
     labels = [i % 10 for i in range(100)]
@@ -80,12 +82,13 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         data = stand_ins.dataset_options(str(folder / "ffhq.zip"))
         save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": data})
     (run_dir / "training_options.json").write_text("{}")
-    teacher = folder / "cache" / "downloads" / f"{urls._cache_key(families.aliases()['ffhq1024'])}_ffhq1024.pkl"
+    key = hashlib.md5(families.aliases()["ffhq1024"].encode()).hexdigest()
+    teacher = folder / "cache" / "downloads" / f"{key}_ffhq1024.pkl"
     save_snapshot(teacher, {"D": Discriminator(0, 32, 3, channel_base=64, channel_max=4), "G_ema": G})
     write_photos(folder, "me.png")
     write_photos(folder, "four.png", channels=1)
     write_photos(folder / "photos", "a.png", "b.png", "c.png", "d.png", "e.png")
-    if script == "generate":  # as the projector's example leaves it
+    if script == "generate":  # as after the projector's example
         (folder / "out").mkdir()
         np.savez(folder / "out" / "projected_w.npz", w=np.zeros([1, G.num_ws, G.w_dim], dtype=np.float32))
 
@@ -98,9 +101,23 @@ def run(script: str, flags: list[str], monkeypatch) -> int:
 
 
 def examples(help_text: str) -> list[list[str]]:
-    """The words of each command line in the text; a backslash at a line's end continues it."""
+    """The words of each command line in the text; a backslash at the end of a line continues it."""
     lines = help_text.replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if re.match(r"\s+python \w+\.py ", line)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_quick(script):
+    check = f"import sys, {script}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    assert "Usage:" in done.stdout and "--help" in done.stdout
+    # Processor time, so the test does not fail on a busy machine.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

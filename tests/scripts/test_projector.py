@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""projector.py: which files, the same on every run, folders and batches, refusals."""
+"""projector.py: output files, reproducibility, folders and batches, refusals."""
 
 import errno
 import functools
@@ -20,14 +20,14 @@ from training import projection_files
 
 @pytest.fixture
 def run_cli(run_script, tmp_path):
-    """`run_script` of the projector, with a stand-in detector and few steps."""
+    """`run_script` for the projector, with a stand-in detector and few steps."""
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "lpips.pt")
     return functools.partial(run_script, projector.main, detector=detector, num_steps=4)
 
 
 @pytest.fixture(autouse=True)
 def no_ffmpeg(monkeypatch):
-    """Whatever is installed; the tests of the video say otherwise themselves."""
+    """Independent of what is installed; the tests of videos override it."""
     monkeypatch.setattr(projection_files, "ffmpeg_available", lambda: False)
 
 
@@ -70,7 +70,7 @@ def test_frames_show_the_target_and_each_step(network, run_cli, tmp_path):
     assert not torch.equal(pixels(frames[0])[:, :, 8:], pixels(outdir / "proj.png"))
 
 
-def test_frames_of_a_longer_run_before_are_gone(network, run_cli, tmp_path):
+def test_frames_of_an_earlier_longer_run_are_deleted(network, run_cli, tmp_path):
     path, _ = network()
     target = make_target(tmp_path / "me.png")
     run_cli(network=path, target=target, num_steps=6)
@@ -87,7 +87,7 @@ def test_without_ffmpeg_a_long_run_has_a_hundred_frames(monkeypatch):
 
 
 class FakeVideo(list):
-    """Takes frames as imageio's writer does, and leaves a file when closed."""
+    """Takes frames like imageio's writer, and writes a file when closed."""
 
     def open(self, path, **options):
         self.path, self.options = path, options
@@ -104,7 +104,7 @@ class FakeVideo(list):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_video_where_ffmpeg_is_there(network, run_cli, tmp_path, monkeypatch, channels):
+def test_video_with_ffmpeg(network, run_cli, tmp_path, monkeypatch, channels):
     video = FakeVideo()
     monkeypatch.setattr(projection_files, "ffmpeg_available", lambda: True)
     monkeypatch.setattr(imageio.v2, "get_writer", video.open)
@@ -118,7 +118,7 @@ def test_video_where_ffmpeg_is_there(network, run_cli, tmp_path, monkeypatch, ch
     assert torch.equal(last[:channels, :, 8:], pixels(outdir / "proj.png"))
 
 
-def test_no_video_if_not_wanted(network, run_cli, tmp_path):
+def test_save_video_off(network, run_cli, tmp_path):
     path, _ = network()
     status, out, _, outdir = run_cli(network=path, target=make_target(tmp_path / "me.png"), save_video="no")
     assert status == 0 and "Note" not in out
@@ -146,7 +146,7 @@ def test_targets_of_any_size_are_cropped_and_resized(network, run_cli, tmp_path,
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "CMYK"), ("a.webp", "RGB")])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_targets_of_any_kind_take_the_channels_of_the_network(tmp_path, name, mode, channels):
+def test_targets_of_any_kind_get_the_channels_of_the_network(tmp_path, name, mode, channels):
     targets = projection_files.read_targets(str(make_target(tmp_path / name, mode)), 16, channels)
     assert list(targets) == [""] and targets[""].shape == (channels, 16, 16) and targets[""].dtype == torch.uint8
 
@@ -204,7 +204,7 @@ def test_unreadable_targets_are_refused(network, run_cli, tmp_path, make):
     refused(run_cli(network=path, target=tmp_path / "me.png"), "--target=", "me.png")
 
 
-def test_one_bad_image_in_a_folder_is_found_before_the_work(network, run_cli, tmp_path):
+def test_one_bad_image_in_a_folder_is_found_before_any_work(network, run_cli, tmp_path):
     path, _ = network()
     make_target(tmp_path / "photos" / "a.png")
     _truncated(tmp_path / "photos" / "b.png")
@@ -234,14 +234,14 @@ def test_refusals(network, run_cli, tmp_path, flags, words):
     refused(run_cli(**{"network": path, "target": make_target(tmp_path / "me.png"), **flags}), *words)
 
 
-def test_a_detector_that_compares_nothing_is_refused(network, run_cli, tmp_path):
+def test_a_detector_without_lpips_is_refused(network, run_cli, tmp_path):
     path, _ = network()
     detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "inception.pt")
     target = make_target(tmp_path / "me.png")
     refused(run_cli(network=path, target=target, detector=detector), "'inception'", "return_lpips", "--detector")
 
 
-def test_without_the_default_detector_nothing_is_begun(network, run_script, tmp_path, monkeypatch):
+def test_without_the_default_detector_nothing_is_written(network, run_script, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(detectors, "BASE_URL", "http://127.0.0.1:9/metrics")
     path, _ = network()
@@ -255,7 +255,7 @@ def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):
     refused(run_cli(network=path, target=make_target(tmp_path / "me.png"), outdir="file/out"), "--outdir")
 
 
-def test_a_full_disk_leaves_whole_files_only(network, run_cli, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_complete_files_only(network, run_cli, tmp_path, monkeypatch):
     path, _ = network()
     target = make_target(tmp_path / "me.png")
 

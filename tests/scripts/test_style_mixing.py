@@ -50,7 +50,7 @@ def test_grid(network, run_cli, channels):
 
 
 @pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
-def test_a_seed_alone_is_what_generate_makes_of_it(network, run_script, noise_mode):
+def test_the_image_of_a_single_seed_equals_that_of_generate(network, run_script, noise_mode):
     path, _ = network()
     flags = {"network": path, "trunc": 0.7, "noise_mode": noise_mode}
     *_, plain = run_script(generate.main, outdir="plain", seeds="3,4", **flags)

@@ -21,7 +21,7 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
 @pytest.fixture
 def detected(monkeypatch):
-    """The CPU is asked, whatever the environment says."""
+    """Detection from the CPU, without the override of the environment."""
     monkeypatch.delenv(precision.FAST_BF16_VARIABLE, raising=False)
 
 
@@ -165,7 +165,7 @@ def test_force_fp32_overrides_the_precision_of_the_run():
     assert torch.equal(plain, G(z, None, noise_mode="const", half_dtype=torch.float32))  # and so does a call's own type
 
 
-def test_the_type_of_a_network_is_taken_back_without_a_trace():
+def test_resetting_the_type_of_a_network_leaves_no_trace():
     G, D = networks()
     before = [dict(vars(module)) for module in G.modules()]
     for dtype in (torch.bfloat16, torch.float32, None):

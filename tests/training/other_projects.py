@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for code of other projects: losses, networks and an augmentation that know nothing of this one's additions.
+"""Stand-ins for code of other projects: losses, networks and an augmentation.
 
-They have StyleGAN2-ADA's public interface and no more: its constructor arguments, its methods, its keywords.
+They have StyleGAN2-ADA's public interface (constructor arguments, methods, keywords) without this project's additions.
 """
 
 import torch
@@ -11,7 +11,7 @@ from training.loss import StyleGAN2Loss
 
 
 class DuckTypedLoss:
-    """Has `accumulate_gradients` and nothing else; no base class, no other method that the loop could call."""
+    """Has `accumulate_gradients` and nothing else: no base class, no other method that the loop could call."""
 
     def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None, r1_gamma=10):
         self.G_mapping, self.G_synthesis, self.D = G_mapping, G_synthesis, D
@@ -28,8 +28,8 @@ class DuckTypedLoss:
         loss.mean().mul(gain).backward()
 
 
-class LossWithRunsOfItsOwn(StyleGAN2Loss):
-    """Overrides how networks are called, and has StyleGAN2-ADA's arguments in constructor and methods."""
+class LossWithOwnRuns(StyleGAN2Loss):
+    """Overrides how networks are called, with StyleGAN2-ADA's arguments in constructor and methods."""
 
     def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None, r1_gamma=10):
         super().__init__(device, G_mapping, G_synthesis, D, augment_pipe, style_mixing_prob=0, r1_gamma=r1_gamma)
@@ -66,7 +66,7 @@ class Mapping(torch.nn.Module):
 
 
 class Synthesis(torch.nn.Module):
-    use_fp16 = True  # as blocks of StyleGAN2-ADA have it; no such class knows `half_dtype`
+    use_fp16 = True  # as in blocks of StyleGAN2-ADA, which have no `half_dtype`
 
     def __init__(self, w_dim, img_resolution, img_channels):
         super().__init__()
@@ -78,7 +78,7 @@ class Synthesis(torch.nn.Module):
 
 
 class Generator(torch.nn.Module):
-    """A family of its own behind the interface of StyleGAN2's generator."""
+    """Another family behind the interface of StyleGAN2's generator."""
 
     def __init__(self, z_dim, c_dim, w_dim, img_resolution, img_channels):
         super().__init__()

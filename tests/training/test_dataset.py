@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training sees of a folder or zip of images, and what a user is told about one that cannot be used."""
+"""Datasets from folders and zips, and the messages about unusable ones."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def pixels(seed, *shape) -> np.ndarray:
 
 
 def write_files(path, files: dict) -> str:
-    """A folder, or by its name a zip, of `files`: contents by relative path."""
+    """A folder, or a zip if its name ends in .zip, of `files`: contents by relative path."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
@@ -69,7 +69,7 @@ def raw_indices(dataset):
 
 
 @pytest.mark.parametrize("key", golden_json("sampling")["dataset_subset"])
-def test_a_subset_is_the_original_implementations_subset(key):
+def test_subsets_equal_those_of_the_original_implementation(key):
     n, max_size, seed = map(int, key.split(","))
     dataset = Numbered(n, max_size=max_size, random_seed=seed)
     assert raw_indices(dataset) == golden_json("sampling")["dataset_subset"][key]
@@ -77,7 +77,7 @@ def test_a_subset_is_the_original_implementations_subset(key):
 
 
 @pytest.mark.parametrize("max_size", [None, 6, 7])
-def test_a_max_size_that_leaves_nothing_out_changes_nothing(max_size):
+def test_a_max_size_of_all_images_changes_nothing(max_size):
     assert raw_indices(Numbered(6, max_size=max_size)) == [0, 1, 2, 3, 4, 5]
 
 
@@ -119,7 +119,7 @@ def test_without_labels_label_vectors_are_empty(labels, use_labels):
     assert dataset[1][1].shape == (0,) and dataset[1][1].dtype == np.float32
 
 
-def test_returned_images_are_the_callers_to_change():
+def test_returned_images_are_copies():
     class Fixed(Numbered):
         stored = np.zeros([1, 4, 4], dtype=np.uint8)
 
@@ -176,14 +176,14 @@ def test_a_dataset_without_labels(tmp_path, content):
     assert not dataset.has_labels and not dataset.labels_available
 
 
-def test_labels_on_file_show_even_when_unused(tmp_path):
+def test_labels_available_even_if_unused(tmp_path):
     files = {"a.png": encode(pixels(0, 4, 4)), "dataset.json": labels_file({"a.png": 0})}
     dataset = ImageFolderDataset(write_files(tmp_path / "d", files))
     assert dataset.labels_available and not dataset.has_labels
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_read_a_zip_that_is_already_open_here(tmp_path, context):
+def test_workers_read_a_zip_that_is_open_in_the_parent(tmp_path, context):
     images = [pixels(i, 8, 8) for i in range(12)]
     files = {f"{i:02d}.png": encode(image, compress_level=0) for i, image in enumerate(images)}
     dataset = ImageFolderDataset(write_files(tmp_path / "d.zip", files))
@@ -204,7 +204,7 @@ def test_a_dataset_survives_pickling_and_closing(tmp_path):
 
 
 def refusal(call) -> str:
-    """The sentence with which `call` refuses: one line, for the user, also an IOError."""
+    """The message of the UserError, also an IOError, that `call` raises; one line."""
     with pytest.raises(DatasetError) as caught:
         call()
     assert isinstance(caught.value, UserError) and isinstance(caught.value, IOError)
@@ -218,19 +218,19 @@ def test_missing_data_are_refused(tmp_path):
     assert path in refusal(lambda: ImageFolderDataset(path))
 
 
-def test_an_empty_folder_and_one_without_images_are_refused(tmp_path):
+def test_folders_without_images_are_refused(tmp_path):
     for name, files in [("empty.zip", {}), ("texts", {"notes.txt": b"hi", "dataset.json": b"{}"})]:
         path = write_files(tmp_path / name, files)
-        assert re.search(rf"{name}' holds no images", refusal(lambda path=path: ImageFolderDataset(path)))
+        assert re.search(rf"{name}' contains no images", refusal(lambda path=path: ImageFolderDataset(path)))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", encode(pixels(0, 4, 4))])
-def test_a_file_that_is_no_zip_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path, content):
     (tmp_path / "d.zip").write_bytes(content)
     assert "neither a folder nor an intact zip" in refusal(lambda: ImageFolderDataset(str(tmp_path / "d.zip")))
 
 
-def test_a_zip_cut_off_is_refused(tmp_path):
+def test_a_truncated_zip_is_refused(tmp_path):
     path = write_files(tmp_path / "d.zip", {f"{i}.png": encode(pixels(i, 8, 8)) for i in range(9)})
     data = (tmp_path / "d.zip").read_bytes()
     (tmp_path / "d.zip").write_bytes(data[: len(data) // 2])
@@ -288,7 +288,7 @@ def test_16_bit_rgb_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "other, word", [(pixels(1, 16, 16), "16x16"), (pixels(1, 8, 4), "4x8"), (pixels(1, 8, 8, 3), "RGB")]
 )
-def test_an_image_unlike_the_first_is_named(tmp_path, other, word):
+def test_an_image_that_differs_from_the_first_is_named(tmp_path, other, word):
     files = {"a.png": encode(pixels(0, 8, 8)), "b.png": encode(pixels(1, 8, 8)), "other.png": encode(other)}
     dataset = ImageFolderDataset(write_files(tmp_path / "d.zip", files))
     for call in (lambda: dataset[2], dataset.validate):
@@ -300,7 +300,7 @@ def test_an_image_unlike_the_first_is_named(tmp_path, other, word):
 @pytest.mark.parametrize(
     "kind, cut", [("png", 20), ("png", 30), ("png", 85), ("jpeg", 100), ("bmp", 40), ("png", None)]
 )
-def test_cut_off_images_are_named(tmp_path, place, kind, cut):
+def test_truncated_images_are_named(tmp_path, place, kind, cut):
     data = encode(pixels(0, 8, 8), kind)
     files = {"a.png": encode(pixels(0, 8, 8)), f"cut.{kind}": b"" if cut is None else data[:-cut]}
     path = write_files(tmp_path / place, files)
@@ -314,7 +314,7 @@ def test_cut_off_images_are_named(tmp_path, place, kind, cut):
     assert f"'cut.{kind}'" in refusal(lambda: dataset[1])
 
 
-def test_bytes_after_the_end_of_a_png_are_no_fault(tmp_path):
+def test_bytes_after_the_end_of_a_png_are_accepted(tmp_path):
     path = write_files(tmp_path / "d", {"a.png": encode(pixels(0, 8, 8)) + b"trailing notes of some camera"})
     dataset = ImageFolderDataset(path)
     dataset.validate()

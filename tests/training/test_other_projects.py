@@ -73,7 +73,7 @@ def train(tmp_path, data, monkeypatch, capsys):
     "loss_class",
     [
         f"{THEIRS}.DuckTypedLoss",
-        f"{THEIRS}.LossWithRunsOfItsOwn",
+        f"{THEIRS}.LossWithOwnRuns",
         "tests.training.test_training_loop.OlderLoss",
         "training.loss.StyleGAN2Loss",
     ],
@@ -84,7 +84,7 @@ def test_a_loss_trains_in_the_precision_that_the_log_names(train, name, fast, dt
     assert f"kimg on cpu in {WORDS[dtype]}..." in out
 
 
-def test_a_file_that_replaces_the_losses_brings_its_own_base(train, monkeypatch, name, fast, dtype):
+def test_a_file_that_replaces_training_loss_needs_no_other_name(train, monkeypatch, name, fast, dtype):
     replacement = types.ModuleType("training.loss")
     replacement.StyleGAN2Loss = other_projects.DuckTypedLoss
     monkeypatch.setitem(sys.modules, "training.loss", replacement)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection: its schedules, its regulariser, and that it finds what is there."""
+"""The projection: schedules, regulariser, and whether it finds known images."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ def G():
 
 @pytest.fixture
 def features(tmp_path):
-    """The pixels in [0, 1], so that distances are mean squares."""
+    """Features are the pixels in [0, 1], so distances are mean squares."""
     detector = stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "vgg16.pt")
     find = lpips.open_features(detector, torch.device("cpu"))
     return lambda img: find(img) / 255
@@ -74,7 +74,7 @@ def test_w_statistics(c_dim):
 
 
 def naive_regularizer(noise):
-    """For one map, float64 [H, H], pixel by pixel."""
+    """The regulariser of one map, float64 [H, H], pixel by pixel."""
     total = 0.0
     while True:
         side = len(noise)
@@ -106,8 +106,8 @@ def test_renormalized_noise_has_no_mean_and_unit_variance():
     assert torch.cosine_similarity(direction.flatten(), noise[0].flatten(), dim=0) > 0.9999
 
 
-def test_the_first_steps_in_slow_motion(G, features):
-    """Adam by hand on one w and the maps, with losses as the paper writes them."""
+def test_the_first_steps_against_a_manual_computation(G, features):
+    """Adam written out for one w and its noise maps, with the losses of the paper."""
     target = random_targets(1)
     found = projection.project(G, target, features, num_steps=4, seed=9)
 
@@ -157,9 +157,9 @@ def test_noise_is_renormalized_at_each_step_and_optimised(G, features):
 def test_an_image_of_the_network_is_found_again(G, features):
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
-            parameter.fill_(0.02)  # the noise maps that drew the target are not known to the projection
+            parameter.fill_(0.02)  # the projection does not know the noise maps of the target
         elif "torgb" in name and "affine" not in name:
-            parameter.mul_(0.2)  # colours inside the range that uint8 can hold
+            parameter.mul_(0.2)  # colours inside the range of uint8
     mean, std = projection.w_statistics(G, torch.zeros(1, 0))
     offset = rnd("projection/offset", [1, G.w_dim])
     w = mean + 0.5 * std * offset / offset.norm()
@@ -187,7 +187,7 @@ def test_results_have_the_shapes_that_the_network_takes(G, features):
         assert torch.equal(found.ws[:, i], found.w[:, -1])
 
 
-def test_a_batch_is_as_good_as_one_by_one(G, features):
+def test_a_batch_gives_the_results_of_single_images(G, features):
     targets = random_targets(2)
     together = projection.project(G, targets, features, num_steps=15, seed=5)
     for i in range(2):
@@ -198,13 +198,13 @@ def test_a_batch_is_as_good_as_one_by_one(G, features):
     assert (together.w[0, -1] - together.w[1, -1]).abs().max() > 0.05
 
 
-def test_the_seed_decides(G, features):
+def test_the_result_depends_on_the_seed(G, features):
     runs = [projection.project(G, random_targets(1), features, num_steps=8, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(runs[0].w, runs[1].w) and torch.equal(runs[0].distance, runs[1].distance)
     assert not torch.equal(runs[0].w, runs[2].w)
 
 
-def test_network_and_global_random_state_stay_as_they_were(G, features):
+def test_network_and_global_random_state_do_not_change(G, features):
     G.train().requires_grad_(True)
     before = copy.deepcopy(G.state_dict())
     state = torch.get_rng_state()
@@ -229,7 +229,7 @@ def test_networks_without_noise(features):
     assert found.noise == {} and found.distance[0, -1] < found.distance[0, 0]
 
 
-def test_label_reaches_the_mean(features):
+def test_the_label_affects_the_mean(features):
     G = stand_ins.tiny_generator(c_dim=2)
     target = random_targets(1, resolution=8)
     means = [projection.project(G, target, features, c=c.unsqueeze(0), num_steps=1).w for c in torch.eye(2)]
@@ -238,7 +238,7 @@ def test_label_reaches_the_mean(features):
         projection.project(G, target, features, num_steps=1)
 
 
-def test_progress_is_told_of_each_step(G, features, capsys):
+def test_progress_counts_each_step(G, features, capsys):
     with Progress(4, "Projecting", "step") as progress:
         projection.project(G, random_targets(1), features, num_steps=4, progress=progress)
     assert progress.count == 4

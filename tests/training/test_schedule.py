@@ -3,13 +3,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from tests.support import make_image_zip
+from tests.training.test_training_loop import options
 from torch_utils import training_stats
+from torch_utils.images import from_uint8
+from torch_utils.misc import InfiniteSampler
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.phases import Phase, build_phases, run_due, run_phase
+from training.training_loop import Trainer, TrainingOptions
 
 ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
 
@@ -43,7 +49,7 @@ def test_joint_phase_keeps_the_plain_optimiser():
     assert (both.name, both.interval, both.optimizer.param_groups[0]["lr"]) == ("Gboth", 1, 0.002)
 
 
-def test_fused_steps_equal_the_textbook():
+def test_fused_steps_are_those_of_the_paper():
     """Adam of arXiv 1412.6980, algorithm 1, with the lazily corrected constants."""
     module = frozen_linear()
     expected = module.weight.clone()
@@ -172,8 +178,36 @@ def test_ada_waits_without_data():
     assert float(ada.augment_pipe.p) == moved > 0.3
 
 
-def test_ada_is_not_led_by_broken_logits():
+def test_ada_ignores_nan_logits():
     ada = AdaController(Pipe(0.3), target=0.6, batch_size=32)
     training_stats.report("Loss/signs/real", torch.tensor([1.0, math.nan]))
     ada.update(iteration=4)
     assert float(ada.augment_pipe.p) == pytest.approx(0.3)
+
+
+class RealsOnly:
+    """A loss that records the reals of each phase and trains nothing."""
+
+    def __init__(self, **modules):
+        self.reals = {}
+
+    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
+        self.reals.setdefault(phase, []).append(real_img)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_loop_draws_reals_in_the_order_of_the_sampler(tmp_path, fresh):
+    data = make_image_zip(tmp_path / "toy.zip", resolution=16, num_images=12)
+    made = options(tmp_path / "run", data, loss_kwargs={"class_name": f"{__name__}.RealsOnly"})
+    trainer = Trainer(TrainingOptions(**made))
+    trainer.phases[2].fresh_reals = fresh  # Dmain
+    for _ in range(2):
+        trainer.step(new_tick=False)
+    order = iter(InfiniteSampler(trainer.training_set))
+    batches = [[trainer.training_set[next(order)][0] for _ in range(8)] for _ in range(4)]
+    expected = [from_uint8(torch.as_tensor(np.stack(batch))) for batch in batches]
+    seen = {phase: torch.cat(reals).split(8) for phase, reals in trainer.loss.reals.items()}
+    for phase, indices in {"Gmain": (0, 2), "Greg": (0,), "Dmain": (1, 3), "Dreg": (1,)}.items():
+        indices = indices if fresh else (0, 1)[: len(indices)]
+        assert len(seen[phase]) == len(indices)
+        assert all(torch.equal(reals, expected[i]) for reals, i in zip(seen[phase], indices))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From images anywhere to a dataset that trains: crop, resize, and write all or nothing."""
+"""The work of dataset_tool.py: crop and resize images, and write them as a dataset, completely or not at all."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ import PIL.Image
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, open_atomic
 from training.data.image_files import LABEL_FILE, DatasetError, check_same_shape, check_side
-from training.data.sources import Source
+from training.data.sources import Source, open_source
 
 FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
 TRANSFORMS = ("center-crop", "center-crop-wide")
@@ -25,20 +25,43 @@ Transform = Callable[[PIL.Image.Image], PIL.Image.Image]
 Write = Callable[[str, bytes], None]
 
 
+def make_dataset(
+    source: str,
+    dest: str,
+    *,
+    max_images: int | None = None,
+    resize_filter: str = "lanczos",
+    transform: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    channels: str | None = None,
+    labels_from: str | None = None,
+    compress_level: int = 0,
+) -> None:
+    """Convert the images at `source` to the dataset `dest` and print their number.
+
+    The arguments are the values of the flags of dataset_tool.py. Raises UserError, naming the flag or the image.
+    """
+    apply = make_transform(transform, width, height, resize_filter)
+    images = open_source(source, channels and int(channels), labels_from)
+    count = convert(images, dest, apply, max_images, compress_level)
+    print(f"Wrote {count} images to {dest}")
+
+
 def make_transform(
     transform: str | None, width: int | None, height: int | None, resize_filter: str = "lanczos"
 ) -> Transform:
-    """What is done to each image.
+    """The function that crops and resizes each image.
 
     Args:
         transform: None stretches to `width` x `height` (None keeps the size). 'center-crop' keeps the largest centred
-            square. 'center-crop-wide' keeps the largest centred part of the aspect width : height and puts it, resized,
-            on a black square of side `width`.
+            square. 'center-crop-wide' keeps the largest centred part with the aspect ratio width : height and puts it,
+            resized, on a black square of side `width`.
         width: Pixels; with 'center-crop-wide', of the picture and the square.
         height: Pixels; with 'center-crop-wide', of the picture between the bars.
         resize_filter: 'box' or 'lanczos'.
 
-    Raises UserError on sizes that give no square image of a power of two.
+    Raises UserError if the result would not be square with a power of two as its side.
     """
     _check_size(transform, width, height)
     resample = FILTERS[resize_filter]
@@ -60,7 +83,7 @@ def make_transform(
 
 def _check_size(transform: str | None, width: int | None, height: int | None) -> None:
     if (width is None) != (height is None):
-        raise UserError("--width and --height go together: give both or neither.")
+        raise UserError("--width and --height belong together: give both or neither.")
     if width is None:
         if transform is not None:
             raise UserError(f"--transform={transform} needs --width and --height.")
@@ -87,16 +110,16 @@ def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
 def convert(
     source: Source, dest: str, transform: Transform, max_images: int | None = None, compress_level: int = 0
 ) -> int:
-    """Writes the dataset `dest`, a folder or, by its name, a zip; returns the number of images.
+    """Write a dataset and return its number of images.
 
     Args:
         source: Images and labels; labels are kept if every image has one.
-        dest: Folder (new or empty) or `*.zip` (replaced if it exists). It appears when complete, or not at all.
+        dest: Folder (new or empty) or `*.zip` (replaced if it exists). It appears complete or not at all.
         transform: Applied to every image.
-        max_images: Take the first so many.
-        compress_level: Of the PNGs, 0 (none, fastest to read) to 9.
+        max_images: Use only the first `max_images` images.
+        compress_level: PNG compression, 0 (none, fastest to read) to 9.
 
-    Raises UserError where `dest` cannot be written, DatasetError on an image that does not fit.
+    Raises UserError if `dest` cannot be written, DatasetError for an image that does not fit.
     """
     count = source.count if max_images is None else min(max_images, source.count)
     opened = _zip_writer(dest) if dest.lower().endswith(".zip") else _folder_writer(dest)
@@ -132,7 +155,7 @@ def _zip_writer(dest: str) -> Iterator[Write]:
     with open_atomic(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def write(name: str, data: bytes) -> None:
-            # ZipInfo's fixed date keeps equal input giving equal bytes; it sets no permissions of its own.
+            # ZipInfo has a fixed date, so equal input gives equal bytes, and no permissions.
             info = zipfile.ZipInfo(name)
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
@@ -144,7 +167,9 @@ def _zip_writer(dest: str) -> Iterator[Write]:
 def _folder_writer(dest: str) -> Iterator[Write]:
     dest = os.path.abspath(dest)
     if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
-        raise UserError(f"--dest='{dest}' exists and is not an empty folder: name a new one, or a file ending in .zip.")
+        raise UserError(
+            f"--dest='{dest}' exists and is not an empty folder: choose a new one, or a file ending in .zip."
+        )
     os.makedirs(os.path.dirname(dest), exist_ok=True)
     partial = f"{dest}.{secrets.token_hex(4)}.partial"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files below a folder or inside a zip: listing and reading them, and saying what is wrong with them.
+"""Image files in a folder or zip: list them, read them, and describe what is wrong with them.
 
-Shared by the dataset and by dataset_tool.py, which must not wait for torch to be imported.
+Shared by the dataset and dataset_tool.py, so PyTorch, which is slow to import, is not used here.
 """
 
 import io
@@ -30,10 +30,10 @@ JPEG_END = b"\xff\xd9"
 HEAD_SIZE = 33  # signature and IHDR chunk of a PNG
 TAIL_SIZE = len(PNG_END)
 
-# Pillow's mode: what is wrong with it, and the `dataset_tool.py --channels` value that mends it. 'RGB;16' is ours:
-# Pillow has no 16-bit RGB and would drop the low bytes unsaid.
+# Pillow mode: (what is wrong with it, value of `dataset_tool.py --channels` that fixes it). 'RGB;16' is not Pillow's:
+# Pillow has no 16-bit RGB and would silently drop the low bytes.
 MODE_FAULTS = {
-    "1": ("has 1, 2 or 4 bits a pixel instead of 8", 1),
+    "1": ("has 1, 2 or 4 bits per pixel instead of 8", 1),
     "I;16": ("is 16-bit grey instead of 8-bit", 1),
     "RGB;16": ("is 16-bit RGB instead of 8-bit", 3),
     "LA": ("has an alpha channel (grey + alpha)", 1),
@@ -44,11 +44,11 @@ MODE_FAULTS = {
 
 
 class DatasetError(UserError, IOError):
-    """Something is wrong with the images or labels the user gave; one sentence says what, where and what mends it."""
+    """An error in the user's images or labels: one sentence with the fault, the place and the fix."""
 
 
 class FolderFiles:
-    """All files below a folder, by path relative to it, with forward slashes."""
+    """All files in a folder and its subfolders, by relative path with forward slashes."""
 
     def __init__(self, path: str):
         self.path = path
@@ -69,7 +69,7 @@ class FolderFiles:
             raise DatasetError(f"Cannot read '{name}' in '{self.path}': {err.strerror}.") from err
 
     def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
-        """First HEAD_SIZE and last TAIL_SIZE bytes of each file, without reading what lies between."""
+        """First HEAD_SIZE and last TAIL_SIZE bytes of each file, without reading the rest."""
         for name in names:
             try:
                 with open(os.path.join(self.path, name), "rb") as file:
@@ -85,7 +85,7 @@ class FolderFiles:
 
 
 class ZipFiles:
-    """All files inside a zip. Opened on first use in each process, so that workers never share a file position."""
+    """All files in a zip. Each process opens it on first use, so workers do not share a file position."""
 
     def __init__(self, path: str):
         self.path = path
@@ -117,7 +117,7 @@ class ZipFiles:
             raise DatasetError(f"Cannot read '{name}' in '{self.path}': the zip is damaged or encrypted.") from err
 
     def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
-        """First HEAD_SIZE and last TAIL_SIZE bytes of each file; where stored uncompressed, nothing else is read."""
+        """First HEAD_SIZE and last TAIL_SIZE bytes of each file; only these are read if it is uncompressed."""
         archive = self._open()
         with open(self.path, "rb") as raw:
             for name in names:
@@ -129,7 +129,7 @@ class ZipFiles:
                     yield data[:HEAD_SIZE], data[-TAIL_SIZE:]
 
     def close(self) -> None:
-        """Closes the archive; the next use opens it again."""
+        """Close the archive; the next use opens it again."""
         if self._zip is not None:
             self._zip.close()
         self._zip = None
@@ -139,7 +139,7 @@ class ZipFiles:
 
 
 def _stored_ends(raw, info: zipfile.ZipInfo) -> tuple[bytes, bytes]:
-    # A member's data follow its local header: 30 bytes, of which 26..29 are the lengths of the name and extra fields.
+    # The data follow the local header of 30 bytes, name and extra field; bytes 26..29 are the lengths of the last two.
     raw.seek(info.header_offset + 26)
     lengths = raw.read(4)
     if len(lengths) < 4:
@@ -153,18 +153,18 @@ def _stored_ends(raw, info: zipfile.ZipInfo) -> tuple[bytes, bytes]:
 
 
 def open_files(path: str) -> FolderFiles | ZipFiles:
-    """Files at `path`, a folder or a zip. Raises DatasetError when it is missing or neither."""
+    """Files in the folder or zip `path`. Raises DatasetError if it is missing or neither of the two."""
     if os.path.isdir(path):
         return FolderFiles(path)
     if not os.path.exists(path):
-        raise DatasetError(f"There is no dataset at '{path}': give the path of a folder or zip of images.")
+        raise DatasetError(f"There is no dataset at '{path}': use the path of a folder or zip of images.")
     files = ZipFiles(path)
     files.names()
     return files
 
 
 def image_names(names: list[str]) -> list[str]:
-    """Those of `names` that Pillow can open, by extension; macOS resource forks (`._name`) are left out."""
+    """The `names` that Pillow can open, by extension, without macOS resource forks (`._name`)."""
     formats = PIL.Image.registered_extensions()
     readable = {ext for ext, kind in formats.items() if kind in PIL.Image.OPEN}
     return [
@@ -175,9 +175,9 @@ def image_names(names: list[str]) -> list[str]:
 
 
 def read_header(data: bytes, where: str) -> tuple[str, int, int]:
-    """Pillow mode (or 'RGB;16'), width and height of an image file; of a PNG its first 26 bytes are enough.
+    """Pillow mode (or 'RGB;16'), width and height of an image file; 26 bytes are enough for a PNG.
 
-    Raises DatasetError, naming `where`, when it is no image.
+    Raises DatasetError, naming `where`, if it is not an image.
     """
     if data.startswith(PNG_SIGNATURE):
         if len(data) < 26:
@@ -194,61 +194,61 @@ def read_header(data: bytes, where: str) -> tuple[str, int, int]:
         with PIL.Image.open(io.BytesIO(data)) as image:
             return image.mode, image.width, image.height
     except (OSError, ValueError, SyntaxError) as err:
-        raise DatasetError(f"{where} is empty, truncated or no image: replace or remove the file.") from err
+        raise DatasetError(f"{where} is empty, truncated or not an image: replace or remove the file.") from err
 
 
 def check_mode(mode: str, where: str) -> None:
-    """Raises DatasetError unless `mode` is 8-bit grey or 8-bit RGB."""
+    """Raises DatasetError if `mode` is not 8-bit grey or 8-bit RGB."""
     if mode not in ("L", "RGB"):
         fault, channels = MODE_FAULTS.get(mode, (f"has the colour mode {mode}", 3))
         raise DatasetError(
-            f"{where} {fault}, and only 8-bit grey or RGB can be used: "
+            f"{where} {fault}, and only 8-bit grey and RGB are supported: "
             f"convert the dataset with dataset_tool.py --channels={channels}."
         )
 
 
 def header_shape(data: bytes, where: str) -> list[int]:
-    """[C, H, W] of an image file, from its header. Raises DatasetError unless it is 8-bit grey or RGB."""
+    """[C, H, W] of an image file, from its header. Raises DatasetError if it is not 8-bit grey or RGB."""
     mode, width, height = read_header(data, where)
     check_mode(mode, where)
     return [3 if mode == "RGB" else 1, height, width]
 
 
 def check_side(height: int, width: int, where: str) -> None:
-    """Raises DatasetError unless the image is square with a power of two, at least 4, as its side."""
+    """Raises DatasetError if the image is not square with a power of two, at least 4, as its side."""
     if width != height or width < 4 or width & (width - 1):
         side = 1 << max(2, min(width, height).bit_length() - 1)
         raise DatasetError(
-            f"{where} measures {width}x{height}, and images must be square with a power of two from 4 up as their "
-            f"side: convert with dataset_tool.py --transform=center-crop --width={side} --height={side}."
+            f"{where} is {width}x{height}, and images must be square with a power of two from 4 up as their side: "
+            f"convert with dataset_tool.py --transform=center-crop --width={side} --height={side}."
         )
 
 
 def check_same_shape(shape: list[int], expected: list[int], where: str) -> None:
-    """Raises DatasetError unless an image's [C, H, W] is that of the first image."""
+    """Raises DatasetError if an image's [C, H, W] differs from that of the first image."""
     if shape[1:] != expected[1:]:
         _channels, height, width = expected
         raise DatasetError(
-            f"{where} measures {shape[2]}x{shape[1]}, while the first image measures {width}x{height}: bring all to "
-            f"one size with dataset_tool.py --transform=center-crop --width={width} --height={height}."
+            f"{where} is {shape[2]}x{shape[1]}, while the first image is {width}x{height}: convert all to one size "
+            f"with dataset_tool.py --transform=center-crop --width={width} --height={height}."
         )
     if shape[0] != expected[0]:
         kinds = {1: "grey", 3: "RGB"}
         raise DatasetError(
-            f"{where} is {kinds[shape[0]]}, while the first image is {kinds[expected[0]]}: bring all to one kind "
+            f"{where} is {kinds[shape[0]]}, while the first image is {kinds[expected[0]]}: convert all to one kind "
             f"with dataset_tool.py --channels={max(shape[0], expected[0])}."
         )
 
 
 def ends_intact(head: bytes, tail: bytes) -> bool:
-    """Whether a file that begins and ends so is a PNG or JPEG that was not cut off. False leaves it open."""
+    """Whether a file with this beginning and end is a complete PNG or JPEG. False means unknown."""
     if head.startswith(PNG_SIGNATURE):
         return tail == PNG_END
     return head.startswith(JPEG_SIGNATURE) and tail.endswith(JPEG_END)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Pixels of an image file, uint8 [H, W, C]. Raises DatasetError where it is damaged or has another mode."""
+    """Pixels of an image file, uint8 [H, W, C]. Raises DatasetError if it is damaged or has an unsupported mode."""
     mode, _width, _height = read_header(data, where)
     check_mode(mode, where)
     try:
@@ -257,15 +257,15 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         else:
             with PIL.Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image)
-    except Exception as err:  # decoders raise whatever the broken bytes lead them to
+    except Exception as err:  # decoders raise any exception on damaged data
         raise DatasetError(f"{where} is truncated or damaged: replace or remove the file.") from err
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def read_label_file(files: FolderFiles | ZipFiles) -> dict | None:
-    """Labels by image path from `dataset.json`, as JSON holds them; None where there are none.
+    """Labels by image path from `dataset.json`, as parsed JSON; None if there are none.
 
-    Raises DatasetError when the file is malformed.
+    Raises DatasetError if the file is malformed.
     """
     if LABEL_FILE not in files.names():
         return None

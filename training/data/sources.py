@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where dataset_tool.py takes images from: folders, zips, MNIST, CIFAR-10 and LSUN files."""
+"""Image sources of dataset_tool.py: folders, zips, MNIST, CIFAR-10 and LSUN files."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ MNIST_PADDING = 2  # 28x28 -> 32x32
 
 
 class SourceImage(NamedTuple):
-    """One image on its way: its place, for error messages; pixels; label as `dataset.json` holds it, or None."""
+    """One image: its name in error messages, its pixels, and its label as in `dataset.json`, or None."""
 
     where: str
     image: PIL.Image.Image
@@ -34,22 +34,21 @@ class SourceImage(NamedTuple):
 
 
 class Source(NamedTuple):
-    """How many images there are, and the images, in order, read one by one."""
+    """The number of images and an iterator that reads them one by one, in order."""
 
     count: int
     images: Iterator[SourceImage]
 
 
 def open_source(path: str, channels: int | None = None, labels_from: str | None = None) -> Source:
-    """Images at `path`, whose kind shows in its name.
+    """Images at `path`; its name decides the kind of source.
 
     Args:
         path: A folder, zip, `*_lmdb` folder (LSUN), `cifar-10-python.tar.gz`, or `*-images-idx3-ubyte.gz` (MNIST).
-        channels: 1 or 3 converts every image to 8-bit grey or RGB; None takes 8-bit grey and RGB only.
-        labels_from: 'folders' numbers the top-level folders of a folder or zip as classes, in place of its
-            `dataset.json`.
+        channels: 1 or 3 converts every image to 8-bit grey or RGB; None accepts only 8-bit grey and RGB.
+        labels_from: 'folders' uses the top-level folders of a folder or zip as classes, instead of its `dataset.json`.
 
-    Raises DatasetError where the source is missing, empty or damaged; reading an image may raise it too.
+    Raises DatasetError if the source is missing, empty or damaged; reading an image may raise it too.
     """
     name = os.path.basename(os.path.abspath(path))
     openers = {
@@ -82,19 +81,19 @@ def _convert(image: PIL.Image.Image, channels: int | None) -> PIL.Image.Image:
 
 
 def decode(data: bytes, where: str, channels: int | None) -> PIL.Image.Image:
-    """The image in the bytes of a file, of 1 or 3 `channels` or its own (None). Faults name it as `where`."""
+    """Decode an image file to 1 or 3 `channels` (None: unchanged). Errors name it as `where`."""
     mode = read_header(data, where)[0]
     if mode in ("L", "RGB") or channels is None:
         return _convert(PIL.Image.fromarray(_without_single_channel(decode_image(data, where))), channels)
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             return _convert(image, channels)
-    except Exception as err:  # decoders raise whatever the broken bytes lead them to
+    except Exception as err:  # decoders raise any exception on damaged data
         raise DatasetError(f"{where} is truncated, damaged or not convertible: replace or remove the file.") from err
 
 
 def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
-    # Pillow wants grey images without a channel axis.
+    # Pillow expects grey images without a channel axis.
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
@@ -102,7 +101,7 @@ def _open_files(path: str, channels: int | None, labels_from: str | None) -> Sou
     files = open_files(path)
     names = image_names(files.names())
     if not names:
-        raise DatasetError(f"'{path}' holds no images.")
+        raise DatasetError(f"'{path}' contains no images.")
     labels = _folder_labels(path, names) if labels_from == "folders" else read_label_file(files)
     if labels is not None:
         missing = next((name for name in names if name not in labels), None)
@@ -121,12 +120,12 @@ def _open_files(path: str, channels: int | None, labels_from: str | None) -> Sou
 def _folder_labels(path: str, names: list[str]) -> dict[str, int]:
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
-        raise DatasetError(f"--labels-from=folders: image '{loose}' lies in no folder of '{path}': move it into one.")
+        raise DatasetError(f"--labels-from=folders: image '{loose}' is in no subfolder of '{path}': move it into one.")
     folders = sorted({name.split("/")[0] for name in names})
     if len(folders) < 2:
         raise DatasetError(
-            f"--labels-from=folders: '{path}' holds images in one folder only, '{folders[0]}', and classes need two "
-            f"or more: give the folder above the class folders as --source."
+            f"--labels-from=folders: '{path}' has images in one folder only, '{folders[0]}', but two or more classes "
+            f"are needed: use the parent of the class folders as --source."
         )
     return {name: folders.index(name.split("/")[0]) for name in names}
 
@@ -137,7 +136,7 @@ def _read_idx(path: str, num_dims: int) -> np.ndarray:
         with gzip.open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError as err:
-        raise DatasetError(f"MNIST needs '{path}' too: put it there.") from err
+        raise DatasetError(f"MNIST also needs '{path}': put the file there.") from err
     except (OSError, EOFError, zlib.error) as err:
         raise DatasetError(f"'{path}' is truncated or not a gzip file: download it again.") from err
     sizes = np.frombuffer(data[4 : 4 + 4 * num_dims], dtype=">u4").astype(np.int64)
@@ -151,7 +150,7 @@ def _open_mnist(path: str, channels: int | None) -> Source:
     labels_path = path.removesuffix("images-idx3-ubyte.gz") + "labels-idx1-ubyte.gz"
     labels = _read_idx(labels_path, num_dims=1)
     if len(labels) != len(pixels):
-        raise DatasetError(f"'{path}' holds {len(pixels)} images but '{labels_path}' {len(labels)} labels.")
+        raise DatasetError(f"'{path}' has {len(pixels)} images but '{labels_path}' has {len(labels)} labels.")
     if pixels.shape[1:] == (28, 28):
         pixels = np.pad(pixels, [(0, 0), (MNIST_PADDING, MNIST_PADDING), (MNIST_PADDING, MNIST_PADDING)])
     return _array_source(path, pixels, labels, channels)
@@ -160,11 +159,11 @@ def _open_mnist(path: str, channels: int | None) -> Source:
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads dicts, lists, strings, numbers and numpy arrays; anything else could run code and is refused.
 
-    Apart from `torch_utils.safe_pickle`, which reads networks and imports torch, for which a converter need not wait.
+    Separate from `torch_utils.safe_pickle`, which reads networks and imports PyTorch: a converter starts without it.
     """
 
     def find_class(self, module: str, name: str):
-        """Arrays are stored under numpy's old private name, whatever this numpy calls it."""
+        """Arrays are stored under numpy's old private name, which may differ from the current one."""
         reconstruct = np.empty(0).__reduce__()[0]
         if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
             return reconstruct
@@ -183,7 +182,7 @@ def _open_cifar10(path: str, channels: int | None) -> Source:
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         labels = np.concatenate([batch["labels"] for batch in batches])
     except pickle.UnpicklingError as err:
-        raise DatasetError(f"'{path}' is damaged or holds something other than arrays: {err}.") from err
+        raise DatasetError(f"'{path}' is damaged or contains something other than arrays: {err}.") from err
     except (tarfile.TarError, OSError, EOFError, zlib.error, LookupError, TypeError, ValueError) as err:
         raise DatasetError(f"'{path}' is truncated or not the CIFAR-10 archive: download it again.") from err
     return _array_source(path, pixels.transpose(0, 2, 3, 1), labels, channels)

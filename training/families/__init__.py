@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dnnlib.util import get_obj_by_name
-from training.families.family import Data, Family
+from dnnlib.util import UserError, get_obj_by_name
+from training.families.family import Family
 from training.families.stylegan2 import STYLEGAN2
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["Data", "Family", "aliases", "class_of", "of", "preset", "presets", "register", "stored_classes"]
 
 _FAMILIES: dict[str, Family] = {STYLEGAN2.name: STYLEGAN2}
 _AUGMENTATION = {"AugmentPipe": "training.augment.AugmentPipe"}  # of no family: it sees images alone
@@ -60,6 +58,12 @@ def of(network: torch.nn.Module) -> Family:
 def find(class_name: str) -> Family | None:
     """The family that stores networks under `class_name`, or None."""
     return next((family for family in _FAMILIES.values() if class_name in family.classes), None)
+
+
+def require_w(G: torch.nn.Module, what: str) -> None:
+    """Raises UserError, naming `what` needs it, unless `G` has an intermediate latent space w."""
+    if not of(G).has_w:
+        raise UserError(f"{what} needs a latent space w, which a {type(G).__name__} ({of(G).name}) does not have.")
 
 
 def stored_classes() -> dict[str, str]:

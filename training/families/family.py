@@ -57,7 +57,9 @@ class Family:
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> images that share a statistic, so a batch is a multiple of it; None for any batch.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
-    has_w:              whether G maps z to an intermediate latent w: style mixing, projection and PPL need one.
+    has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
+                        style mixing, projection and PPL need one.
+    export_kwargs:      further arguments of `sample` in exported programs.
     published:          alias -> URL of a network for --resume and --dgl-teacher.
     """
 
@@ -76,6 +78,7 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     differs_by_process: str | None = None
     has_w: bool = False
+    export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -162,17 +162,15 @@ def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
     ]
 
 
-def sample(
-    G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, truncation_psi: float = 1, noise_mode="random", **kwargs
-) -> torch.Tensor:
-    """Images of z and c; psi pulls w towards its mean, `noise_mode` is 'random', 'const' or 'none'."""
-    return G(z=z, c=c, truncation_psi=truncation_psi, noise_mode=noise_mode, **kwargs)
+def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> torch.Tensor:
+    """Images of z and c; `truncation_psi` pulls w towards its mean, `noise_mode` is 'random', 'const' or 'none'."""
+    return G(z=z, c=c, **kwargs)
 
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
     """Truncation pulls w towards its mean, which some mapping networks do not track."""
     if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not hold: use --trunc=1.")
+        raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
 
 
 def macs(G: torch.nn.Module) -> int:
@@ -221,5 +219,7 @@ STYLEGAN2 = Family(
     batch_group=batch_group,
     differs_by_process=r".*\.w_avg",
     has_w=True,
+    # One shared kernel per layer instead of one per sample: many runtimes take convolutions with constant kernels only.
+    export_kwargs={"fused_modconv": False},
     published=PUBLISHED,
 )

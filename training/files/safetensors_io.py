@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError, open_atomic
-from torch_utils import misc, persistence
+from torch_utils import misc
 from torch_utils.safe_pickle import StoredObject
 from training import families
 
@@ -111,8 +111,7 @@ def _entries(config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str
         class_name, args, kwargs = (fields.get(name) for name in ("class_name", "init_args", "init_kwargs"))
         if not isinstance(class_name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
             raise UserError(f"{path} is a damaged safetensors file: its header does not say how to build {key[:100]}")
-        state = {"_init_args": args, "_init_kwargs": kwargs, "_parameters": by_network[key]}
-        entries[key] = StoredObject(class_name, "", state, persistence.VERSION)
+        entries[key] = StoredObject.of(class_name, kwargs, by_network[key], args)
     return entries
 
 

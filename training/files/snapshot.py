@@ -203,6 +203,17 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def with_arguments(network: torch.nn.Module, name: str, **changes: Any) -> torch.nn.Module:
+    """A copy of one of our networks, built with some constructor arguments changed and the same tensors.
+
+    `changes` replace recorded keyword arguments; `name` is what messages call the network. The result is as from
+    `rebuild`, which also says what is raised.
+    """
+    tensors = dict(misc.named_params_and_buffers(network))
+    kwargs = {**network.init_kwargs, **changes}
+    return rebuild(StoredObject.of(type(network).__name__, kwargs, tensors, network.init_args), name)
+
+
 def _elements(tensors: dict[str, torch.Tensor]) -> int:
     """How many numbers lie behind tensors, which may repeat some and share others."""
     storages = {}

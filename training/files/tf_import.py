@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import persistence
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 
 _OLDEST_VERSION = 4
@@ -158,8 +157,7 @@ def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> St
         if our_name in tensors:
             raise UserError(f"{name} holds more than one TensorFlow variable for {our_name[:100]}")
         tensors[our_name] = tensor
-    state = {"_init_args": (), "_init_kwargs": kwargs, "_parameters": tensors}
-    return StoredObject(class_name, "", state, persistence.VERSION)
+    return StoredObject.of(class_name, kwargs, tensors)
 
 
 def _arguments(network: StoredTFNetwork, table: tuple, name: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MNIST, CIFAR-10 and LSUN files as sources of images, made small here; folders and zips are in test_dataset_tool."""
+"""Small MNIST, CIFAR-10 and LSUN files as sources of images; test_dataset_tool covers folders and zips."""
 
 import gzip
 import io
@@ -48,7 +48,7 @@ def test_mnist_is_padded_to_32_with_labels(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["no labels", "cut", "not gzip", "other idx", "fewer labels", "missing"])
-def test_faulty_mnist_files_are_named(tmp_path, fault):
+def test_bad_mnist_files_are_named(tmp_path, fault):
     source, _images, _labels = write_mnist(tmp_path / "mnist")
     labels = tmp_path / "mnist" / "train-labels-idx1-ubyte.gz"
     named = source.name
@@ -123,14 +123,14 @@ class Harmful:
         ([], "not the CIFAR-10 archive"),
     ],
 )
-def test_cifar10_files_run_no_code_and_faults_are_told(tmp_path, capsys, batches, word):
+def test_cifar10_files_run_no_code_and_faults_are_named(tmp_path, capsys, batches, word):
     source = write_cifar10(tmp_path / "cifar-10-python.tar.gz", batches)
     with pytest.raises(UserError, match=word):
         read(source)
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_a_cut_off_cifar10_archive_is_told(tmp_path):
+def test_a_truncated_cifar10_archive_is_named(tmp_path):
     batch = pickle.dumps({"data": pixels(0, 3, 3072), "labels": [0, 1, 2]})
     source = write_cifar10(tmp_path / "cifar-10-python.tar.gz", [batch] * 5)
     source.write_bytes(source.read_bytes()[:-2000])
@@ -157,7 +157,7 @@ def test_without_lmdb_the_extra_is_named(tmp_path, monkeypatch):
         read(tmp_path / "church_lmdb")
 
 
-def test_labels_from_folders_is_for_folders_and_zips(tmp_path):
+def test_labels_from_folders_needs_a_folder_or_zip(tmp_path):
     source, _images, _labels = write_mnist(tmp_path / "mnist")
     with pytest.raises(UserError, match="--labels-from=folders needs a folder or zip"):
         read(source, labels_from="folders")

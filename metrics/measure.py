@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of calc_metrics.py: check the inputs, start the processes, compute each metric and report it."""
+
+import os
+from typing import Any
+
+from dnnlib.util import UserError, is_url
+from metrics import catalogue, detectors, inputs, metric_main, metric_utils
+from torch_utils import distributed
+from training.files.snapshot import load_snapshot
+
+
+def measure(
+    metrics: list[str],
+    *,
+    network: str | None = None,
+    fakes: str | None = None,
+    data: str | None = None,
+    mirror: bool | None = None,
+    save_stats: str | None = None,
+    gpus: int = 1,
+    detector: str | None = None,
+    device: str = "auto",
+    trust_pickle: bool = False,
+    verbose: bool = True,
+) -> None:
+    """Compute `metrics` of a network pickle or of images, or save the statistics of the reals that they need.
+
+    Exactly one of `network`, `fakes` and `save_stats` is given; all arguments are the values of the flags of
+    calc_metrics.py. Prints one line of JSON per metric and, for a pickle in a run directory, appends it to
+    metric-NAME.jsonl there. Raises UserError for unusable inputs, before any long work.
+    """
+    found = [catalogue.find(name) for name in metrics]
+    if None in found or not found:
+        valid = ", ".join(metric_main.list_valid_metrics())
+        raise UserError(f"--metrics={','.join(metrics) or 'none'} can only contain the following values: {valid}.")
+    for rank in range(gpus):
+        distributed.resolve_device(device, rank)
+    if network is not None:
+        compared = inputs.of_network(network, found, data, mirror, detector, trust_pickle)
+    elif fakes is not None:
+        compared = inputs.of_images(fakes, found, data, mirror, detector)
+    else:
+        inputs.check_stats_path(save_stats)
+        compared = inputs.of_reals(data, found, mirror, detector)
+    detectors.ensure_available(metrics, detector)
+    options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
+    distributed.launch(_process, gpus, metrics, network, trust_pickle, save_stats, device, options | compared)
+
+
+def _process(
+    rank: int,
+    metrics: list[str],
+    network: str | None,
+    trust: bool,
+    save_stats: str | None,
+    device_name: str,
+    options: dict[str, Any],
+) -> None:
+    """The work of one process. `options`: further arguments of MetricOptions."""
+    device = distributed.resolve_device(device_name, rank)
+    distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
+    options = {**options, "rank": rank, "device": device}
+    if save_stats is not None:
+        found = [catalogue.find(name) for name in metrics]
+        inputs.save_reals(metric_utils.MetricOptions(**options), found, save_stats)
+        return
+    G = None if network is None else load_snapshot(network, trust=trust)["G_ema"]
+    for metric in metrics:
+        result = metric_main.calc_metric(metric, G=G, **options)
+        if rank == 0:
+            metric_main.report_metric(result, run_dir=_run_dir(network), snapshot_pkl=network)
+
+
+def _run_dir(network: str | None) -> str | None:
+    """The writable run directory that contains the network pickle, or None."""
+    if network is None or is_url(network):
+        return None
+    folder = os.path.dirname(os.path.abspath(network))
+    is_run_dir = os.path.isfile(os.path.join(folder, "training_options.json"))
+    return folder if is_run_dir and os.access(folder, os.W_OK) else None

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole family of networks in one file: an unconditional DCGAN (arXiv 1511.06434) for 16x16 images."""
+
+import torch
+from torch import nn
+
+from torch_utils import persistence
+from training.families import Data, Family
+from training.families.family import batch_sizes
+from training.loss import Loss, d_logistic_fake, d_logistic_real, g_nonsaturating
+from training.phases import Phase
+
+
+@persistence.persistent_class
+class ToyG(nn.Module):
+    """z [N, Z], c (ignored) -> images [N, C, 16, 16]."""
+
+    def __init__(self, c_dim, img_resolution, img_channels, z_dim=8, width=8):
+        super().__init__()
+        self.c_dim, self.img_resolution, self.img_channels, self.z_dim = c_dim, img_resolution, img_channels, z_dim
+        self.first = nn.ConvTranspose2d(z_dim, width, 4)
+        self.second = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, width, 4, 2, 1))
+        self.last = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(width, img_channels, 4, 2, 1), nn.Tanh())
+
+    def forward(self, z, c):
+        return self.last(self.second(self.first(z[:, :, None, None])))
+
+
+@persistence.persistent_class
+class ToyD(nn.Module):
+    """Images [N, C, 16, 16], c (ignored) -> logits [N, 1]."""
+
+    def __init__(self, c_dim, img_resolution, img_channels, width=8):
+        super().__init__()
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
+        layers = nn.Conv2d(img_channels, width, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 4, 2, 1)
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 4), nn.Flatten())
+
+    def forward(self, img, c):
+        return self.layers(img)
+
+
+class ToyLoss(Loss):
+    """Phases D, on real images, and G."""
+
+    def __init__(self, device, G, D, augment_pipe=None):
+        self.G, self.D = G, D
+
+    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
+        fakes = self.G(gen_z, gen_c)
+        if phase == "G":
+            loss = g_nonsaturating(self.D(fakes, gen_c))
+        else:
+            loss = d_logistic_fake(self.D(fakes.detach(), gen_c)) + d_logistic_real(self.D(real_img, real_c))
+        loss.mean().mul(gain).backward()
+
+
+def options(flags, preset, data: Data):
+    batch_size, batch_gpu = batch_sizes(flags, batch=8, gpus=1, group=1)
+    adam = {"class_name": "torch.optim.Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
+    return {
+        "G_kwargs": {"class_name": f"{__name__}.ToyG", "width": preset},
+        "D_kwargs": {"class_name": f"{__name__}.ToyD", "width": preset},
+        "G_opt_kwargs": dict(adam),
+        "D_opt_kwargs": dict(adam),
+        "loss_kwargs": {"class_name": f"{__name__}.ToyLoss"},
+        "total_kimg": 1,
+        "batch_size": batch_size,
+        "batch_gpu": batch_gpu,
+        "ema_kimg": 1,
+        "ema_rampup": None,
+    }
+
+
+def phases(G, D, options):
+    """Two steps of D, each on new reals, then one of G."""
+    optimizers = {net: torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (G, D)}
+    step = Phase("D", D, optimizers[D], interval=1, fresh_reals=True)
+    return [step, step, Phase("G", G, optimizers[G], interval=1)]
+
+
+def sample(G, z, c, truncation_psi=1, noise_mode="random", **kwargs):
+    return G(z, c)
+
+
+def check_truncation(G, psi):
+    """Truncation has no meaning here and is ignored."""
+
+
+TOY = Family(
+    name="toy",
+    generators={"ToyG": f"{__name__}.ToyG"},
+    discriminators={"ToyD": f"{__name__}.ToyD"},
+    presets={"toy": 8},
+    options=options,
+    stored_arguments=lambda class_name, module_src, args, kwargs, tensor_names: (args, kwargs),
+    half_precision=lambda class_name, kwargs, num_fp16_res, conv_clamp: kwargs,
+    loss_arguments=lambda G, D: {"G": G, "D": D},
+    phases=phases,
+    sample=sample,
+    check_truncation=check_truncation,
+    macs=lambda G: 0,
+    batch_group=lambda D: None,
+    differs_by_process=r".*(running_|num_batches).*",
+)
