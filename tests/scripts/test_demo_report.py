@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from dnnlib.util import UserError
 from scripts import demo
 from scripts.demo_report import HEADER, Entry, table, write_html, write_png
 from tests.support import ROOT
@@ -86,6 +88,12 @@ def test_only_older_runs_are_removed(tmp_path):
     (tmp_path / "report.html").write_text("x")
     demo.remove_older_runs(tmp_path, keep=tmp_path / "20250102-000000")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20250102-000000", "mine", "report.html"]
+
+
+def test_an_outdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(demo.main, [f"--outdir={tmp_path / 'file'}"])
+    assert isinstance(result.exception, UserError) and str(result.exception).startswith("--outdir=")
 
 
 @pytest.mark.slow
