@@ -2,6 +2,7 @@
 """Imports go down only (docs/architecture.md): each package knows those below it and none above."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -70,6 +71,29 @@ def faults(name: str, source: str) -> list[str]:
         elif package in PACKAGES and rank_of(target) > rank_of(name):
             found.append(f"{name} imports {target}, which is above it")
     return found
+
+
+def order(sources: dict[str, str]) -> list[str]:
+    """Modules in an order in which each imports only earlier ones, also in functions. Raises CycleError if none."""
+    graph = {}
+    for name, source in sources.items():
+        targets = imported_modules(source)
+        graph[name] = {target if target in sources else target.rpartition(".")[0] for target in targets} & {*sources}
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_two_files_import_each_other():
+    sources = {module_name(path): path.read_text(encoding="utf-8") for path in FILES}
+    sources = {name: text for name, text in sources.items() if name.split(".")[-1] != "__main__"}
+    assert {"dnnlib.util", "metrics.detectors", "torch_utils.ops.bias_act", "training.options"} <= set(order(sources))
+
+
+@pytest.mark.parametrize("inner", ["import a.b", "from a import b", "def f():\n    from a.b import g"])
+def test_a_circle_is_found(inner):
+    sources = {"a.b": "import a.c", "a.c": "from a.d import f", "a.d": inner}
+    with pytest.raises(graphlib.CycleError):
+        order(sources)
+    assert order({**sources, "a.d": ""}) == ["a.d", "a.c", "a.b"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,7 +2,6 @@
 """The catalogue of metrics: names, needs, and whether each row describes what its function does."""
 
 import dataclasses
-import graphlib
 import subprocess
 import sys
 
@@ -13,7 +12,6 @@ from metrics import catalogue, inputs, metric_main, saved_stats
 from metrics.metric_utils import MetricOptions
 from tests.metrics import stand_ins
 from tests.support import ROOT, golden_json
-from tests.test_import_ranks import imported_modules
 
 
 def test_names_are_those_of_the_command_line_in_order():
@@ -39,16 +37,6 @@ def test_asking_for_metrics_imports_nothing_heavy(module, forbidden):
     code = f"import sys, metrics.{module}; print({forbidden!r} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
-
-
-def test_files_of_metrics_import_each_other_without_circles():
-    names = {f"metrics.{path.stem}" for path in (ROOT / "metrics").glob("*.py")}
-    imports = {}
-    for name in names:
-        found = imported_modules((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        imports[name] = {other for other in names if any(f"{target}.".startswith(f"{other}.") for target in found)}
-    assert imports["metrics.catalogue"] == set() and "metrics.detectors" in imports["metrics.metric_main"]
-    graphlib.TopologicalSorter(imports).prepare()
 
 
 def test_needs_of_metrics():
