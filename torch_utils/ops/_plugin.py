@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled CUDA kernels: built when a CUDA tensor first asks for them; where that fails, plain PyTorch serves."""
+"""The compiled CUDA kernels. They are built for the first CUDA tensor that could use them (backend.py); where that
+fails, plain PyTorch runs instead."""
 
 import pathlib
 import sys
@@ -8,7 +9,6 @@ import types
 import torch
 
 from torch_utils import custom_ops, distributed
-from torch_utils.ops import backend
 
 NAME = "stylegan2_ada_kernels"
 CSRC = pathlib.Path(__file__).parent / "csrc"
@@ -22,15 +22,10 @@ _kernels: types.ModuleType | None = None
 _attempted = False
 
 
-def serves(x: torch.Tensor) -> bool:
-    """Whether the kernels take `x`: a CUDA tensor of a type they know, outside `reference_path`, and they load."""
-    return x.is_cuda and x.dtype in TYPES and not backend.is_reference() and load() is not None
-
-
 def load() -> types.ModuleType | None:
-    """The kernels' module (csrc/plugin.cpp), or None where it cannot be had, which the first call says in a sentence.
+    """The module of the kernels (csrc/plugin.cpp), or None if they are unavailable; the first call prints the reason.
 
-    While `torch.compile` traces, a module that no eager call has loaded counts as absent: a build cannot be traced.
+    While `torch.compile` traces, kernels that no eager call has loaded count as unavailable: a build cannot be traced.
     """
     global _kernels, _attempted
     if _attempted or torch.compiler.is_compiling():
@@ -39,11 +34,11 @@ def load() -> types.ModuleType | None:
     try:
         _check_tools()
         _kernels = custom_ops.get_plugin(NAME, SOURCES, extra_cflags=["-O2"], extra_cuda_cflags=CUDA_FLAGS)
-    except Exception as error:  # whatever a compiler, linker or driver may raise: the plain path needs none of them
+    except Exception as error:  # whatever a compiler, linker or driver raises: plain PyTorch needs none of them
         if custom_ops.verbosity != "none" and distributed.is_main():
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             print(
-                f"bias_act and upfirdn2d run in plain PyTorch, slower and with the same results, because their CUDA "
+                f"bias_act and upfirdn2d run in plain PyTorch, slower but with the same results, because their CUDA "
                 f"kernels could not be built: {reason} (torch_utils.custom_ops.verbosity = 'full' shows more).",
                 file=sys.stderr,
             )
@@ -51,7 +46,7 @@ def load() -> types.ModuleType | None:
 
 
 def _check_tools() -> None:
-    """Say what is missing before a build says it in a page."""
+    """Raise a short error for a missing tool, before a build raises a long one."""
     import torch.utils.cpp_extension  # takes a second, which only CUDA needs to spend
 
     if torch.version.cuda is None:

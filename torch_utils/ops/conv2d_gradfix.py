@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`torch.nn.functional`'s 2-D convolutions, with a way to leave out the weight gradients of a backward pass.
 
-The gradient penalties differentiate a network with respect to its input, keeping the graph, and have no use for the
-weight gradients of that first pass.
+Gradient penalties differentiate a network with respect to its input, keeping the graph, and do not need the weight
+gradients of that first pass.
 
-A convolution of x with w, weighted by g and summed, is one number that is linear in each of the three. Its derivative
-by g is the convolution, by x the transposed convolution, by w the weight gradient, and the derivatives of these are
-again among the three. So one autograd function with three faces differentiates to any order, by the fast route each
-time; PyTorch's own second derivative takes slower ones.
+A convolution of x with w, multiplied by g and summed, is linear in each of the three. Its derivatives are
 
-Letters: N batch, C H W wide side (input of a convolution), O h w narrow side (its output), K taps.
+    in g    the convolution of x with w
+    in x    the transposed convolution of g with w
+    in w    the weight gradient, of x and g
+
+and the derivatives of each of these are the other two. So three autograd functions that call one another differentiate
+to any order, each time by a fast routine; PyTorch's own second derivatives use slower ones.
+
+Letters: N batch, C H W input of a convolution, O h w its output, kh kw kernel.
 """
 
 import contextlib
@@ -19,20 +23,20 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import backend
+from torch_utils.ops import backend, layout
 
-enabled = True  # False: the plain functions, whose weight gradients cannot be left out.
+enabled = True  # False: PyTorch's own functions, whose weight gradients cannot be left out.
 
-# One flag for all threads: a backward pass runs its nodes on threads of its own.
+# One flag for all threads, because backward passes run on other threads.
 _weight_gradients_disabled = False
 
 
 @contextlib.contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Backward passes that run inside leave out the gradients of this module's convolutions to their weights.
+    """Backward passes inside leave out the gradients of this module's convolutions with respect to their weights.
 
-    Convolutions that PyTorch's own functions serve (see `_plain`: the reference path, autocast, odd geometries) have
-    them all the same, so ask only for gradients that are wanted: `torch.autograd.grad`, not `backward`.
+    This does not hold where PyTorch's own functions run (`enabled = False`, the reference path, autocast, padding by
+    name, inputs without a batch axis). So ask only for the gradients you need: `torch.autograd.grad`, not `backward`.
     """
     global _weight_gradients_disabled
     before = _weight_gradients_disabled
@@ -52,14 +56,14 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """`torch.nn.functional.conv2d` that `no_weight_gradients` governs; differentiable to any order."""
-    if _plain(input, padding):
+    """`torch.nn.functional.conv2d` that obeys `no_weight_gradients`; differentiable to any order."""
+    implementation = backend.choose_convolution(input, enabled)
+    if implementation == backend.REFERENCE or input.ndim != 4 or isinstance(padding, str):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    x, w = _fast_layout(input), _fast_layout(weight)
-    if not _differentiated(x, w):
-        return _plus(F.conv2d(x, w, None, stride, padding, dilation, groups), bias)
-    form = _Form(x.shape, w.shape, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return _plus(_Derivative.apply("g", form, x, w), bias)
+    form = _Form(
+        input.shape, weight.shape, _pair(stride), _pair(padding), _pair(dilation), groups, implementation == backend.CPU
+    )
+    return _plus(_run(_Conv, form.laid_out(input), form.laid_out(weight), form), bias)
 
 
 def conv_transpose2d(
@@ -72,32 +76,22 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
 ) -> torch.Tensor:
-    """`torch.nn.functional.conv_transpose2d` that `no_weight_gradients` governs; differentiable to any order."""
+    """`torch.nn.functional.conv_transpose2d` that obeys `no_weight_gradients`; differentiable to any order."""
+    implementation = backend.choose_convolution(input, enabled)
     stride, output_padding = _pair(stride), _pair(output_padding)
-    if _plain(input, padding) or any(rest >= step for rest, step in zip(output_padding, stride)):
+    beyond = any(rest >= step for rest, step in zip(output_padding, stride))  # no convolution has this as its input
+    if implementation == backend.REFERENCE or input.ndim != 4 or isinstance(padding, str) or beyond:
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    g, w = _fast_layout(input), _fast_layout(weight)
-    if not _differentiated(g, w):
-        return _plus(F.conv_transpose2d(g, w, None, stride, padding, output_padding, groups, dilation), bias)
     padding, dilation = _pair(padding), _pair(dilation)
-    wide = [
-        (g.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w.shape[2 + i] - 1) + output_padding[i] + 1
-        for i in (0, 1)
-    ]
-    x_shape = torch.Size([g.shape[0], w.shape[1] * groups, *wide])
-    form = _Form(x_shape, w.shape, stride, padding, dilation, groups)
-    return _plus(_Derivative.apply("x", form, w, g), bias)
-
-
-def _plain(input: torch.Tensor, padding) -> bool:
-    """Whether PyTorch's own function is to serve: where it is asked for, or can do what `_Derivative` cannot."""
-    if not enabled or backend.is_reference() or torch.is_autocast_enabled(input.device.type):
-        return True
-    return input.ndim != 4 or isinstance(padding, str)
+    full = [(input.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    size = [full[i] - 2 * padding[i] + output_padding[i] for i in (0, 1)]
+    x_shape = torch.Size([input.shape[0], weight.shape[1] * groups, *size])
+    form = _Form(x_shape, weight.shape, stride, padding, dilation, groups, implementation == backend.CPU)
+    return _plus(_run(_ConvTranspose, form.laid_out(input), form.laid_out(weight), form), bias)
 
 
 class _Form(NamedTuple):
-    """The trilinear form of a convolution: shapes of x [N, C, H, W] and w [O, C / groups, K, K], and its geometry."""
+    """The form that is linear in x [N, C, H, W], w [O, C / groups, kh, kw] and g [N, O, h, w]: shapes and geometry."""
 
     x_shape: torch.Size
     w_shape: torch.Size
@@ -105,61 +99,87 @@ class _Form(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    on_cpu: bool
+
+    def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        return layout.channels_last(tensor) if self.on_cpu else tensor
 
 
-class _Derivative(torch.autograd.Function):
-    """Derivative of the form by `wanted` ('x', 'w' or 'g') at values `a`, `b` of the other two, in that order."""
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def compute(x: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:
+        return F.conv2d(x, w, None, form.stride, form.padding, form.dilation, form.groups)
 
     @staticmethod
-    def forward(ctx, wanted: str, form: _Form, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        ctx.wanted, ctx.form = wanted, form
-        ctx.save_for_backward(a, b)
-        return _evaluate(wanted, form, **dict(zip(_others(wanted), (a, b))))
+    def forward(ctx, x, w, form):
+        ctx.save_for_backward(x, w)
+        ctx.form = form
+        return _Conv.compute(x, w, form)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        names = _others(ctx.wanted)
-        values = {**dict(zip(names, ctx.saved_tensors)), ctx.wanted: _fast_layout(grad)}
-        grads = []
-        for name, needed in zip(names, ctx.needs_input_grad[2:]):
-            if needed and not (name == "w" and _weight_gradients_disabled):
-                grads.append(_derivative(name, ctx.form, **{other: values[other] for other in _others(name)}))
-            else:
-                grads.append(None)
-        return None, None, *grads
+    def backward(ctx, g):
+        (x, w), form, (x_needed, w_needed, _) = ctx.saved_tensors, ctx.form, ctx.needs_input_grad
+        g = form.laid_out(g)
+        dx = _run(_ConvTranspose, g, w, form) if x_needed else None
+        dw = _run(_WeightGradient, x, g, form) if w_needed and not _weight_gradients_disabled else None
+        return dx, dw, None
 
 
-def _others(name: str) -> tuple[str, ...]:
-    return tuple(other for other in "xwg" if other != name)
-
-
-def _differentiated(*values: torch.Tensor) -> bool:
-    """Whether gradients may be asked for. Where not, the bookkeeping of `_Derivative` would cost small networks 6 %."""
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
-
-
-def _derivative(wanted: str, form: _Form, **values: torch.Tensor) -> torch.Tensor:
-    """`_Derivative`, or only its value where no gradients are asked for."""
-    if _differentiated(*values.values()):
-        return _Derivative.apply(wanted, form, *(values[name] for name in _others(wanted)))
-    return _evaluate(wanted, form, **values)
-
-
-def _evaluate(wanted: str, form: _Form, x=None, w=None, g=None) -> torch.Tensor:
-    x_shape, w_shape, stride, padding, dilation, groups = form
-    if wanted == "g":
-        return F.conv2d(x, w, None, stride, padding, dilation, groups)
-    if wanted == "x":
-        narrow = [(g.shape[i + 2] - 1) * stride[i] - 2 * padding[i] for i in (0, 1)]
-        rest = [x_shape[i + 2] - narrow[i] - dilation[i] * (w_shape[i + 2] - 1) - 1 for i in (0, 1)]
+class _ConvTranspose(torch.autograd.Function):
+    @staticmethod
+    def compute(g: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:
+        x_shape, w_shape, stride, padding, dilation, groups, _ = form
+        full = [(g.shape[2 + i] - 1) * stride[i] + dilation[i] * (w_shape[2 + i] - 1) + 1 for i in (0, 1)]
+        rest = [x_shape[2 + i] + 2 * padding[i] - full[i] for i in (0, 1)]
         return F.conv_transpose2d(g, w, None, stride, padding, rest, groups, dilation)
-    if x.device.type == "cpu" and dilation == (1, 1) and groups == 1 and _products_win(form, g):
-        return _weight_gradient_by_products(form, x, g)
-    return torch.nn.grad.conv2d_weight(x, w_shape, g, stride, padding, dilation, groups)
+
+    @staticmethod
+    def forward(ctx, g, w, form):
+        ctx.save_for_backward(g, w)
+        ctx.form = form
+        return _ConvTranspose.compute(g, w, form)
+
+    @staticmethod
+    def backward(ctx, x):
+        (g, w), form, (g_needed, w_needed, _) = ctx.saved_tensors, ctx.form, ctx.needs_input_grad
+        x = form.laid_out(x)
+        dg = _run(_Conv, x, w, form) if g_needed else None
+        dw = _run(_WeightGradient, x, g, form) if w_needed and not _weight_gradients_disabled else None
+        return dg, dw, None
 
 
-def _products_win(form: _Form, g: torch.Tensor) -> bool:
-    """Whether matrix products beat a CPU's own weight gradient: with strides, and where w is large beside the image."""
+class _WeightGradient(torch.autograd.Function):
+    @staticmethod
+    def compute(x: torch.Tensor, g: torch.Tensor, form: _Form) -> torch.Tensor:
+        if form.on_cpu and form.dilation == (1, 1) and form.groups == 1 and _products_are_faster(form, g):
+            return _weight_gradient_by_products(form, x, g)
+        return torch.nn.grad.conv2d_weight(x, form.w_shape, g, form.stride, form.padding, form.dilation, form.groups)
+
+    @staticmethod
+    def forward(ctx, x, g, form):
+        ctx.save_for_backward(x, g)
+        ctx.form = form
+        return _WeightGradient.compute(x, g, form)
+
+    @staticmethod
+    def backward(ctx, w):
+        (x, g), form, (x_needed, g_needed, _) = ctx.saved_tensors, ctx.form, ctx.needs_input_grad
+        w = form.laid_out(w)
+        dx = _run(_ConvTranspose, g, w, form) if x_needed else None
+        dg = _run(_Conv, x, w, form) if g_needed else None
+        return dx, dg, None
+
+
+def _run(function: type, a: torch.Tensor, b: torch.Tensor, form: _Form) -> torch.Tensor:
+    """Apply one of the functions above. Without gradients, its bookkeeping would cost small networks 6 %."""
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return function.apply(a, b, form)
+    return function.compute(a, b, form)
+
+
+def _products_are_faster(form: _Form, g: torch.Tensor) -> bool:
+    """Whether matrix products are faster than a CPU's own weight gradient: with strides, or with a large w and a small
+    image."""
     O, C, kh, kw = form.w_shape
     positions = g.shape[0] * g.shape[2] * g.shape[3]
     large = 16 * positions < O * C
@@ -173,21 +193,13 @@ def _weight_gradient_by_products(form: _Form, x: torch.Tensor, g: torch.Tensor) 
     x, g = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1).reshape(-1, O)
     if px or py:
         x = F.pad(x, (0, 0, px, px, py, py))
-    grad = x.new_empty([O, kh, kw * C])
+    grad = torch.empty([O, C, kh, kw], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows_of_taps = grad.permute(0, 2, 3, 1).view(O, kh, kw * C)
     for i in range(kh):
         rows = x[:, i : i + sy * (h - 1) + 1 : sy, : sx * (w - 1) + kw]
         seen = rows.unfold(2, kw, sx).transpose(3, 4)  # [N, h, w, kw, C]
-        grad[:, i] = g.t() @ seen.reshape(-1, kw * C)
-    return grad.reshape(O, kh, kw, C).permute(0, 3, 1, 2)
-
-
-def _fast_layout(x: torch.Tensor) -> torch.Tensor:
-    """`x`, on a CPU in channels-last: its convolutions are 1.3 to 3 times faster there, backward passes above all.
-
-    Their results have the layout of their input and element-wise operations keep it, so only the first of a chain of
-    layers converts anything.
-    """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        rows_of_taps[:, i] = g.t() @ seen.reshape(-1, kw * C)
+    return grad
 
 
 def _plus(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -29,9 +29,9 @@ def conv2d_resample(
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> torch.Tensor:
-    """Upsample (zeros, then FIR), convolve, downsample (FIR, then decimate), padding once at the start.
+    """Upsample (zeros, then FIR), convolve, downsample (FIR, then decimate), with all padding at the start.
 
-    The result equals that definition (`_conv2d_resample_ref`) to rounding, by the cheapest of several equal routes.
+    That is the definition. The result equals it to rounding, computed by the cheapest of several equivalent routes.
 
     Args:
         x: Images or features [N, C, H, W].
@@ -39,8 +39,9 @@ def conv2d_resample(
         f: Filter from `upfirdn2d.setup_filter`, or None = identity.
         up: Upsampling factor.
         down: Downsampling factor.
-        padding: Of the upsampled image, beyond what keeps it centred: number, [x, y] or [x0, x1, y0, y1].
-        groups: Groups of channels that are convolved separately.
+        padding: Padding of the upsampled image, in addition to what keeps it centred: number, [x, y] or
+            [x0, x1, y0, y1].
+        groups: Number of groups of channels that are convolved separately.
         flip_weight: True = correlation, as `torch.nn.functional.conv2d`; False = convolution.
         flip_filter: True = correlate with `f`; False = convolve.
 
@@ -68,24 +69,6 @@ def conv2d_resample(
     return _conv(upfirdn2d(x, None, padding=sides), w, groups, flip_weight)
 
 
-def _conv2d_resample_ref(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    f: torch.Tensor | None = None,
-    up: int = 1,
-    down: int = 1,
-    padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    flip_weight: bool = True,
-    flip_filter: bool = False,
-) -> torch.Tensor:
-    """`conv2d_resample` step by step, as it is defined."""
-    sides = _total_padding(padding, f, up, down)
-    x = upfirdn2d(x, f if up > 1 else None, up=up, padding=sides, gain=up**2, flip_filter=flip_filter)
-    x = _conv(x, w, groups, flip_weight)
-    return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
-
-
 def _check(x: torch.Tensor, w: torch.Tensor, up: int, down: int, groups: int) -> None:
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"conv2d_resample: x and w must have four axes, got {list(x.shape)} and {list(w.shape)}")
@@ -99,11 +82,11 @@ def _check(x: torch.Tensor, w: torch.Tensor, up: int, down: int, groups: int) ->
 
 
 def _total_padding(padding, f: torch.Tensor | None, up: int, down: int) -> tuple[int, int, int, int]:
-    """The caller's padding plus what keeps the up- and downsampled image centred."""
+    """The caller's padding plus the padding that keeps the up- and downsampled image centred."""
     if up > 1:
-        padding = add_padding(padding, f, lambda taps, axis: upsampling_padding(taps, up))
+        padding = add_padding(padding, f, upsampling_padding, (up, up))
     if down > 1:
-        padding = add_padding(padding, f, lambda taps, axis: downsampling_padding(taps, down))
+        padding = add_padding(padding, f, downsampling_padding, (down, down))
     return padding_sides(padding)
 
 
@@ -114,7 +97,7 @@ def _conv(x, w, groups: int, flip_weight: bool, stride: int = 1, padding: tuple[
 
 
 def _pointwise(x, w, fir: dict, up: int, down: int, sides, groups: int) -> torch.Tensor:
-    """1x1 kernels commute with resampling, so they run where the image is smallest."""
+    """A 1x1 kernel commutes with resampling, so it is applied where the image is smallest."""
     if up >= down:
         x = conv2d_gradfix.conv2d(x, w, groups=groups)
     if up > 1:
@@ -128,14 +111,14 @@ def _pointwise(x, w, fir: dict, up: int, down: int, sides, groups: int) -> torch
 
 
 def _transposed(x, w, fir: dict, up: int, sides, groups: int, flip_weight: bool) -> torch.Tensor:
-    """Kernel before FIR: both are convolutions, so they commute, and zero-stuffing folds into a transposed one."""
+    """Convolve with the kernel before the filter: convolutions commute, and a transposed one inserts the zeros."""
     O, C_group, kh, kw = w.shape
     x0, x1, y0, y1 = sides
-    # The transposed convolution is 'full' where the definition is 'valid', and ends at the last pixel, without the
-    # up-1 zeros after it.
+    # The transposed convolution pads fully, where the definition does not pad, and it ends at the last pixel, without
+    # the up-1 zeros that follow.
     x0, x1 = x0 - (kw - 1), x1 - (kw - up)
     y0, y1 = y0 - (kh - 1), y1 - (kh - up)
-    # What would be cropped on both sides afterwards is not computed at all.
+    # What is cropped on both sides is not computed at all.
     crop_x = max(min(-x0, -x1), 0)
     crop_y = max(min(-y0, -y1), 0)
     if flip_weight:

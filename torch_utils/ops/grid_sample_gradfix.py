@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bilinear image sampling whose gradients are themselves differentiable, which PyTorch's own are not.
+"""Bilinear image sampling with differentiable gradients, which PyTorch's own sampler does not have.
 
 Letters: N batch, C channels, H W input image, h w sampled image.
 """
@@ -30,14 +30,14 @@ def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         )
     if enabled and torch.is_grad_enabled():
         if grid.requires_grad:
-            return _grid_sample_ref(input, grid)
+            return _sample_by_gathering(input, grid)
         if input.requires_grad:
             return _GridSample.apply(input, grid)
     return _sample(input, grid)
 
 
-def _grid_sample_ref(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """`grid_sample` from elementary operations: the weighted sum of each point's four neighbours."""
+def _sample_by_gathering(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """The weighted sum of each point's four neighbours, by elementary operations: also differentiable in the grid."""
     N, C, H, W = input.shape
     h, w = grid.shape[1:3]
     x = ((grid[..., 0] + 1) * W - 1) / 2
@@ -56,14 +56,14 @@ def _grid_sample_ref(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """PyTorch's sampler, in a precision that holds pixel positions and that every device has."""
+    """PyTorch's sampler, in a precision that can represent pixel positions and that every device supports."""
     dtype = torch.promote_types(torch.promote_types(input.dtype, grid.dtype), torch.float32)
     sampled = F.grid_sample(input.to(dtype), grid.to(dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.to(input.dtype)
 
 
 class _GridSample(torch.autograd.Function):
-    """Sampling is linear in the image: its gradient is the adjoint, whatever the image."""
+    """Sampling is linear in the image, so its gradient is its adjoint and does not depend on the image."""
 
     @staticmethod
     def forward(ctx, input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -78,13 +78,13 @@ class _GridSample(torch.autograd.Function):
 
 
 class _GridSampleAdjoint(torch.autograd.Function):
-    """Spread each sampled value over the pixels it came from; the adjoint's adjoint is sampling again."""
+    """Spread each sampled value over the pixels it came from. The adjoint of that is sampling again."""
 
     @staticmethod
     def forward(ctx, grad: torch.Tensor, grid: torch.Tensor, input_shape: torch.Size) -> torch.Tensor:
         ctx.save_for_backward(grid)
         with torch.enable_grad():
-            # The image's values do not matter, so no memory is spent on them.
+            # The values of the image do not matter, so they take no memory.
             image = grad.new_zeros(()).expand(input_shape).requires_grad_()
             (adjoint,) = torch.autograd.grad(_sample(image, grid), image, grad)
         return adjoint

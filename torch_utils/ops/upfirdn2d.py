@@ -4,16 +4,17 @@
 Letters: N batch, C channels, H W image, fh fw filter taps.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import _plugin, backend
+from torch_utils.ops import backend, upfirdn2d_cuda, upfirdn2d_torch
+from torch_utils.ops.upfirdn2d_ref import Pair, resample_ref
 
-SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes beat one 2-D pass.
-FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over all samples' channels at once.
+SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes are faster than one 2-D pass.
 
 
 def setup_filter(
@@ -89,126 +90,50 @@ def upfirdn2d(
         raise ValueError(f"upfirdn2d: impl must be 'ref' or 'cuda', got {impl!r}")
     if x.ndim != 4:
         raise ValueError(f"upfirdn2d: x must have shape [N, C, H, W], got {list(x.shape)}")
-    up_x, up_y = axis_factors(up, "up")
-    padded_w = x.shape[3] * up_x + sum(padding_sides(padding)[:2])
-    padded_h = x.shape[2] * up_y + sum(padding_sides(padding)[2:])
-    fw, fh = filter_size(f)
+    # From here on, pairs are y, then x.
+    up, down = axis_factors(up, "up"), axis_factors(down, "down")
+    x0, x1, y0, y1 = padding_sides(padding)
+    fh, fw = filter_size(f)
+    padded_h, padded_w = x.shape[2] * up[0] + y0 + y1, x.shape[3] * up[1] + x0 + x1
     if padded_w < fw or padded_h < fh:
         raise ValueError(
             f"upfirdn2d: the upsampled and padded image, {padded_w}x{padded_h}, is smaller than the {fw}x{fh} filter"
         )
-    down_x, down_y = axis_factors(down, "down")
-    if impl == "ref" or backend.is_reference() or (f is not None and f.requires_grad):
-        return _upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
-    if f is not None and _plugin.serves(x):
-        from torch_utils.ops import upfirdn2d_cuda  # here, because it takes the reference below
-
-        return upfirdn2d_cuda.upfirdn2d(x, f, (up_x, up_y), (down_x, down_y), padding_sides(padding), flip_filter, gain)
-    return _resample_fast(x, f, (up_x, up_y), (down_x, down_y), padding_sides(padding), flip_filter, gain)
-
-
-def _resample_fast(x, f, up, down, sides, flip_filter: bool, gain: float) -> torch.Tensor:
-    """`upfirdn2d` of arguments in their full form: (x, y) factors and four sides."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Upfirdn2d.apply(x, f, up, down, sides, flip_filter, gain)
-    if x.device.type == "cpu" and x.shape[1] >= FEW_CHANNELS and up != (1, 1) and down == (1, 1):
-        # Depthwise convolutions are 3 times faster there; unless the result is larger than x, converting costs more.
-        x = x.contiguous(memory_format=torch.channels_last)
-    return _upfirdn2d_ref(x, f, up, down, sides, flip_filter, gain)
+    size = (padded_h - fh) // down[0] + 1, (padded_w - fw) // down[1] + 1
+    implementation = backend.choose(x, impl, has_kernels=f is not None and not f.requires_grad)
+    if f is None:
+        if up == (1, 1) and implementation != backend.REFERENCE:
+            return _shift(x, down, (y0, x0), size, gain)
+        f = x.new_ones([1, 1])
+    return _separate(_implementations[implementation], x, f, up, down, (y0, x0), size, flip_filter, float(gain))
 
 
-class _Upfirdn2d(torch.autograd.Function):
-    """Resampling is linear in the image, and its adjoint is resampling again: so is every derivative.
-
-    Autograd's own second derivative of a depthwise convolution would loop over the channels.
-    """
-
-    @staticmethod
-    def forward(ctx, x, f, up, down, sides, flip_filter, gain):
-        ctx.save_for_backward(f)
-        ctx.adjoint = down, up, adjoint_padding(x.shape, f, up, down, sides), not flip_filter, gain
-        return _resample_fast(x, f, up, down, sides, flip_filter, gain)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (f,) = ctx.saved_tensors
-        return _resample_fast(grad, f, *ctx.adjoint), None, None, None, None, None, None
+_implementations: dict[str, Callable[..., torch.Tensor]] = {
+    backend.REFERENCE: resample_ref,
+    backend.KERNELS: upfirdn2d_cuda.resample,
+    backend.CPU: functools.partial(upfirdn2d_torch.resample, on_cpu=True),
+    backend.GENERIC: functools.partial(upfirdn2d_torch.resample, on_cpu=False),
+}
 
 
-def adjoint_padding(shape, f: torch.Tensor | None, up, down, sides) -> tuple[int, int, int, int]:
-    """Padding of the adjoint of an `upfirdn2d` on images of `shape` [N, C, H, W]; `up` and `down` swap roles in it.
-
-    Output o reads input i through the tap o·down - i·up + taps - 1 - before, in either direction. So the adjoint pads
-    taps - 1 - before zeros in front, and behind as many (or less than none) as make it as long as the input.
-    """
-    adjoint = []
-    for axis, taps in enumerate(filter_size(f)):
-        size, (before, after) = shape[3 - axis], sides[2 * axis : 2 * axis + 2]
-        out = (size * up[axis] + before + after - taps) // down[axis] + 1
-        adjoint += [taps - 1 - before, size * up[axis] - up[axis] + 1 - out * down[axis] + before]
-    return tuple(adjoint)
-
-
-def _upfirdn2d_ref(
-    x: torch.Tensor,
-    f: torch.Tensor | None,
-    up: int | Sequence[int] = 1,
-    down: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    flip_filter: bool = False,
-    gain: float = 1,
+def _separate(
+    resample, x: torch.Tensor, f: torch.Tensor, up: Pair, down: Pair, pad: Pair, size: Pair, flip: bool, gain: float
 ) -> torch.Tensor:
-    """`upfirdn2d` in plain PyTorch: depthwise convolutions."""
-    (up_x, up_y), (down_x, down_y) = axis_factors(up, "up"), axis_factors(down, "down")
-    x0, x1, y0, y1 = padding_sides(padding)
-    if f is None and up_x == up_y == 1:
-        x = _pad(x, (x0, x1, y0, y1))[:, :, ::down_y, ::down_x]
-        return x if gain == 1 else x * gain
-    f = x.new_ones([1, 1]) if f is None else f
-    # The gain goes into the taps, in the wider of the two types, so that half precision rounds once.
-    f = f.to(torch.promote_types(f.dtype, x.dtype))
+    """`resample` with a 2-D filter, or with a 1-D one along x, then y."""
+    f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if f.ndim == 2:
-        return _resample(x, f * gain, (up_x, up_y), (down_x, down_y), (x0, x1, y0, y1), flip_filter)
-    x = _resample(x, f[None, :] * gain, (up_x, 1), (down_x, 1), (x0, x1, 0, 0), flip_filter)
-    return _resample(x, f[:, None], (1, up_y), (1, down_y), (0, 0, y0, y1), flip_filter)
+        return resample(x, f, up, down, pad, size, flip, gain)
+    x = resample(x, f[None, :], (1, up[1]), (1, down[1]), (0, pad[1]), (x.shape[2], size[1]), flip, gain)
+    return resample(x, f[:, None], (up[0], 1), (down[0], 1), (pad[0], 0), size, flip, 1.0)
 
 
-def _resample(
-    x: torch.Tensor,
-    f: torch.Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    sides: tuple[int, int, int, int],
-    flip_filter: bool,
-) -> torch.Tensor:
-    """`upfirdn2d` with a 2-D filter [fh, fw] in one convolution, which neither stores the inserted zeros nor computes
-    pixels that are not kept (unless both `up` and `down` exceed 1)."""
-    N, C = x.shape[:2]
-    if C < FEW_CHANNELS:
-        x = x.reshape(1, N * C, *x.shape[2:])
-    groups = x.shape[1]
-    transposed = up != (1, 1)
-    if transposed == flip_filter:
-        f = f.flip([0, 1])  # A transposed convolution convolves, the other correlates.
-    fh, fw = f.shape
-    f = f.to(x.dtype).expand(groups, 1, fh, fw)
-    x0, x1, y0, y1 = sides
-    if transposed:
-        # It is 'full' where ours is 'valid', and ends at the last pixel, without the up-1 zeros after it.
-        x0, x1, y0, y1 = x0 - (fw - 1), x1 - (fw - up[0]), y0 - (fh - 1), y1 - (fh - up[1])
-        crop_x, crop_y = max(min(-x0, -x1), 0), max(min(-y0, -y1), 0)
-        x = F.conv_transpose2d(x, f, stride=up[::-1], padding=(crop_y, crop_x), groups=groups)
-        x = _pad(x, (x0 + crop_x, x1 + crop_x, y0 + crop_y, y1 + crop_y))[:, :, :: down[1], :: down[0]]
-    else:
-        pad_x, pad_y = max(min(x0, x1), 0), max(min(y0, y1), 0)
-        x = _pad(x, (x0 - pad_x, x1 - pad_x, y0 - pad_y, y1 - pad_y))
-        x = F.conv2d(x, f, stride=down[::-1], padding=(pad_y, pad_x), groups=groups)
-    return x.reshape(N, C, *x.shape[2:])
-
-
-def _pad(x: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Tensor:
-    """Pad with zeros, or crop, each side."""
-    return F.pad(x, sides) if any(sides) else x
+def _shift(x: torch.Tensor, down: Pair, pad: Pair, size: Pair, gain: float) -> torch.Tensor:
+    """`upfirdn2d` that neither filters nor upsamples, in memory that `x` does not share."""
+    after = [(size[i] - 1) * down[i] + 1 - x.shape[2 + i] - pad[i] for i in (0, 1)]
+    sides = [pad[1], after[1], pad[0], after[0]]
+    y = F.pad(x, sides) if any(sides) else x
+    y = y[:, :, :: down[0], :: down[1]]
+    return y if any(sides) and gain == 1 else y * gain
 
 
 def filter2d(
@@ -220,7 +145,7 @@ def filter2d(
     impl: str = "cuda",
 ) -> torch.Tensor:
     """Filter images at unchanged size; `padding` adds to that. Arguments and errors as for `upfirdn2d`."""
-    sides = add_padding(padding, f, lambda taps, axis: (taps // 2, (taps - 1) // 2))
+    sides = add_padding(padding, f, downsampling_padding, (1, 1))
     return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
@@ -235,7 +160,7 @@ def upsample2d(
 ) -> torch.Tensor:
     """Enlarge images `up` times at unchanged brightness; `padding` adds to that. Arguments as for `upfirdn2d`."""
     factors = axis_factors(up, "up")
-    sides = add_padding(padding, f, lambda taps, axis: upsampling_padding(taps, factors[axis]))
+    sides = add_padding(padding, f, upsampling_padding, factors)
     gain = gain * factors[0] * factors[1]
     return upfirdn2d(x, f, up=up, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
 
@@ -250,8 +175,7 @@ def downsample2d(
     impl: str = "cuda",
 ) -> torch.Tensor:
     """Shrink images `down` times; `padding` adds to that. Arguments as for `upfirdn2d`."""
-    factors = axis_factors(down, "down")
-    sides = add_padding(padding, f, lambda taps, axis: downsampling_padding(taps, factors[axis]))
+    sides = add_padding(padding, f, downsampling_padding, axis_factors(down, "down"))
     return upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
@@ -265,20 +189,19 @@ def downsampling_padding(taps: int, down: int) -> tuple[int, int]:
     return (taps - down + 1) // 2, (taps - down) // 2
 
 
-def add_padding(padding, f: torch.Tensor | None, rule) -> tuple[int, int, int, int]:
-    """`padding` plus rule(taps, axis) = (before, after) along each axis, x first."""
+def add_padding(padding, f: torch.Tensor | None, rule, factors: Pair) -> tuple[int, int, int, int]:
+    """`padding` plus rule(taps, factor) = (before, after) along each axis, as [x0, x1, y0, y1]."""
     x0, x1, y0, y1 = padding_sides(padding)
-    fw, fh = filter_size(f)
-    (ax0, ax1), (ay0, ay1) = rule(fw, 0), rule(fh, 1)
-    return x0 + ax0, x1 + ax1, y0 + ay0, y1 + ay1
+    (more_y0, more_y1), (more_x0, more_x1) = map(rule, filter_size(f), factors)
+    return x0 + more_x0, x1 + more_x1, y0 + more_y0, y1 + more_y1
 
 
-def axis_factors(factor: int | Sequence[int], name: str) -> tuple[int, int]:
-    """A factor, or [x, y], as (x, y)."""
+def axis_factors(factor: int | Sequence[int], name: str) -> Pair:
+    """A factor, or [x, y], as (y, x)."""
     pair = tuple(factor) if isinstance(factor, Sequence) else (factor, factor)
     if len(pair) != 2 or not all(isinstance(value, int) and value >= 1 for value in pair):
         raise ValueError(f"{name} must be a whole number from 1 up or [x, y] of them, got {factor!r}")
-    return pair
+    return pair[::-1]
 
 
 def padding_sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
@@ -291,10 +214,10 @@ def padding_sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     return sides
 
 
-def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
-    """Taps (fw, fh) of a filter."""
+def filter_size(f: torch.Tensor | None) -> Pair:
+    """Taps (fh, fw) of a filter."""
     if f is None:
         return 1, 1
     if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
         raise ValueError("f must be None or a floating-point tensor of shape [fh, fw] or [taps] (see setup_filter)")
-    return f.shape[-1], f.shape[0]
+    return f.shape[0], f.shape[-1]

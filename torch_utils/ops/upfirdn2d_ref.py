@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The definition of `upfirdn2d`, literally: the inserted zeros are stored, which makes upsampling slow."""
+
+import torch
+import torch.nn.functional as F
+
+Pair = tuple[int, int]  # y, x
+
+
+def resample_ref(
+    x: torch.Tensor, f: torch.Tensor, up: Pair, down: Pair, pad: Pair, size: Pair, flip: bool, gain: float
+) -> torch.Tensor:
+    """Insert zeros, pad, filter, keep every `down`-th pixel.
+
+    All implementations of `upfirdn2d` take these arguments; pairs are y, then x.
+
+    Args:
+        x: Images [N, C, H, W].
+        f: Filter [fh, fw], float32 or, for images of that type, float64.
+        up: up-1 zeros follow each pixel.
+        down: Every down-th pixel stays.
+        pad: Zeros before the first pixel; negative = crop.
+        size: Height and width of the result. They determine the padding after the last pixel.
+        flip: False = convolution, True = correlation.
+        gain: Factor on the result.
+
+    Returns:
+        Images [N, C, *size], of `x`'s type.
+    """
+    N, C, H, W = x.shape
+    if up != (1, 1):
+        x = F.pad(x.reshape(N, C, H, 1, W, 1), [0, up[1] - 1, 0, 0, 0, up[0] - 1])
+        x = x.reshape(N, C, H * up[0], W * up[1])
+    after = padding_after(x.shape[2:], f, (1, 1), down, pad, size)
+    x = F.pad(x, [pad[1], after[1], pad[0], after[0]])
+    f = (f if flip else f.flip([0, 1])) * gain
+    return F.conv2d(x, f.to(x.dtype).expand(C, 1, *f.shape), stride=down, groups=C)
+
+
+def padding_after(shape, f: torch.Tensor, up: Pair, down: Pair, pad: Pair, size: Pair) -> Pair:
+    """Zeros (y, x) that follow the last pixel and its up-1 zeros in images of `shape` [H, W]; negative = crop."""
+    y, x = ((size[i] - 1) * down[i] + f.shape[i] - shape[i] * up[i] - pad[i] for i in (0, 1))
+    return y, x
