@@ -78,7 +78,7 @@ def _measure(rank, options):
     from torch_utils import distributed
     from training.files.snapshot import load_snapshot
 
-    device = distributed.resolve_device(options["device"], rank)
+    device = distributed.configure_device(distributed.resolve_device(options["device"], rank))
     distributed.init(rank=rank, world_size=options["gpus"], device=device)
     shared = {
         "num_gpus": options["gpus"],

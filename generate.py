@@ -44,7 +44,7 @@ def main(network, seeds, psi, class_idx, noise_mode, projected_w, outdir, device
     from torch_utils import distributed, images
     from training import sampling
 
-    device = distributed.resolve_device(device)
+    device = distributed.configure_device(distributed.resolve_device(device))
     G = sampling.open_generator(network, trust_pickle, device)
     if projected_w is None:
         latents = _latents_of_seeds(G, seeds, class_idx, psi, device)

@@ -44,7 +44,7 @@ def main(network, target, num_steps, seed, save_video, class_idx, batch, outdir,
     from torch_utils import distributed, images
     from training import projection, projection_files, sampling
 
-    device = distributed.resolve_device(device)
+    device = distributed.configure_device(distributed.resolve_device(device))
     G = sampling.open_generator(network, trust_pickle, device)
     c = sampling.class_label(G, class_idx, device)
     targets = projection_files.read_targets(target, G.img_resolution, G.img_channels)

@@ -41,7 +41,7 @@ def main(network, rows, cols, styles, psi, class_idx, noise_mode, outdir, device
 
     sampling.check_seeds("--rows", rows)
     sampling.check_seeds("--cols", cols)
-    device = distributed.resolve_device(device)
+    device = distributed.configure_device(distributed.resolve_device(device))
     G = sampling.open_generator(network, trust_pickle, device)
     if max(styles) >= G.num_ws:
         raise UserError(f"--styles={max(styles)} is out of range: the network has styles 0 to {G.num_ws - 1}.")

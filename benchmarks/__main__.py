@@ -44,11 +44,11 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
 
     from benchmarks import machine, measure, results, variants
     from benchmarks.cases import Setting
-    from torch_utils.distributed import resolve_device
+    from torch_utils.distributed import configure_device, resolve_device
 
     if threads is not None:
         torch.set_num_threads(threads)
-    device = resolve_device(device)
+    device = configure_device(resolve_device(device))
     earlier = None if compare is None else results.load(compare)
     chosen = variants.available(device, precisions)
     auto = variants.auto_choice(device)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA operations with an implementation for CPU tensors, which production does not have.
 
-Importing this module registers formulas in plain PyTorch; what is around the kernels (derivatives, fake tensors,
-tracing) can then be tested without a GPU. Inside `launched`, the production code that launches the kernels runs instead.
+Importing this module registers formulas in plain PyTorch, so that everything around the kernels (derivatives, fake
+tensors, tracing) can be tested without a GPU. Inside `launched`, the code that launches the kernels runs instead.
 """
 
 import contextlib

@@ -3,7 +3,6 @@
 
 import itertools
 import re
-import types
 
 import pytest
 import torch
@@ -70,7 +69,7 @@ def test_bias_act_and_its_derivatives_equal_the_reference(act):
     names += [] if act in ("linear", "relu", "lrelu") else ["bias_act_grad2"]
     for clamp, (alpha, gain), layout in itertools.product((None, 0.8), ((None, None), (0.1, -1.5), (0, 0.5)), LAYOUTS):
         if act == "linear" and gain is None and clamp is None:
-            gain = 1.5  # noqa: PLW2901
+            gain = 1.5
         x, b, g = doubles(("x", (2, 3, 4, 2)), ("b", (3,)), ("g", (2, 3, 4, 2)))
         x = x.detach().to(memory_format=layout).requires_grad_()
         attributes = (1, act, alpha, gain, clamp)

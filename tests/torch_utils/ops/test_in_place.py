@@ -44,8 +44,8 @@ def probes():
         yield f"upfirdn2d up and down {channels}", lambda x: upfirdn2d(x, F4, up=2, down=2, padding=3), channels
         yield f"upfirdn2d crop {channels}", lambda x: upfirdn2d(x, F4, up=2, padding=-2), channels
         yield f"upfirdn2d no filter {channels}", lambda x: upfirdn2d(x, None), channels
-        for name, kwargs in {"up": {"up": 2}, "down": {"down": 2}, "pad": {"padding": 1}, "crop": {"padding": -1}}.items():
-            yield f"upfirdn2d no filter, {name} {channels}", lambda x, kw=kwargs: upfirdn2d(x, None, **kw), channels
+        for kwargs in ({"up": 2}, {"down": 2}, {"padding": 1}, {"padding": -1}):
+            yield f"upfirdn2d no filter {kwargs} {channels}", lambda x, kw=kwargs: upfirdn2d(x, None, **kw), channels
     for size in (1, 3):
         for name, kwargs in {"": {}, "up": {"up": 2}, "down": {"down": 2}, "both": {"up": 2, "down": 2}}.items():
             for groups in (1, 2):
