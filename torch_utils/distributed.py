@@ -128,8 +128,9 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
 def resolve_device(name: str, rank: int = 0) -> torch.device:
     """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') means for process `rank`.
 
-    'auto' is CUDA if there is a CUDA device, else the CPU. Changes no settings: see `configure_device`. Raises UserError
-    naming --device (or --gpus, if there are fewer GPUs than processes) if the device is unavailable.
+    'auto' is CUDA if there is a CUDA device, else the CPU. Changes no settings: see `configure_device`.
+
+    Raises UserError naming --device (or --gpus, if there are fewer GPUs than processes) if the device is unavailable.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
