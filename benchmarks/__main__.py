@@ -41,11 +41,11 @@ def main(out, quick, full, only, res, precisions, batch, cbase, budget, threads,
 
     from benchmarks import cases, measure, report, results
     from torch_utils import machine
-    from torch_utils.distributed import resolve_device
+    from torch_utils.distributed import configure_device, resolve_device
 
     if threads is not None:
         torch.set_num_threads(threads)
-    device = resolve_device(device)
+    device = configure_device(resolve_device(device))
     earlier = None if compare is None else results.load(compare)
     chosen, auto = cases.available(device, precisions), cases.auto_choice(device)
     folder = make_folder(out, "--out")

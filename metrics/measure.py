@@ -58,7 +58,7 @@ def _process(
     options: dict[str, Any],
 ) -> None:
     """The work of one process. `options`: further arguments of MetricOptions."""
-    device = distributed.resolve_device(device_name, rank)
+    device = distributed.configure_device(distributed.resolve_device(device_name, rank))
     distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
     options = {**options, "rank": rank, "device": device}
     if save_stats is not None:

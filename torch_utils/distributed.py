@@ -128,8 +128,9 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
 def resolve_device(name: str, rank: int = 0) -> torch.device:
     """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') means for process `rank`.
 
-    'auto' is CUDA if there is a CUDA device, else the CPU. On CUDA, fp32 is exact from then on. Raises UserError naming
-    --device (or --gpus, where there are fewer GPUs than processes) if it is not to be had.
+    'auto' is CUDA if there is a CUDA device, else the CPU. Changes no settings: see `configure_device`.
+
+    Raises UserError naming --device (or --gpus, if there are fewer GPUs than processes) if the device is unavailable.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,7 +141,6 @@ def resolve_device(name: str, rank: int = 0) -> torch.device:
             raise UserError("--device=cuda: this machine has no usable CUDA device; try --device=auto")
         if rank >= torch.cuda.device_count():
             raise UserError(f"--gpus={rank + 1} or more: this machine has {torch.cuda.device_count()} CUDA device(s)")
-        precision.allow_tf32(False)  # PyTorch's default rounds; training asks for it with --allow-tf32.
         return torch.device("cuda", rank)
     if name == "mps":
         if not torch.backends.mps.is_available():
@@ -149,3 +149,13 @@ def resolve_device(name: str, rank: int = 0) -> torch.device:
             raise UserError("--device=mps: there is one Apple GPU at most, so use --gpus=1")
         return torch.device("mps")
     raise UserError(f"--device={name} is not one of auto, cpu, cuda, mps")
+
+
+def configure_device(device: torch.device) -> torch.device:
+    """Set PyTorch up for computing on `device`, and return it: on CUDA, float32 is exact from then on.
+
+    PyTorch rounds convolutions to TF32 by default. Training has its own switch, --allow-tf32.
+    """
+    if device.type == "cuda":
+        precision.allow_tf32(False)
+    return device

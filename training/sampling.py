@@ -39,7 +39,7 @@ def generate_images(
 
     The arguments are the values of the flags of generate.py. Raises UserError, naming the flag, for unusable ones.
     """
-    torch_device = distributed.resolve_device(device)
+    torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = open_generator(network, trust_pickle, torch_device)
     if projected_w is None:
         to_draw = _of_seeds(G, seeds, class_idx, psi, noise_mode, torch_device)
@@ -122,7 +122,7 @@ def mix_styles(
     """
     check_seeds("--rows", rows)
     check_seeds("--cols", cols)
-    torch_device = distributed.resolve_device(device)
+    torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = open_generator(network, trust_pickle, torch_device)
     families.require_w(G, "Style mixing")
     if max(styles) >= G.num_ws:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed, misc, training_stats
+from torch_utils import distributed, misc, precision, training_stats
 from torch_utils.ops import layout
 
 
@@ -105,6 +105,18 @@ def test_devices_that_are_not_there_name_the_flag(monkeypatch):
     assert distributed.resolve_device("mps").type == "mps"
     with pytest.raises(UserError, match="--gpus=1"):
         distributed.resolve_device("mps", rank=1)
+
+
+def test_asking_for_a_device_changes_no_settings_and_configuring_it_makes_float32_exact(monkeypatch):
+    calls = []
+    monkeypatch.setattr(precision, "allow_tf32", calls.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    device = distributed.resolve_device("cuda")
+    assert calls == []
+    assert distributed.configure_device(device) == device and calls == [False]
+    cpu = torch.device("cpu")
+    assert distributed.configure_device(cpu) == cpu and calls == [False]
 
 
 def _gradients_with_and_without_sync(rank, folder):

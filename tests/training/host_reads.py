@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds where Python looks at the values of tensors: on a GPU each such place makes the host wait for it."""
+"""Finds the places where Python reads the values of tensors, each of which makes the host wait for a GPU."""
 
 import contextlib
 import traceback
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations whose result, or the shape of it, the host has to know.
+# Operations whose result, or its shape, the host must know.
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
-METHODS = ("tolist", "numpy", "cpu")  # which reach the data of a CPU tensor without an operation
+METHODS = ("tolist", "numpy", "cpu")  # They read a CPU tensor without an operation.
 
 
 def where() -> str:
-    """The line of the project that led here."""
+    """File and function of the project that led here."""
     stack = traceback.extract_stack()
     frames = [frame for frame in stack if "site-packages" not in frame.filename and frame.filename != __file__]
     return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].name}"
@@ -35,7 +35,7 @@ class _Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[str]]:
-    """Inside it, every place where the host reads a tensor is added to the list that it gives."""
+    """Inside, every place where the host reads a tensor is added to the yielded list."""
     found: list[str] = []
     originals = {name: getattr(torch.Tensor, name) for name in METHODS}
 

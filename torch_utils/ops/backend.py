@@ -61,7 +61,7 @@ def choose(x: torch.Tensor, impl: str = "cuda", has_kernels: bool = False) -> st
 
 
 def choose_convolution(x: torch.Tensor, enabled: bool) -> str:
-    """`choose` for a convolution; `enabled` is its module's switch. Under autocast, PyTorch's own converts the types."""
+    """`choose` for a convolution; `enabled` is its module's switch. Under autocast, PyTorch's own chooses the types."""
     if not enabled or torch.is_autocast_enabled(x.device.type):
         return REFERENCE
     return choose(x)

@@ -9,7 +9,8 @@ With p(u) = clamp(gain * a(u), ±clamp) for an activation a, the three operation
 
 They are differentiable twice; a third derivative raises RuntimeError. Piecewise linear activations save their output
 for the backward pass, which the next layer saves anyway: its sign gives the slope, and a magnitude at the bound means
-that it was clamped. The other activations save their input.
+that it was clamped. 'linear' without a clamp saves nothing, so that its output may be changed in place. The other
+activations save their input.
 """
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from torch_utils.ops import _plugin
 from torch_utils.ops.bias_act_ref import activation_funcs
 
-PIECEWISE = ("linear", "relu", "lrelu")
+_PIECEWISE = ("linear", "relu", "lrelu")
 _NUMBERS = {name: number for number, name in enumerate(activation_funcs)}  # `enum class Act` of csrc/activation.h
 _VALUE, _FIRST, _SECOND = range(3)  # `enum class Order` of csrc/bias_act.h
 _ATTRIBUTES = "int dim, str act, float alpha, float gain, float? clamp"
@@ -109,23 +110,27 @@ def _in_layout_of(out: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tenso
 
 def _save_for_value(ctx, inputs, output) -> None:
     x, b, *ctx.attributes = inputs
-    ctx.save_for_backward(*((output, None) if ctx.attributes[1] in PIECEWISE else (x, b)))
+    _dim, act, _alpha, _gain, clamp = ctx.attributes
+    if act == "linear" and clamp is None:
+        ctx.save_for_backward(None, None)
+    else:
+        ctx.save_for_backward(*((output, None) if act in _PIECEWISE else (x, b)))
 
 
 def _value_backward(ctx, dy):
     saved, b = ctx.saved_tensors
-    dx = bias_act_grad(dy, saved, b, *ctx.attributes)
+    dx = bias_act_grad(dy, dy if saved is None else saved, b, *ctx.attributes)  # any values give a constant slope
     return dx, _bias_grad(ctx.needs_input_grad[1], dx, ctx.attributes[0]), *[None] * 5
 
 
 def _save_for_grad(ctx, inputs, output) -> None:
     g, saved, b, *ctx.attributes = inputs
-    ctx.save_for_backward(None if ctx.attributes[1] in PIECEWISE else g, saved, b)
+    ctx.save_for_backward(None if ctx.attributes[1] in _PIECEWISE else g, saved, b)
 
 
 def _grad_backward(ctx, gg):
     g, saved, b = ctx.saved_tensors
-    curved = ctx.attributes[1] not in PIECEWISE and any(ctx.needs_input_grad[1:3])
+    curved = ctx.attributes[1] not in _PIECEWISE and any(ctx.needs_input_grad[1:3])
     dg = bias_act_grad(gg, saved, b, *ctx.attributes) if ctx.needs_input_grad[0] else None
     dx = bias_act_grad2(gg, g, saved, b, *ctx.attributes) if curved else None
     return dg, dx, _bias_grad(curved and ctx.needs_input_grad[2], dx, ctx.attributes[0]), *[None] * 5

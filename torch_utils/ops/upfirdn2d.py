@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from torch_utils.ops import backend, upfirdn2d_cuda, upfirdn2d_torch
-from torch_utils.ops.upfirdn2d_ref import Pair, resample_ref
+from torch_utils.ops.upfirdn2d_ref import Pair, resample_ref, window
 
 SEPARABLE_FROM = 8  # From this many taps on, two 1-D passes are faster than one 2-D pass.
 
@@ -129,11 +128,11 @@ def _separate(
 
 def _shift(x: torch.Tensor, down: Pair, pad: Pair, size: Pair, gain: float) -> torch.Tensor:
     """`upfirdn2d` that neither filters nor upsamples, in memory that `x` does not share."""
-    after = [(size[i] - 1) * down[i] + 1 - x.shape[2 + i] - pad[i] for i in (0, 1)]
-    sides = [pad[1], after[1], pad[0], after[0]]
-    y = F.pad(x, sides) if any(sides) else x
+    start, length = [-pad[0], -pad[1]], [(size[i] - 1) * down[i] + 1 for i in (0, 1)]
+    y = window(x, start, length)
+    own = y is not x
     y = y[:, :, :: down[0], :: down[1]]
-    return y if any(sides) and gain == 1 else y * gain
+    return y if own and gain == 1 else y * gain
 
 
 def filter2d(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`upfirdn2d` by a CUDA kernel, as an operation of the dispatcher: autograd, `torch.compile` and `torch.export` know it.
+"""`upfirdn2d` by CUDA kernels, as an operation of the dispatcher: autograd, `torch.compile`, `torch.export` know it.
 
-Its derivative in the image is the operation itself, as in upfirdn2d_torch.py; it has none in the filter.
+Its derivative in the image is the operation itself, as in upfirdn2d_torch.py. It has no derivative in the filter.
 """
 
 import torch

@@ -31,13 +31,23 @@ def resample_ref(
     if up != (1, 1):
         x = F.pad(x.reshape(N, C, H, 1, W, 1), [0, up[1] - 1, 0, 0, 0, up[0] - 1])
         x = x.reshape(N, C, H * up[0], W * up[1])
-    after = padding_after(x.shape[2:], f, (1, 1), down, pad, size)
-    x = F.pad(x, [pad[1], after[1], pad[0], after[0]])
+    start, length = zip(*((-pad[i], (size[i] - 1) * down[i] + f.shape[i]) for i in (0, 1)))
     f = (f if flip else f.flip([0, 1])) * gain
-    return F.conv2d(x, f.to(x.dtype).expand(C, 1, *f.shape), stride=down, groups=C)
+    return F.conv2d(window(x, start, length), f.to(x.dtype).expand(C, 1, *f.shape), stride=down, groups=C)
 
 
-def padding_after(shape, f: torch.Tensor, up: Pair, down: Pair, pad: Pair, size: Pair) -> Pair:
-    """Zeros (y, x) that follow the last pixel and its up-1 zeros in images of `shape` [H, W]; negative = crop."""
-    y, x = ((size[i] - 1) * down[i] + f.shape[i] - shape[i] * up[i] - pad[i] for i in (0, 1))
-    return y, x
+def window(x: torch.Tensor, start: Pair, length: Pair) -> torch.Tensor:
+    """Rows and columns start .. start+length-1 of images `x` [N, C, H, W] with zeros all around them.
+
+    The result is `x` itself if that is all of it, else new memory.
+    """
+    sides = []
+    for i in (1, 0):  # F.pad begins with the last axis.
+        pixels, before, after = x.shape[2 + i], -start[i], start[i] + length[i] - x.shape[2 + i]
+        # F.pad crops no more than the image: the rest comes off the zeros on the other side.
+        if before < -pixels:
+            before, after = -pixels, length[i]
+        elif after < -pixels:
+            before, after = length[i], -pixels
+        sides += [before, after]
+    return F.pad(x, sides) if any(sides) else x

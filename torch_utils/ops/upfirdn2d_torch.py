@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import layout
-from torch_utils.ops.upfirdn2d_ref import Pair
+from torch_utils.ops.upfirdn2d_ref import Pair, window
 
 FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over the channels of all samples at once.
 
@@ -69,38 +69,25 @@ def _convolve(x, f, up, down, pad, size, flip, gain, may_convert) -> torch.Tenso
     `may_convert`: whether images may be converted to channels-last, where depthwise convolutions are 3 times faster on
     a CPU. The conversion only pays if the result is larger than `x`.
     """
+    C, shape, taps = x.shape[1], x.shape[2:], f.shape
     transposed = up != (1, 1)
     if may_convert and transposed and down == (1, 1):
         x = layout.channels_last(x)
     if transposed == flip:
         f = f.flip([0, 1])  # A transposed convolution convolves, the other correlates.
-    C = x.shape[1]
-    f = (f * gain).to(x.dtype).expand(C, 1, *f.shape)  # With the gain in the taps, half precision rounds once.
+    f = (f * gain).to(x.dtype).expand(C, 1, *taps)  # With the gain in the taps, half precision rounds once.
     if not transposed:
-        return _correlate(x, f, down, pad, size)
-    # The transposed convolution pads fully, which here are positions 0 .. full-1. Kept are start, start + down .. last.
-    taps, shape = f.shape[2:], x.shape[2:]
-    full = [(shape[i] - 1) * up[i] + taps[i] for i in (0, 1)]
+        length = [(size[i] - 1) * down[i] + taps[i] for i in (0, 1)]
+        # The convolution itself adds the padding that both sides have in common.
+        common = [max(min(pad[i], length[i] - pad[i] - shape[i]), 0) for i in (0, 1)]
+        x = window(x, [common[i] - pad[i] for i in (0, 1)], [length[i] - 2 * common[i] for i in (0, 1)])
+        return F.conv2d(x, f, stride=down, padding=common, groups=C)
+    # The transposed convolution has every position that any tap reaches; the first is taps - 1 before the first pixel.
     start = [taps[i] - 1 - pad[i] for i in (0, 1)]
-    last = [start[i] + (size[i] - 1) * down[i] for i in (0, 1)]
+    length = [(size[i] - 1) * down[i] + 1 for i in (0, 1)]
+    full = [(shape[i] - 1) * up[i] + taps[i] for i in (0, 1)]
     # What is cropped on both sides is not computed at all.
-    crop = [max(min(start[i], full[i] - 1 - last[i]), 0) for i in (0, 1)]
-    y = F.conv_transpose2d(x, f, stride=up, padding=crop, groups=C)
-    before = [crop[i] - start[i] for i in (0, 1)]
-    after = [last[i] + 1 - full[i] + crop[i] for i in (0, 1)]
-    y = _pad(y, before, after)
+    common = [max(min(start[i], full[i] - start[i] - length[i]), 0) for i in (0, 1)]
+    y = F.conv_transpose2d(x, f, stride=up, padding=common, groups=C)
+    y = window(y, [start[i] - common[i] for i in (0, 1)], length)
     return y if down == (1, 1) else y[:, :, :: down[0], :: down[1]].clone()
-
-
-def _correlate(x: torch.Tensor, f: torch.Tensor, down: Pair, pad: Pair, size: Pair) -> torch.Tensor:
-    """Without upsampling; `f` [C, 1, fh, fw]."""
-    after = [(size[i] - 1) * down[i] + f.shape[2 + i] - x.shape[2 + i] - pad[i] for i in (0, 1)]
-    both = [max(min(pad[i], after[i]), 0) for i in (0, 1)]  # The convolution pads what both sides have in common.
-    x = _pad(x, [pad[i] - both[i] for i in (0, 1)], [after[i] - both[i] for i in (0, 1)])
-    return F.conv2d(x, f, stride=down, padding=both, groups=f.shape[0])
-
-
-def _pad(x: torch.Tensor, before, after) -> torch.Tensor:
-    """Pad with zeros, or crop if negative; `before` and `after` are (y, x)."""
-    sides = [before[1], after[1], before[0], after[0]]
-    return F.pad(x, sides) if any(sides) else x

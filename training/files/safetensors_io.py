@@ -16,6 +16,7 @@ import torch
 
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc
+from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject
 from training import families
 
@@ -54,8 +55,8 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
             "init_kwargs": network.init_kwargs,
         }
         for name, tensor in misc.named_params_and_buffers(network):
-            # A file holds every tensor apart and in order, whatever the network shares or interleaves.
-            tensors[f"{key}.{name}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            # A file holds separate tensors in the standard layout, whatever the network shares or lays out otherwise.
+            tensors[f"{key}.{name}"] = layout.standard(tensor.detach().cpu().clone())
     config = {
         "format": FORMAT,
         "version": FORMAT_VERSION,

@@ -48,7 +48,6 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
             value = copy.deepcopy(value).eval().requires_grad_(False).cpu()
             precision.set_half_dtype(value, None)
             for tensor in misc.params_and_buffers(value):
-                # Module.to(memory_format=...) would overlook those that layout.prepare exchanged.
                 tensor.data = layout.standard(tensor.data)
         stored[key] = value
     with open_atomic(path) as file:

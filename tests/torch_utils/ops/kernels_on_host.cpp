@@ -86,7 +86,7 @@ extern "C" int bias_act(int type, int order, void* out, void* x, void* b, void* 
     return dispatch_bias_act<double>(Order(order), args, RunBiasAct{});
 }
 
-// sizes, strides: N C H W of x, then of y; pairs: taps, up, down, padding, each x then y.
+// sizes, strides: N C H W of x, then of y; pairs: taps, up, down, padding, each y, then x.
 extern "C" int upfirdn2d(int type, void* x, void* f, void* y, const int64_t* sizes, const int64_t* strides,
                          const int* pairs, int flip, double gain, int wide) {
     using namespace ops;
@@ -95,8 +95,8 @@ extern "C" int upfirdn2d(int type, void* x, void* f, void* y, const int64_t* siz
     args.batch = sizes[0], args.channels = sizes[1], args.in_h = sizes[2], args.in_w = sizes[3];
     args.out_h = sizes[6], args.out_w = sizes[7];
     for (int d = 0; d < 4; d++) args.x_stride[d] = strides[d], args.y_stride[d] = strides[4 + d];
-    args.taps_x = pairs[0], args.taps_y = pairs[1], args.up_x = pairs[2], args.up_y = pairs[3];
-    args.down_x = pairs[4], args.down_y = pairs[5], args.pad_x = pairs[6], args.pad_y = pairs[7];
+    args.taps_y = pairs[0], args.taps_x = pairs[1], args.up_y = pairs[2], args.up_x = pairs[3];
+    args.down_y = pairs[4], args.down_x = pairs[5], args.pad_y = pairs[6], args.pad_x = pairs[7];
     args.flip = flip != 0, args.gain = gain;
     const RunUpfirdn2d run{wide != 0};
     if (Type(type) == Type::bf16) return dispatch_upfirdn2d<Bf16>(args, run);

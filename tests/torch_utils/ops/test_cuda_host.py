@@ -15,9 +15,11 @@ import torch
 
 from tests.support import ROOT, rnd
 from tests.torch_utils.ops import host_kernels
-from torch_utils.ops import _plugin, bias_act_cuda, upfirdn2d_cuda
-from torch_utils.ops.bias_act import _bias_act_ref, activation_funcs
-from torch_utils.ops.upfirdn2d import _upfirdn2d_ref, setup_filter
+from tests.torch_utils.ops.cuda_ops_on_cpu import OPS, SMOOTH, launched
+from torch_utils.ops import _plugin
+from torch_utils.ops.bias_act_ref import activation_funcs, bias_act_ref
+from torch_utils.ops.upfirdn2d import setup_filter
+from torch_utils.ops.upfirdn2d_ref import resample_ref
 
 # Results are rounded once, from float32 or better: half a unit of bfloat16's last place is 2^-9.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -37,7 +39,8 @@ def kernels(library, monkeypatch):
     monkeypatch.setattr(_plugin, "load", lambda: library)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=0))
-    return library
+    with launched():
+        yield library
 
 
 def assert_close(actual, expected, dtype):
@@ -50,7 +53,7 @@ def assert_close(actual, expected, dtype):
 def bias_act_orders(x, b, dim, act, alpha, gain, clamp, g, dy):
     """Value, first and second derivative as the reference has them, in double precision."""
     x = x.double().requires_grad_()
-    y = _bias_act_ref(x, None if b is None else b.double(), dim, act, alpha, gain, clamp)
+    y = bias_act_ref(x, None if b is None else b.double(), dim, act, alpha, gain, clamp)
     first = torch.autograd.grad(y, x, g.double(), retain_graph=True)[0]
     graph = torch.autograd.grad(y, x, dy.double(), create_graph=True)[0]
     second = torch.autograd.grad(graph, x, g.double())[0] if graph.requires_grad else torch.zeros_like(x)
@@ -61,14 +64,14 @@ def check_bias_act(x, b, dim, act, alpha, gain, clamp):
     g, dy = torch.empty_like(x).copy_(rnd("g", x.shape)), torch.empty_like(x).copy_(rnd("dy", x.shape))
     attributes = dim, act, alpha, gain, clamp
     value, first, second = bias_act_orders(x, b, *attributes, g, dy)
-    y = bias_act_cuda._launch(0, x, b, None, None, *attributes)
+    y = OPS.bias_act(x, b, *attributes)
     assert y.stride() == torch.empty_like(x).stride()
     assert_close(y, value, x.dtype)
-    if act not in bias_act_cuda._PIECEWISE:
-        assert_close(bias_act_cuda._launch(1, x, b, g, None, *attributes), first, x.dtype)
-        assert_close(bias_act_cuda._launch(2, x, b, g, dy, *attributes), second, x.dtype)
+    if act in SMOOTH:
+        assert_close(OPS.bias_act_grad(g, x, b, *attributes), first, x.dtype)
+        assert_close(OPS.bias_act_grad2(g, dy, x, b, *attributes), second, x.dtype)
         return
-    dx = bias_act_cuda._launch(1, y, None, g, None, *attributes)
+    dx = OPS.bias_act_grad(g, y, None, *attributes)
     # What rounds to the bound counts as clamped.
     at_bound = torch.zeros_like(value, dtype=torch.bool) if clamp is None else y.double().abs() >= clamp * (1 - 2**-9)
     assert_close(dx.masked_fill(at_bound, 0), first.masked_fill(at_bound, 0), x.dtype)
@@ -97,7 +100,7 @@ def test_bias_act_far_from_zero(kernels):
 def test_bias_act_passes_on_what_is_not_a_number(kernels):
     x = torch.tensor([float("nan"), 1.0])
     for act in activation_funcs:
-        y = bias_act_cuda._launch(0, x, None, None, None, 0, act, 0.2, 1.0, 0.5)
+        y = OPS.bias_act(x, None, 0, act, 0.2, 1.0, 0.5)
         assert y[0].isnan() and y[1] == activation_funcs[act].func(x[1:], alpha=0.2).clamp(max=0.5)
 
 
@@ -142,41 +145,41 @@ def test_views_and_gradients_of_other_layouts(kernels):
     b = rnd("b", (6,))
     for view in (x[:, :, ::2], x.permute(0, 1, 3, 2), x.to(memory_format=LAST)[:, :, 1:], x[:1].expand(3, -1, -1, -1)):
         check_bias_act(view, b, 1, "sigmoid", 0.0, 1.0, None)
-    y = bias_act_cuda._launch(0, x, b, None, None, 1, "lrelu", 0.2, 1.0, None)
+    y = OPS.bias_act(x, b, 1, "lrelu", 0.2, 1.0, None)
     for g in (torch.ones([]).expand_as(y), rnd("g", y.shape).to(memory_format=LAST)):
         expected = g * torch.where(y > 0, 1.0, 0.2)
-        torch.testing.assert_close(bias_act_cuda._launch(1, y, None, g, None, 1, "lrelu", 0.2, 1.0, None), expected)
+        torch.testing.assert_close(OPS.bias_act_grad(g, y, None, 1, "lrelu", 0.2, 1.0, None), expected)
     with pytest.raises(RuntimeError, match="one device and of one type"):
-        bias_act_cuda._launch(0, x, b.double(), None, None, 1, "lrelu", 0.2, 1.0, None)
+        OPS.bias_act(x, b.double(), 1, "lrelu", 0.2, 1.0, None)
 
 
 def check_upfirdn2d(x, f, up, down, padding, flip=False, gain=1.0):
-    """`up`, `down`: (x, y)."""
-    x0, x1, y0, y1 = padding
-    size = [
-        (x.shape[2] * up[1] + y0 + y1 - f.shape[0]) // down[1] + 1,
-        (x.shape[3] * up[0] + x0 + x1 - f.shape[1]) // down[0] + 1,
-    ]
+    """`up`, `down`: (y, x); `padding`: (y0, y1, x0, x1)."""
+    y0, y1, x0, x1 = padding
+    size = (
+        (x.shape[2] * up[0] + y0 + y1 - f.shape[0]) // down[0] + 1,
+        (x.shape[3] * up[1] + x0 + x1 - f.shape[1]) // down[1] + 1,
+    )
     f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    y = upfirdn2d_cuda._launch(x, f, up[::-1], down[::-1], [y0, x0], size, flip, gain)
-    expected = _upfirdn2d_ref(x.double(), f.double(), up, down, padding, flip, gain)
-    assert y.stride() == upfirdn2d_cuda._new_result(x, size).stride()
-    assert_close(y, expected, x.dtype)
+    y = OPS.upfirdn2d(x, f, up, down, (y0, x0), size, flip, gain)
+    assert_close(y, resample_ref(x.double(), f.double(), up, down, (y0, x0), size, flip, gain), x.dtype)
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
+    assert y.is_contiguous(memory_format=LAST if channels_last else torch.contiguous_format)
 
 
-CASES = {
+CASES = {  # taps, up, down, each y, then x
     "4, same": ((4, 4), 1, 1),
     "4, up 2": ((4, 4), 2, 1),
     "4, down 2": ((4, 4), 1, 2),
-    "12 across, up 2": ((1, 12), (2, 1), 1),
-    "12 down, up 2": ((12, 1), (1, 2), 1),
-    "12 across, down 2": ((1, 12), 1, (2, 1)),
-    "12 down, down 2": ((12, 1), 1, (1, 2)),
+    "12 across, up 2": ((1, 12), (1, 2), 1),
+    "12 down, up 2": ((12, 1), (2, 1), 1),
+    "12 across, down 2": ((1, 12), 1, (1, 2)),
+    "12 down, down 2": ((12, 1), 1, (2, 1)),
 }
 OTHERS = {
     "3x5, up 2, down 3": ((3, 5), 2, 3),
-    "1x1, up (3, 1)": ((1, 1), (3, 1), 1),
-    "5x2, down (1, 4)": ((5, 2), 1, (1, 4)),
+    "1x1, up (1, 3)": ((1, 1), (1, 3), 1),
+    "5x2, down (4, 1)": ((5, 2), 1, (4, 1)),
     "12x12, same": ((12, 12), 1, 1),
     "4, up 2, down 2": ((4, 4), 2, 2),
 }

@@ -3,20 +3,40 @@
 
 import itertools
 import re
-import types
 
 import pytest
 import torch
 import torch.utils.cpp_extension
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support import ROOT, rnd
+from tests.torch_utils.ops.cuda_ops_on_cpu import OPS
+from tests.torch_utils.ops.implementations import chosen
 from torch_utils import custom_ops, distributed
-from torch_utils.ops import _plugin, backend, bias_act_cuda, upfirdn2d_cuda
-from torch_utils.ops.bias_act import _bias_act_ref, activation_funcs, bias_act
-from torch_utils.ops.upfirdn2d import _upfirdn2d_ref, downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from torch_utils.ops import _plugin, backend
+from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-OPS = torch.ops.stylegan2_ada
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu():
+    with chosen(backend.KERNELS):
+        yield
+
+
+class Calls(TorchDispatchMode):
+    """Inside, collects the names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "stylegan2_ada":
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def doubles(*named_shapes):
@@ -32,43 +52,59 @@ def derivatives(fn, inputs):
     return y, *first, *[torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, second)]
 
 
+def assert_same(fn, inputs, names):
+    """`fn` runs the operations `names`, and its value and derivatives are those of the reference path."""
+    with Calls() as calls:
+        actual = derivatives(fn, inputs)
+    assert set(calls.names) == set(names)
+    with backend.reference_path():
+        expected = derivatives(fn, inputs)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("act", activation_funcs)
 def test_bias_act_and_its_derivatives_equal_the_reference(act):
+    names = ["bias_act", "bias_act_grad"]
+    names += [] if act in ("linear", "relu", "lrelu") else ["bias_act_grad2"]
     for clamp, (alpha, gain), layout in itertools.product((None, 0.8), ((None, None), (0.1, -1.5), (0, 0.5)), LAYOUTS):
-        x, b = doubles(("x", (2, 3, 4, 2)), ("b", (3,)))
+        if act == "linear" and gain is None and clamp is None:
+            gain = 1.5
+        x, b, g = doubles(("x", (2, 3, 4, 2)), ("b", (3,)), ("g", (2, 3, 4, 2)))
         x = x.detach().to(memory_format=layout).requires_grad_()
-
-        def directions(g, bias_act, x=x, b=b, attributes=(1, act, alpha, gain, clamp)):
-            return derivatives(lambda x, b, g: (bias_act(x, b, *attributes) * g).sum(0), [x, b, g])
-
-        (g,) = doubles(("g", (2, 3, 4, 2)))
-        for actual, expected in zip(directions(g, bias_act_cuda.bias_act), directions(g, _bias_act_ref)):
-            torch.testing.assert_close(actual, expected)
+        attributes = (1, act, alpha, gain, clamp)
+        assert_same(lambda x, b, g: (bias_act(x, b, *attributes) * g).sum(0), [x, b, g], names)  # noqa: B023
+        assert_same(lambda x, g: (bias_act(x, None, *attributes) * g).sum(0), [x, g], names)  # noqa: B023
 
 
 @pytest.mark.parametrize("act", activation_funcs)
 def test_the_derivatives_of_bias_act_are_those_of_its_values(act):
-    x, b = doubles((f"x {act}", (2, 3, 2)), ("b", (3,)))
+    x, b = doubles(("x", (3, 4)), ("b", (4,)))
+    for clamp in (None, 0.7):
 
-    def fn(x, b):
-        return bias_act_cuda.bias_act(x, b, 1, act, None, 0.9, 1.1)
+        def fn(x, b, clamp=clamp):
+            return bias_act(x, b, -1, act, 0.3, 1.5, clamp)
 
-    assert torch.autograd.gradcheck(fn, (x, b)) and torch.autograd.gradgradcheck(fn, (x, b))
+        assert torch.autograd.gradcheck(fn, (x, b)) and torch.autograd.gradgradcheck(fn, (x, b))
 
 
-def test_bias_act_with_a_negative_slope():
+@pytest.mark.parametrize("shape", [(), (5,), (4, 5), (2, 3, 5, 2)])
+def test_bias_act_takes_any_rank(shape):
+    x, b = rnd("x", shape), rnd("b", (5,))
+    for dim in [dim for dim in range(-len(shape), len(shape)) if shape[dim] == 5]:
+        y = bias_act(x, b, dim, "lrelu")
+        torch.testing.assert_close(y, bias_act(x, b, dim, "lrelu", impl="ref"))
+    torch.testing.assert_close(bias_act(x, act="tanh"), x.tanh())
+
+
+def test_bias_act_with_a_negative_slope_has_no_kernel():
     (x,) = doubles(("x", (4, 5)))
-    args = (None, 1, "lrelu", -0.5, None, None)
-    for actual, expected in zip(
-        derivatives(lambda x: bias_act_cuda.bias_act(x, *args) ** 2, [x]),
-        derivatives(lambda x: _bias_act_ref(x, *args) ** 2, [x]),
-    ):
-        torch.testing.assert_close(actual, expected)
+    assert_same(lambda x: bias_act(x, None, 1, "lrelu", -0.5) ** 2, [x], [])
 
 
 def test_bias_act_has_no_third_derivative():
     (x,) = doubles(("x", (4,)))
-    y = bias_act_cuda.bias_act(x, None, 0, "tanh", None, None, None)
+    y = bias_act(x, None, 0, "tanh")
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
@@ -80,16 +116,13 @@ def test_types_and_layouts_are_kept(dtype):
     f, b = setup_filter([1, 3, 3, 1]), rnd("b", (8,))
     for layout in LAYOUTS:
         x = rnd("x", (2, 8, 6, 4)).to(dtype).to(memory_format=layout).requires_grad_()
-        for y in (
-            bias_act_cuda.bias_act(x, b, 1, "lrelu", None, None, 256),
-            upfirdn2d_cuda.upfirdn2d(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4),
-        ):
+        for y in (bias_act(x, b, 1, "lrelu", None, None, 256), upsample2d(x, f)):
             (dx,) = torch.autograd.grad(y.square().sum(), x)
             for tensor in (y, dx):
                 assert tensor.dtype == dtype and tensor.is_contiguous(memory_format=layout)
 
 
-RESAMPLINGS = [
+RESAMPLINGS = [  # taps (y, x), up (x, y), down (x, y), padding (x0, x1, y0, y1)
     ((4, 4), (2, 2), (1, 1), (2, 1, 2, 1)),
     ((4, 4), (1, 1), (2, 2), (1, 1, 1, 1)),
     ((4, 4), (1, 1), (1, 1), (2, 1, 2, 1)),
@@ -106,19 +139,14 @@ def test_upfirdn2d_and_its_derivatives_equal_the_reference(taps, up, down, paddi
     for flip, layout in itertools.product((False, True), LAYOUTS):
         (x,) = doubles(("x", (2, 3, 6, 5)))
         x = x.detach().to(memory_format=layout).requires_grad_()
-        args = (f, up, down, padding, flip, 1.5)
-        for actual, expected in zip(
-            derivatives(lambda x: upfirdn2d_cuda.upfirdn2d(x, *args) ** 2, [x]),  # noqa: B023
-            derivatives(lambda x: _upfirdn2d_ref(x, *args) ** 2, [x]),  # noqa: B023
-        ):
-            torch.testing.assert_close(actual, expected)
+        assert_same(lambda x: upfirdn2d(x, f, up, down, padding, flip, 1.5) ** 2, [x], ["upfirdn2d"])  # noqa: B023
 
 
 def test_the_derivatives_of_upfirdn2d_are_those_of_its_values():
     (x,) = doubles(("x", (1, 2, 3, 4)))
 
     def fn(x):
-        return upfirdn2d_cuda.upfirdn2d(x, rnd("f", (2, 3)), (3, 2), (1, 2), (-1, 4, 3, -2), False, 1.5)
+        return upfirdn2d(x, rnd("f", (2, 3)), (3, 2), (1, 2), (-1, 4, 3, -2), False, 1.5)
 
     assert torch.autograd.gradcheck(fn, (x,)) and torch.autograd.gradgradcheck(fn, (x,))
 
@@ -126,8 +154,8 @@ def test_the_derivatives_of_upfirdn2d_are_those_of_its_values():
 def test_upfirdn2d_derivatives_go_on():
     (x,) = doubles(("x", (1, 1, 4, 4)))
     f = setup_filter([1, 3, 3, 1])
-    grad = upfirdn2d_cuda.upfirdn2d(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 1).pow(4).sum()
-    expected = _upfirdn2d_ref(x, f, 2, 1, (2, 1, 2, 1)).pow(4).sum()
+    grad = upfirdn2d(x, f, 2, 1, (2, 1, 2, 1)).pow(4).sum()
+    expected = upfirdn2d(x, f, 2, 1, (2, 1, 2, 1), impl="ref").pow(4).sum()
     for _ in range(4):
         (grad,), (expected,) = (torch.autograd.grad(y.sum(), x, create_graph=True) for y in (grad, expected))
         torch.testing.assert_close(grad, expected)
@@ -141,7 +169,7 @@ def test_the_operations_are_registered_as_pytorch_expects(layout):
         attributes = (1, act, 0.2, 1.5, clamp)
         torch.library.opcheck(OPS.bias_act.default, (x, bias, *attributes))
         torch.library.opcheck(OPS.bias_act_grad.default, (g, x, bias, *attributes))
-        if act != "lrelu":  # whose second derivative nobody asks for
+        if act != "lrelu":  # which has no second derivative
             tensors = [None if tensor is None else tensor.detach() for tensor in (g, dy, x, bias)]
             torch.library.opcheck(OPS.bias_act_grad2.default, (*tensors, *attributes))
     f = rnd("f", (4, 3))
@@ -166,8 +194,7 @@ def test_fake_tensors_have_the_layouts_of_real_ones():
 
 class Layer(torch.nn.Module):
     def forward(self, x, b, f):
-        x = upfirdn2d_cuda.upfirdn2d(x, f, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)
-        return bias_act_cuda.bias_act(x, b, 1, "lrelu", None, None, 256)
+        return bias_act(upsample2d(x, f), b, 1, "lrelu", None, None, 256)
 
 
 def test_compiled_and_exported_graphs_hold_the_operations():
@@ -186,50 +213,36 @@ def test_compiled_and_exported_graphs_hold_the_operations():
     torch.testing.assert_close(program.module()(*inputs), layer(*inputs))
 
 
-@pytest.fixture
-def called(monkeypatch):
-    """As on a machine where the kernels load: which of the two operations were called."""
-    names = []
-
-    def watch(module, name):
-        function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: names.append(name) or function(*args))
-
-    watch(bias_act_cuda, "bias_act")
-    watch(upfirdn2d_cuda, "upfirdn2d")
-    monkeypatch.setattr(_plugin, "serves", lambda x: not backend.is_reference())
-    return names
-
-
-def test_the_public_functions_use_the_operations(called):
-    x, b, f = rnd("x", (2, 3, 8, 8)), rnd("b", (3,)), setup_filter([1, 3, 3, 1])
-    for fn in (
-        lambda impl: bias_act(x, b, act="lrelu", clamp=1, impl=impl),
-        lambda impl: bias_act(x, act="swish", gain=2, impl=impl),
-        lambda impl: upsample2d(x, f, impl=impl),
-        lambda impl: downsample2d(x, f, impl=impl),
-        lambda impl: filter2d(x, setup_filter([1, 4, 6, 4, 1], separable=True), gain=3, impl=impl),
-        lambda impl: upfirdn2d(x, f, up=[2, 1], down=[1, 3], padding=[1, 2, 3, -1], flip_filter=True, impl=impl),
-    ):
-        called.clear()
-        fast = fn("cuda")
-        assert len(called) == 1
+@pytest.mark.parametrize(
+    ("names", "fn"),
+    [
+        (["bias_act"], lambda x, **kw: bias_act(x, rnd("b", (3,)), act="lrelu", clamp=1, **kw)),
+        (["bias_act"], lambda x, **kw: bias_act(x, act="swish", gain=2, **kw)),
+        (["upfirdn2d"], lambda x, **kw: upsample2d(x, setup_filter([1, 3, 3, 1]), **kw)),
+        (["upfirdn2d"], lambda x, **kw: downsample2d(x, setup_filter([1, 3, 3, 1]), **kw)),
+        (["upfirdn2d"] * 2, lambda x, **kw: filter2d(x, setup_filter([1, 4, 1], separable=True), gain=3, **kw)),
+        (["upfirdn2d"], lambda x, **kw: upfirdn2d(x, rnd("f", (4, 4)), [2, 1], [1, 3], [1, 2, 3, -1], True, **kw)),
+    ],
+)
+def test_the_public_functions_use_the_operations(names, fn):
+    x = rnd("x", (2, 3, 8, 8))
+    with Calls() as calls:
+        fast = fn(x)
+    assert calls.names == names
+    with Calls() as calls:
         with backend.reference_path():
-            torch.testing.assert_close(fn("cuda"), fast)
-        torch.testing.assert_close(fn("ref"), fast)
-        assert len(called) == 1
+            torch.testing.assert_close(fn(x), fast)
+        torch.testing.assert_close(fn(x, impl="ref"), fast)
+    assert calls.names == []
 
 
-def test_filters_that_are_trained_and_no_filter_take_the_plain_way(called):
+def test_filters_that_are_trained_and_no_filter_need_no_kernel():
     x = rnd("x", (2, 3, 8, 8))
     f = rnd("f", (3, 3)).requires_grad_()
-    torch.autograd.grad(upfirdn2d(x, f).sum(), f)
-    upfirdn2d(x, None, padding=1)
-    assert not called
-
-
-def fake_cuda_tensor(dtype=torch.float32):
-    return types.SimpleNamespace(is_cuda=True, dtype=dtype)
+    with Calls() as calls:
+        torch.autograd.grad(upfirdn2d(x, f).sum(), f)
+        upfirdn2d(x, None, padding=1)
+    assert calls.names == []
 
 
 @pytest.fixture
@@ -251,15 +264,6 @@ def fresh(monkeypatch):
     return attempts
 
 
-def test_what_the_kernels_serve(fresh, monkeypatch):
-    monkeypatch.setattr(custom_ops, "get_plugin", lambda *args, **kwargs: fresh.append(args) or types.ModuleType("k"))
-    assert not _plugin.serves(torch.zeros(1)) and not _plugin.serves(fake_cuda_tensor(torch.int32)) and not fresh
-    with backend.reference_path():
-        assert not _plugin.serves(fake_cuda_tensor())
-    assert not fresh
-    assert all(_plugin.serves(fake_cuda_tensor(dtype)) for dtype in _plugin.TYPES) and len(fresh) == 1
-
-
 def test_the_sources_are_installed_with_the_package():
     declared = re.search(
         r'^package-data = \{ "torch_utils.ops" = \["(.*)"\] \}$', (ROOT / "pyproject.toml").read_text(), re.M
@@ -268,12 +272,12 @@ def test_the_sources_are_installed_with_the_package():
     assert set(_plugin.SOURCES) <= installed and {path.suffix for path in installed} == {".h", ".cpp", ".cu"}
 
 
-def test_a_build_that_fails_is_said_once(fresh, capsys):
-    assert not _plugin.serves(fake_cuda_tensor()) and not _plugin.serves(fake_cuda_tensor())
+def test_a_failed_build_is_reported_once(fresh, capsys):
+    assert _plugin.load() is None and _plugin.load() is None
     out, err = capsys.readouterr()
     assert fresh == [_plugin.NAME] and out == ""
     assert err == (
-        "bias_act and upfirdn2d run in plain PyTorch, slower and with the same results, because their CUDA kernels "
+        "bias_act and upfirdn2d run in plain PyTorch, slower but with the same results, because their CUDA kernels "
         "could not be built: Error building extension (torch_utils.custom_ops.verbosity = 'full' shows more).\n"
     )
 
@@ -292,7 +296,7 @@ def test_what_is_missing_is_named_before_anything_is_built(module, name, value, 
     assert sentence in capsys.readouterr().err
 
 
-def test_nothing_is_said_when_silent_or_by_other_processes(fresh, monkeypatch, capsys):
+def test_nothing_is_printed_when_silent_or_by_other_processes(fresh, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     assert _plugin.load() is None
     monkeypatch.setattr(distributed, "is_main", lambda: True)

@@ -14,7 +14,7 @@ namespace {
 
 using Address = std::uintptr_t;
 using Sizes = std::array<int64_t, 4>;
-using Pair = std::array<int, 2>;  // x, y
+using Pair = std::array<int, 2>;  // y, x
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
@@ -37,8 +37,8 @@ void upfirdn2d(int type, Address x, Address f, Address y, const Sizes& x_size, c
     args.batch = x_size[0], args.channels = x_size[1], args.in_h = x_size[2], args.in_w = x_size[3];
     args.out_h = y_size[2], args.out_w = y_size[3];
     for (int d = 0; d < 4; d++) args.x_stride[d] = x_stride[d], args.y_stride[d] = y_stride[d];
-    args.up_x = up[0], args.up_y = up[1], args.down_x = down[0], args.down_y = down[1];
-    args.pad_x = pad[0], args.pad_y = pad[1], args.taps_x = taps[0], args.taps_y = taps[1];
+    args.up_y = up[0], args.up_x = up[1], args.down_y = down[0], args.down_x = down[1];
+    args.pad_y = pad[0], args.pad_x = pad[1], args.taps_y = taps[0], args.taps_x = taps[1];
     args.flip = flip, args.gain = gain;
     check(ops::launch_upfirdn2d(ops::Type(type), args, cudaStream_t(pointer(stream))), "upfirdn2d");
 }
