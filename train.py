@@ -73,6 +73,7 @@ def main(outdir: str, dry_run: bool, **flags) -> None:
     if dry_run:
         click.echo("\n".join([*plan.notices, f"Run: {plan.desc}"]), err=True)
         click.echo(json.dumps(plan.options, indent=2))
+        plan.opened.training_set.close()
         return
 
     from torch_utils.distributed import launch
@@ -85,8 +86,11 @@ def main(outdir: str, dry_run: bool, **flags) -> None:
     with _log(options):
         lines = ["Options:", json.dumps(options, indent=2), *plan.notices, f"Run directory: {options['run_dir']}"]
         print("\n".join(lines))
-        # Other processes open the files again; open files and networks do not travel.
-        opened = plan.opened if options["num_gpus"] == 1 else None
+        opened = plan.opened
+        if options["num_gpus"] > 1:  # other processes open the files again: open files and networks do not travel
+            opened.training_set.close()
+            opened.release()
+            opened = None
         try:
             launch(train_process, options["num_gpus"], options, opened)
         except Exception as error:

@@ -201,6 +201,10 @@ class Opened:
             self.snapshots[path] = load_snapshot(path, trust=trust)
         return self.snapshots[path]
 
+    def release(self) -> None:
+        """Free all that set-up alone needed. Those who go on with a part of it have their own reference."""
+        self.teachers, self.snapshots = [], {}
+
 
 class Plan(NamedTuple):
     """A resolved command line: run name, keyword arguments of the training loop, lines for the start, opened files."""

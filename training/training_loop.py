@@ -107,6 +107,8 @@ class Trainer:
         self._open_data(None if opened is None else opened.training_set)
         self._build_networks(opened)
         self._build_loss({} if opened is None or not opened.teachers else {"teachers": opened.teachers})
+        if opened is not None:
+            opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
 
@@ -135,8 +137,8 @@ class Trainer:
             dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
         )
         self.batches = iter(loader)
-        distributed.print0(f"Training set: {len(self.training_set)} images {self.training_set.image_shape}, "
-                  f"labels {self.training_set.label_shape}")  # fmt: skip
+        shape = f"{self.training_set.image_shape}, labels {self.training_set.label_shape}"
+        distributed.print0(f"Training set: {len(self.training_set)} images {shape}")
 
     def _build_networks(self, opened) -> None:
         opt, shape = self.options, initial.network_shape(self.training_set)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py: refusals before anything is written, the dry run, the run directory."""
 
+import gc
 import json
 import os
 import pickle
@@ -294,8 +295,15 @@ def opened_files():
 
 
 def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monkeypatch, opened_files):  # noqa: F811
-    """A guided run with --resume: options, checks and the loop go on with what is open."""
-    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
+    """A guided run with --resume: options, checks and the loop use what is open, and training starts without it."""
+    kept = []
+
+    def run(self, *_):
+        gc.collect()
+        kept.extend(found for found in gc.get_objects() if type(found) is snapshot.Snapshot)
+        self.training_set.close()
+
+    monkeypatch.setattr(training_loop.Trainer, "run", run)
     flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
     _, options = build(**flags)
     G, D = (new_network(options[name], SHAPE_64) for name in ("G_kwargs", "D_kwargs"))
@@ -306,3 +314,4 @@ def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monk
     assert status == 0, err
     assert [opened_files.count(os.path.realpath(path)) for path in (teacher_pkl, own)] == [1, 1]
     assert opened_files.count(os.path.realpath(flags["data"])) == 2  # as a zip, and raw to look at the files' ends
+    assert kept == []
