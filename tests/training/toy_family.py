@@ -73,7 +73,7 @@ class ToyLoss(Loss):
         loss.mean().mul(gain).backward()
 
 
-def options(flags, preset, data: Data):
+def options(flags, preset, data: Data, teacher=None):
     batch_size, batch_gpu = batch_sizes(flags, batch=8, gpus=1, group=1)
     adam = {"class_name": "torch.optim.Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
     return {
@@ -117,6 +117,7 @@ TOY = Family(
     phases=phases,
     sample=sample,
     check_truncation=check_truncation,
+    prune_plan=lambda G: [],
     macs=lambda G: G.l0.weight.numel(),
     batch_group=lambda D: None,
     differs_by_process=r".*\.mean",

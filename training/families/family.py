@@ -37,13 +37,29 @@ class Data(NamedTuple):
         return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
 
 
+class Like(NamedTuple):
+    """Recorded constructor arguments of a teacher's networks, by keyword; None where its file does not have one."""
+
+    G: dict[str, Any] | None
+    D: dict[str, Any] | None
+
+
+class Axis(NamedTuple):
+    """An axis of a tensor that runs over the channels of one width."""
+
+    tensor: str  # dotted name in the network
+    axis: int
+    ranked: bool = False  # a convolution: its weights tell how much a channel matters
+    scaled: bool = False  # the layer divides its weight by the square root of this axis' size
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One kind of network. Functions of networks are called only with networks of the family.
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
     presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
-    options:            (flags, hyper-parameters, Data) -> options of the training loop: G_kwargs, D_kwargs, their
+    options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs, D_kwargs, their
                         optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
                         our class. Raises UserError where the class cannot stand for it.
@@ -54,12 +70,14 @@ class Family:
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
                         family: truncation_psi, noise_mode.
     check_truncation:   (G, psi) raises UserError where truncation is not possible.
+    prune_plan:         G -> its widths, each the list of axes that share it.
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> images that share a statistic, so a batch is a multiple of it; None for any batch.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; guidance takes the same.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
+    mapping_prefix:     start of the names of G's tensors from z and c to its intermediate latent.
     export_kwargs:      further arguments of `sample` in exported programs.
     published:          alias -> URL of a network for --resume and --dgl-teacher.
     """
@@ -68,18 +86,20 @@ class Family:
     generators: dict[str, str]
     discriminators: dict[str, str]
     presets: dict[str, Any]
-    options: Callable[[Any, Any, Data], dict[str, Any]]
+    options: Callable[[Any, Any, Data, Like | None], dict[str, Any]]
     stored_arguments: Callable[[str, str, tuple, dict, list[str]], tuple[tuple, dict]]
     half_precision: Callable[[str, dict, int, float | None], dict]
     loss_arguments: Callable[[torch.nn.Module, torch.nn.Module], dict[str, torch.nn.Module]]
     phases: Callable[[torch.nn.Module, torch.nn.Module, Any], list]
     sample: Callable[..., torch.Tensor]
     check_truncation: Callable[[torch.nn.Module, float], None]
+    prune_plan: Callable[[torch.nn.Module], list[list[Axis]]]
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     has_w: bool = False
+    mapping_prefix: str = "mapping."
     export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dnnlib.util import UserError
-from training.families.family import Data, Family, batch_sizes, scale_width
+from training.families.family import Axis, Data, Family, Like, batch_sizes, scale_width
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +61,17 @@ PUBLISHED = {
 # fmt: on
 
 
-def options(flags, preset: Preset, data: Data) -> dict[str, Any]:
-    """Options of the training loop that follow from the preset; `flags` are those of `training.options`."""
-    batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, preset.mbstd)
+def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> dict[str, Any]:
+    """Options of the training loop that follow from the preset; `flags` are those of `training.options`.
+
+    With a teacher, what has to fit is the teacher's: z, w, the mapping network, D's architecture and groups; and the
+    multipliers of --cbase and --cbase-d count from its widths.
+    """
+    like = teacher or Like(None, None)
+    G = {"mapping_kwargs": {"num_layers": preset.layers}, **(like.G or {})}
+    D = {**({"architecture": "orig"} if preset.plain else {}), **(like.D or {})}
+    group = D.get("epilogue_kwargs", {}).get("mbstd_group_size", 4) if like.D else preset.mbstd
+    batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
     precision = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
     if flags.fp32:
         precision = {"num_fp16_res": 0, "conv_clamp": None}
@@ -73,22 +81,29 @@ def options(flags, preset: Preset, data: Data) -> dict[str, Any]:
     loss = {"class_name": "training.loss.StyleGAN2Loss", "r1_gamma": preset.gamma}
     if preset.plain:
         loss.update(pl_weight=0, style_mixing_prob=0)
+    full = int(preset.fmaps * CHANNEL_BASE), CHANNEL_MAX
+    g_full = _full_width(G["synthesis_kwargs"]) if like.G else full
     return {
         "G_kwargs": {
             "class_name": "training.networks.Generator",
-            "z_dim": 512,
-            "w_dim": 512,
-            "mapping_kwargs": {"num_layers": preset.layers},
-            "synthesis_kwargs": {**_widths(preset, data.resolution, "--cbase", flags.cbase), **precision, **layout},
+            "z_dim": flags.z_dim or G.get("z_dim", 512),
+            "w_dim": flags.w_dim or G.get("w_dim", 512),
+            "mapping_kwargs": G["mapping_kwargs"],
+            "synthesis_kwargs": {
+                **_kept(G.get("synthesis_kwargs", {}), _SYNTHESIS_SHAPE),
+                **_widths(g_full, data.resolution, "--cbase", flags.cbase),
+                **precision,
+                **layout,
+            },
         },
         "D_kwargs": {
             "class_name": "training.networks.Discriminator",
-            "block_kwargs": {**layout},
-            "mapping_kwargs": {},
-            "epilogue_kwargs": {"mbstd_group_size": preset.mbstd},
-            **_widths(preset, data.resolution, *d_width),
+            "block_kwargs": {**_kept(D.get("block_kwargs", {}), _BLOCK_SHAPE), **layout},
+            "mapping_kwargs": D.get("mapping_kwargs", {}),
+            "epilogue_kwargs": D.get("epilogue_kwargs", {"mbstd_group_size": preset.mbstd}),
+            **_widths(_full_width(D) if like.D else full, data.resolution, *d_width),
             **precision,
-            **({"architecture": "orig"} if preset.plain else {}),
+            **_kept(D, ("architecture",)),
         },
         "G_opt_kwargs": dict(adam),
         "D_opt_kwargs": dict(adam),
@@ -101,8 +116,22 @@ def options(flags, preset: Preset, data: Data) -> dict[str, Any]:
     }
 
 
-def _widths(preset: Preset, resolution: int, flag: str, x: float) -> dict[str, int]:
-    base, top = scale_width(int(preset.fmaps * CHANNEL_BASE), CHANNEL_MAX, x, flag)
+# What a student takes from its teacher beside widths.
+_SYNTHESIS_SHAPE = ("architecture", "resample_filter", "activation", "use_noise", "kernel_size")
+_BLOCK_SHAPE = ("resample_filter", "activation")
+
+
+def _kept(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _full_width(kwargs: dict[str, Any]) -> tuple[int, int]:
+    """(channel_base, channel_max) that recorded arguments stand for."""
+    return kwargs.get("channel_base", CHANNEL_BASE), kwargs.get("channel_max", CHANNEL_MAX)
+
+
+def _widths(full: tuple[int, int], resolution: int, flag: str, x: float) -> dict[str, int]:
+    base, top = scale_width(*full, x, flag)
     if min(base // resolution, top) < 1:
         raise UserError(f"{flag}={x:g} leaves no channel at {resolution}x{resolution}: choose a wider network")
     return {"channel_base": base, "channel_max": top}
@@ -173,6 +202,42 @@ def check_truncation(G: torch.nn.Module, psi: float) -> None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
 
 
+def prune_plan(G: torch.nn.Module) -> list[list[Axis]]:
+    """Widths of the synthesis network: of each layer's output, shared by the layers and styles that read it.
+
+    Demodulation makes the layers' output independent of the number of input channels; ToRGB and residual shortcuts are
+    not demodulated and scale their weights instead.
+    """
+    widths: list[list[Axis]] = []
+    before: list[Axis] = []  # the width that enters a block
+    for resolution in G.synthesis.block_resolutions:
+        name, block = f"synthesis.b{resolution}", getattr(G.synthesis, f"b{resolution}")
+        if hasattr(block, "const"):
+            inside = [Axis(f"{name}.const", 0)]
+        else:
+            before += _read_by(f"{name}.conv0")
+            inside = _written_by(f"{name}.conv0")
+        inside += _read_by(f"{name}.conv1")
+        after = _written_by(f"{name}.conv1")
+        if hasattr(block, "torgb"):
+            after += _read_by(f"{name}.torgb", scaled=True)
+        if hasattr(block, "skip"):
+            before.append(Axis(f"{name}.skip.weight", 1, ranked=True, scaled=True))
+            after.append(Axis(f"{name}.skip.weight", 0, ranked=True))
+        widths += [inside, after]
+        before = after
+    return widths
+
+
+def _written_by(layer: str) -> list[Axis]:
+    return [Axis(f"{layer}.weight", 0, ranked=True), Axis(f"{layer}.bias", 0)]
+
+
+def _read_by(layer: str, scaled: bool = False) -> list[Axis]:
+    weight = Axis(f"{layer}.weight", 1, ranked=True, scaled=scaled)
+    return [weight, Axis(f"{layer}.affine.weight", 0), Axis(f"{layer}.affine.bias", 0)]
+
+
 def macs(G: torch.nn.Module) -> int:
     """Multiply-accumulates of generator `G` for one image.
 
@@ -215,6 +280,7 @@ STYLEGAN2 = Family(
     phases=phases,
     sample=sample,
     check_truncation=check_truncation,
+    prune_plan=prune_plan,
     macs=macs,
     batch_group=batch_group,
     differs_by_process=r".*\.w_avg",
