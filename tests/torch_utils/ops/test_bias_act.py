@@ -82,7 +82,7 @@ def test_implementations_agree():
     assert torch.equal(bias_act(x, b, act="swish", impl="ref"), bias_act(x, b, act="swish", impl="cuda"))
 
 
-def test_activations_tell_their_defaults():
+def test_defaults_of_the_activations():
     assert set(activation_funcs) == set(NAIVE)
     for name, (func, def_alpha, def_gain) in NAIVE.items():
         spec = activation_funcs[name]

@@ -41,7 +41,7 @@ def test_derivatives(conv, tensors):
     assert torch.autograd.gradgradcheck(conv, tensors)
 
 
-def test_no_weight_gradients_leaves_only_those_out(conv, tensors):
+def test_no_weight_gradients_leaves_out_only_weight_gradients(conv, tensors):
     x, w = tensors
     b = torch.zeros(conv(x, w).shape[1], dtype=torch.float64, requires_grad=True)
     y = conv(x, w, b)
@@ -64,7 +64,7 @@ def test_gradient_penalty_still_reaches_the_weights(conv, tensors):
     torch.testing.assert_close(penalty(conv), penalty(conv.plain))
 
 
-def test_no_work_behind_the_weights_while_active(conv, tensors):
+def test_nothing_before_the_weights_runs_backward_while_active(conv, tensors):
     x, w = tensors
     seen = []
     made = w * 1

@@ -36,7 +36,7 @@ def randn():
 
 
 def derivatives(fn, x, g):
-    """Output, first derivative along `g`, and the derivative of that one's square, as fn(x) gives them."""
+    """Output of fn(x), its first derivative along `g`, and the derivative of that derivative's square."""
     x = x.detach().requires_grad_()
     y = fn(x)
     (first,) = torch.autograd.grad(y, x, g.to(y.dtype), create_graph=True)
@@ -87,7 +87,7 @@ def test_bias_act_of_any_rank(shape, randn):
         compare(lambda x: bias_act(x, b, dim=dim, act="swish"), randn(*shape), randn)  # noqa: B023
 
 
-def test_bias_act_passes_on_what_is_not_a_number():
+def test_bias_act_passes_nan_and_infinity_on():
     x = torch.tensor([float("nan"), float("inf"), -float("inf")], device="cuda")
     for act in ("linear", "relu", "lrelu"):
         y = bias_act(x, act=act, gain=1, clamp=4)
@@ -181,7 +181,7 @@ def test_more_than_2_to_the_31_elements(layout, randn):
     with backend.reference_path():
         expected = bias_act(corner, b, act="lrelu")
     torch.testing.assert_close(y[1:, :, -16:, -16:], expected, rtol=1e-2, atol=1e-2)
-    if layout == torch.contiguous_format:  # elements that fill no packs are counted one by one
+    if layout == torch.contiguous_format:  # the elements after the last pack are computed one by one
         y = bias_act(x.view(-1)[1:], act="relu", gain=2)
         torch.testing.assert_close(y[-16:], x.view(-1)[-16:].relu() * 2)
     del y

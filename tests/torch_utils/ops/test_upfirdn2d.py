@@ -107,7 +107,7 @@ def test_wrappers_keep_proportions_and_brightness(taps):
         if taps >= max(fx, fy):
             assert ops.upsample2d(x, f, factor).shape == (1, 1, 24 * fy, 30 * fx)
             assert ops.downsample2d(x, f, factor).shape == (1, 1, 24 // fy, 30 // fx)
-        if taps % fx == taps % fy == 0:  # Else a box filter ripples on a zero-stuffed signal.
+        if taps % fx == taps % fy == 0:  # Otherwise a box filter causes ripples on the inserted zeros.
             centre = ops.upsample2d(x, f, factor)[..., 12 * fy, 15 * fx]
             torch.testing.assert_close(centre, torch.ones(1, 1))
     torch.testing.assert_close(ops.downsample2d(x, f)[..., 6, 7], torch.ones(1, 1))
