@@ -8,6 +8,7 @@ import torch
 
 from dgl.loss import hinge_term, logistic_term, teacher_term
 from dnnlib.util import UserError
+from tests import tolerances
 from tests.dgl.tiny import BATCH, NoisyPipe, Student, make_D, same, save_teacher
 from tests.support import rnd
 from torch_utils import training_stats
@@ -132,7 +133,7 @@ def test_slope_of_each_term(term, slope):
     scores.requires_grad_(True)
     N, weight = len(scores), 0.7
     (weight * term(scores)).mean().backward()
-    torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, **tolerances.TEACHER_SLOPES)
 
 
 @pytest.mark.parametrize("weighting", ["plain", "score"])

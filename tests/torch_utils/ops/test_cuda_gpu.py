@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from tests import tolerances
 from torch_utils.ops import _plugin, backend
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
@@ -15,8 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-# Norm of the difference over the norm of the result. A result is rounded once, second derivatives a few times.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+TOLERANCE = tolerances.KERNELS_ON_GPU
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 

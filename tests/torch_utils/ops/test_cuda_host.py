@@ -13,6 +13,7 @@ import types
 import pytest
 import torch
 
+from tests import tolerances
 from tests.support import ROOT, rnd
 from tests.torch_utils.ops import host_kernels
 from tests.torch_utils.ops.cuda_ops_on_cpu import OPS, SMOOTH, launched
@@ -21,8 +22,7 @@ from torch_utils.ops.bias_act_ref import activation_funcs, bias_act_ref
 from torch_utils.ops.upfirdn2d import setup_filter
 from torch_utils.ops.upfirdn2d_ref import resample_ref
 
-# Results are rounded once, from float32 or better: half a unit of bfloat16's last place is 2^-9.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8}
+TOLERANCE = tolerances.KERNELS_ON_HOST
 LAST = torch.channels_last
 PACK = {torch.float64: 1, torch.float32: 4, torch.bfloat16: 8}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import tolerances
 from tests.support import rnd
 from tests.torch_utils.ops.implementations import chosen
 from torch_utils.ops import backend, bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, layout, upfirdn2d
@@ -34,7 +35,7 @@ def assert_same(func, *inputs):
         with chosen(implementation):
             found = derivatives(func, *inputs)
         for actual, wanted in zip(found, expected):
-            torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(actual, wanted, rtol=tolerances.FAST_PATHS, atol=tolerances.FAST_PATHS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -129,12 +130,12 @@ def test_grid_sample():
     fast = derivatives(lambda x: grid_sample_gradfix.grid_sample(x, grid), x)
     elementary = derivatives(lambda x: grid_sample_gradfix.grid_sample(x, grid.requires_grad_()), x)
     for actual, wanted in zip(fast, elementary, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual, wanted, rtol=tolerances.FAST_PATHS, atol=tolerances.FAST_PATHS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_low_precision_stays_near_the_reference(dtype):
-    tolerance = {torch.bfloat16: 0.05, torch.float32: 1e-5}[dtype]
+    tolerance = tolerances.FAST_LAYER[dtype]
     x, w, b = rnd("x", (2, 16, 8, 8)).to(dtype), rnd("w", (16, 16, 3, 3)).to(dtype) / 12, rnd("b", (16,)).to(dtype)
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
 

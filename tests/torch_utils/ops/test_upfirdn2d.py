@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy import signal
 
+from tests import tolerances
 from tests.support import rnd
 from torch_utils.ops import upfirdn2d as ops
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = tolerances.UPFIRDN2D
 
 
 def naive(x, f, up, down, padding, flip_filter, gain):
