@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dnnlib.util import UserError
+from tests import tolerances
 from tests.support import make_image_zip
 from torch_utils import distributed
 from training.files.snapshot import load_snapshot
@@ -201,7 +202,7 @@ def test_micro_batches_give_the_same_losses_as_one_batch(data, tmp_path):
         results.append(weights(tmp_path / str(batch_gpu)))
     for name, tensor in results[0].items():
         if not name.endswith("w_avg"):
-            torch.testing.assert_close(results[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(results[1][name], tensor, **tolerances.MICRO_BATCHES, msg=name)
 
 
 def train_in_group(rank: int, settings: dict) -> None:
