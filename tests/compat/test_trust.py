@@ -95,7 +95,7 @@ def test_trust_means_pythons_own_semantics(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pkl"
     path.write_bytes(pickled({"training_set_kwargs": call("os.mkdir", "made")}))
-    with pytest.raises(UserError, match=r"net\.pkl is not a file of networks"):
+    with pytest.raises(UserError, match=r"net\.pkl is not a network file"):
         snapshot.load_snapshot(path, trust=True)
     assert os.path.isdir("made")
     path.write_bytes(pickled({"G": call("os.mkdir", "made")}))

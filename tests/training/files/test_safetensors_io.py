@@ -127,8 +127,8 @@ def description(**changes):
 
 
 REFUSED = {
-    "another format": (lambda config: {"format": "other"}, "not one of networks"),
-    "no object": (lambda config: [], "not one of networks"),
+    "another format": (lambda config: {"format": "other"}, "not one written by export"),
+    "no object": (lambda config: [], "not one written by export"),
     "a later version": (lambda config: {**config, "version": 2}, "version 2"),
     "no networks": (lambda config: {**config, "networks": None}, "damaged"),
     "a network without tensors' names": (lambda config: config["networks"].pop("G_ema") and None, "damaged"),
