@@ -12,7 +12,7 @@ from tests.training.test_loss_precision import MEDIAN, TOLERANCE
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "numerics.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
-HEADER = ["what", "type", "held against", "tolerance", "test"]
+HEADER = ["what", "type", "compared with", "tolerance", "test"]
 
 
 def rows() -> list[dict[str, str]]:
@@ -56,7 +56,7 @@ def test_each_tolerance_stands_in_a_linked_test(row):
 def test_tolerances_of_half_precision_are_those_of_the_test():
     declared = {}
     for row in rows():
-        if "same draws" in row["held against"]:
+        if "same draws" in row["compared with"]:
             phase = row["what"].split(":")[0]
             declared[row["type"], phase] = tuple(map(float, numbers(row["tolerance"])))
     used = {(str(dtype).removeprefix("torch."), phase): value for (dtype, phase), value in TOLERANCE.items()}
