@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/numerics.md names tests that exist, and tolerances that stand in them."""
+"""docs/numerics.md names tests that exist, and tolerances that occur in them."""
 
 import ast
 import re
@@ -44,7 +44,7 @@ def test_linked_tests_exist(name, link):
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row['what'][:30]}, {row['type'][:20]}")
-def test_each_tolerance_stands_in_a_linked_test(row):
+def test_each_tolerance_is_in_a_linked_test(row):
     links = LINK.findall(row["test"])
     assert links
     texts = [(DOCS / link).resolve().read_text(encoding="utf-8") for _name, link in links]
