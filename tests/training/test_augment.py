@@ -65,7 +65,7 @@ def test_each_effect_fires_with_its_probability(effect, multiplier, p):
     images = rnd("img", (1, 3, 4, 4)).repeat(samples, 1, 1, 1)
     augmented = pipe(p, xint_max=2, **{effect: multiplier})(images)
     share = changed(images, augmented).float().mean().item()
-    # The rest of the draws do nothing: one flip of two, one turn of four, shifts by 0 and ±6 (a mirrored period).
+    # The other draws have no effect: one flip of two, one turn of four, shifts by 0 and ±6 (a mirrored period).
     visible = {"xflip": 0.5, "rotate90": 0.75, "lumaflip": 0.5, "xint": 1 - (3 / 16) ** 2}.get(effect, 1)
     expected = multiplier * p * visible
     if effect == "imgfilter":
@@ -147,7 +147,7 @@ def test_imgfilter_keeps_the_expected_power_and_other_bands_out():
     torch.manual_seed(8)
     images = torch.ones(64, 1, 32, 32)
     assert not changed(images, pipe(imgfilter=1, imgfilter_bands=[0, 0, 0, 0])(images)).any()
-    # A constant image lies in the lowest band, which another one's gain changes by sqrt(13/12) at most along each axis.
+    # A constant image is in the lowest band; another band's gain changes it by at most sqrt(13/12) along each axis.
     levels = pipe(imgfilter=1, imgfilter_bands=[0, 0, 0, 1])(images)[:, 0, 16, 16]
     assert levels.max() < 13 / 12 + 1e-4
     assert levels.min() < 0.5
@@ -192,7 +192,7 @@ def test_small_images(size, channels):
     images = torch.full((8, channels, size, size), 0.5)
     augmented = pipe(**BLIT, **GEOMETRY, imgfilter=1, imgfilter_bands=[0, 1, 1, 1])(images)
     assert augmented.shape == images.shape
-    # What is mirrored endlessly has no edge: a constant image stays constant (the filters scale it).
+    # Endless mirroring has no edges: a constant image stays constant (the filters scale it).
     spread = augmented.flatten(1).amax(1) - augmented.flatten(1).amin(1)
     assert spread.max() < 1e-4
     assert pipe(**EVERYTHING)(images).isfinite().all()

@@ -19,7 +19,7 @@ ARRAYS = golden_arrays("networks")
 
 
 def make(half=False, **changes):
-    """G, D and their loss; `half`: their highest resolution is a half-precision one."""
+    """G, D and their loss; `half`: the highest resolution in half precision."""
     fp16 = {"num_fp16_res": 1} if half else {}
     G_kwargs = {**SPEC["G"], "synthesis_kwargs": {**SPEC["G"].get("synthesis_kwargs", {}), **fp16}}
     G = fill(networks.Generator(**G_kwargs)).requires_grad_(False)

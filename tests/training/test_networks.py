@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks against the golden numbers, and what they promise beyond them."""
+"""Networks against the golden numbers, and their other properties."""
 
 import numpy as np
 import pytest

@@ -18,11 +18,11 @@ HALF_PRECISION_CLAMP = 256  # bound on activations in half-precision blocks (arX
 class Preset(NamedTuple):
     """Hyper-parameters of one `--cfg`."""
 
-    gpus: int  # processes that `batch` is meant for; fixes the images per process
+    gpus: int  # processes for `batch`; their ratio is the images per process
     kimg: int
     batch: int
     mbstd: int  # minibatch-stddev group size
-    fmaps: float  # times CHANNEL_BASE is channel_base
+    fmaps: float  # channel_base / CHANNEL_BASE
     lr: float
     gamma: float  # R1 weight
     ema: float  # half-life of G_ema, kimg
@@ -110,7 +110,7 @@ def _widths(preset: Preset, resolution: int, flag: str, x: float) -> dict[str, i
 
 _GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
 _GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_PARTS)
-# StyleGAN3's repository stores StyleGAN2 networks under the same class names, in another dialect of arguments.
+# StyleGAN3's repository stores StyleGAN2 networks under the same class names, with other arguments.
 _STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
 _STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
 _STYLEGAN3_W_AVG_BETA = 0.998
@@ -119,15 +119,15 @@ _STYLEGAN3_W_AVG_BETA = 0.998
 def stored_arguments(
     class_name: str, module_src: str, args: tuple, kwargs: dict[str, Any], tensor_names: list[str]
 ) -> tuple[tuple, dict[str, Any]]:
-    """Recorded constructor arguments in terms of our classes, from StyleGAN2-ADA's repository or StyleGAN3's."""
+    """Constructor arguments of our classes, from those recorded by StyleGAN2-ADA's or StyleGAN3's repository."""
     from_stylegan3 = all(word in module_src for word in _STYLEGAN3_WORDS)
     if class_name == "Generator":
         if any(name.startswith("synthesis.input.") for name in tensor_names):
-            raise UserError("is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
+            raise UserError("is an alias-free StyleGAN3 generator; only D of such a pickle can be used")
         kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
         flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
         if flat or from_stylegan3:
-            # There, synthesis arguments are the constructor's own, and two switches have no effect here.
+            # StyleGAN3 passes synthesis arguments directly, among them two switches that have no effect here.
             synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
             kwargs["mapping_kwargs"] = {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})}
             kwargs["synthesis_kwargs"] = {**_STYLEGAN3_DEFAULTS, **synthesis}
@@ -148,7 +148,7 @@ def half_precision(
 
 
 def loss_arguments(G: torch.nn.Module, D: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The parts of G that StyleGAN2's loss runs one by one, for style mixing and path lengths."""
+    """G in the parts that StyleGAN2's loss calls separately, for style mixing and path lengths."""
     return {"G_mapping": G.mapping, "G_synthesis": G.synthesis, "D": D}
 
 
@@ -168,7 +168,7 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
 
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Truncation pulls w towards its mean, which some mapping networks do not track."""
+    """Raises UserError if truncation needs a mean w that the mapping network does not track."""
     if psi != 1 and G.mapping.w_avg_beta is None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
 
@@ -219,7 +219,7 @@ STYLEGAN2 = Family(
     batch_group=batch_group,
     differs_by_process=r".*\.w_avg",
     has_w=True,
-    # One shared kernel per layer instead of one per sample: many runtimes take convolutions with constant kernels only.
+    # One shared kernel per layer instead of one per sample: many runtimes need constant kernels.
     export_kwargs={"fused_modconv": False},
     published=PUBLISHED,
 )
