@@ -21,7 +21,7 @@ help:
 
 setup: $(READY)
 
-# Debian's python3 has no ensurepip unless python3-venv is installed; without it the system's pip fills the environment.
+# Debian's python3 has no ensurepip unless python3-venv is installed; then the system's pip installs into the environment.
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV) \

@@ -24,7 +24,7 @@ class _GroupedCommand(click.Command):
     """A command whose help lists its flags under the headings of their groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes one section a group, in the order of declaration."""
+        """Write one section per group, in the order of declaration."""
         sections: dict[str, list] = {}
         for param in self.get_params(ctx):
             sections.setdefault(getattr(param, "group", "Other"), []).append(param.get_help_record(ctx))
@@ -34,7 +34,7 @@ class _GroupedCommand(click.Command):
 
 
 def _flag(option: Option):
-    """The click option of one row of the table. It gives None where the flag is absent: the table has the default."""
+    """The click option of one row of the table. An absent flag is None, since the table has the default."""
     unset = option.default if option.unset is None else option.unset
     unset = {True: "yes", False: "no"}.get(unset, unset) if isinstance(unset, bool) else unset
     unset = ",".join(unset) if isinstance(unset, list) else unset
@@ -60,7 +60,7 @@ def _flags_of_the_table(command):
 @click.option("-n", "--dry-run", cls=_Flag, group="Output", is_flag=True,
               help="Print the resolved options as JSON and stop.")  # fmt: skip
 def main(outdir: str, dry_run: bool, **flags) -> None:
-    """Train a GAN on a dataset of square images; with --dgl-teacher, a narrow one that a large one guides.
+    """Train a GAN on a dataset of square images; with --dgl-teacher, a narrow one guided by a large one.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def main(outdir: str, dry_run: bool, **flags) -> None:
         lines = ["Options:", json.dumps(options, indent=2), *plan.notices, f"Run directory: {options['run_dir']}"]
         print("\n".join(lines))
         opened = plan.opened
-        if options["num_gpus"] > 1:  # other processes open the files again: open files and networks do not travel
+        if options["num_gpus"] > 1:  # the others open the files themselves: they cannot be passed on
             opened.training_set.close()
             opened.release()
             opened = None
@@ -100,9 +100,9 @@ def main(outdir: str, dry_run: bool, **flags) -> None:
 
 
 def create_run_dir(outdir: str, desc: str) -> str:
-    """Makes `<outdir>/<number>-<desc>`, the number one above the highest there; returns its path.
+    """Make `<outdir>/<number>-<desc>`, numbered one above the highest present, and return its path.
 
-    Raises `UserError` where it cannot be made.
+    Raises UserError if it cannot be made.
     """
     try:
         os.makedirs(outdir, exist_ok=True)
@@ -117,11 +117,11 @@ def create_run_dir(outdir: str, desc: str) -> str:
 
 
 def train_process(rank: int, options: dict, opened=None) -> None:
-    """One process of a run; `options` are those of the training loop, `opened` what this process has opened already."""
+    """One process of a run; `options` are those of the training loop, `opened` the files already open."""
     from torch_utils import distributed
     from training.training_loop import training_loop
 
-    # Each of several processes has a separate standard output, which the log of the parent does not see.
+    # Each of several processes has a separate standard output, which the parent's log does not capture.
     with _log(options) if options["num_gpus"] > 1 else contextlib.nullcontext():
         device = distributed.resolve_device(options.get("device", "auto"), rank)
         distributed.init(rank, options["num_gpus"], device)

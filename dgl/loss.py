@@ -85,8 +85,7 @@ class DGLLoss(Loss):
 def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Teacher:
     """The teacher of `spec`, or an opened one, on `device`, with only its D in memory."""
     if isinstance(spec, Teacher):
-        spec.release_file()
-        return spec.to(device)
+        return spec.without_G().to(device)
     teacher = open_teacher(spec["path"], trust=trust, device=device)
     expected = spec.get("sha256")
     if expected is not None and teacher.sha256 != expected:
@@ -94,5 +93,4 @@ def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Te
             f"--dgl-teacher: {teacher.path} has changed since this run was set up (its SHA-256 was {expected}, "
             f"now {teacher.sha256}); restore the original file or start a new run"
         )
-    teacher.release_file()
-    return teacher
+    return teacher.without_G()

@@ -6,6 +6,7 @@ Only shapes are read, so networks built under `torch.device('meta')`, which take
 
 import torch
 
+from dnnlib.util import UserError
 from training import families
 
 
@@ -17,6 +18,21 @@ def count_params(net: torch.nn.Module) -> int:
 def count_macs(G: torch.nn.Module) -> int:
     """Multiply-accumulates of generator `G` for one image, as its family counts them."""
     return families.of(G).macs(G)
+
+
+def check_smaller(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module, wanted: bool) -> None:
+    """Raises UserError if the student's generator is not smaller than the teacher's, unless that is `wanted`.
+
+    A teacher without a generator (None) is not compared.
+    """
+    if wanted or teacher_G is None:
+        return
+    theirs, ours = count_params(teacher_G), count_params(student_G)
+    if ours >= theirs:
+        raise UserError(
+            f"--cbase: the student's G would have {ours:,} parameters and the teacher's has {theirs:,}; --cbase=0.5 "
+            "gives half the teacher's width, --cbase=1 trains a student as wide as the teacher"
+        )
 
 
 def size_table(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module) -> str:

@@ -61,6 +61,12 @@ class Teacher:
         """Frees the rest of the pickle. A `G` that was not accessed before is None from then on."""
         self._snapshot = None
 
+    def without_G(self) -> "Teacher":
+        """Frees all but `D`, which is all that scores need, and returns this teacher; `G` is None from then on."""
+        self.release_file()
+        vars(self).pop("G", None)
+        return self
+
     def match_precision(self, student_D: torch.nn.Module) -> None:
         """Runs `D` in the precision of `student_D`: as many half-precision resolutions, in the same type.
 

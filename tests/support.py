@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several test modules share: golden files and the recipe that makes their inputs (tests/golden/README.md)."""
+"""Shared by test modules: golden files and the recipe for their inputs (tests/golden/README.md)."""
 
 import io
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports go down only (docs/architecture.md): each package knows those below it and none above."""
+"""Imports go down only (docs/architecture.md): packages import only packages below them."""
 
 import ast
 import graphlib
@@ -60,7 +60,7 @@ def imported_modules(source: str) -> set[str]:
 
 
 def faults(name: str, source: str) -> list[str]:
-    """Imports of the module `name` that are relative, climb, or reach a root script."""
+    """Imports of the module `name` that are relative, go up, or reach a root script."""
     found = []
     for target in sorted(imported_modules(source)):
         package = target.split(".")[0]
@@ -74,7 +74,7 @@ def faults(name: str, source: str) -> list[str]:
 
 
 def order(sources: dict[str, str]) -> list[str]:
-    """Modules in an order in which each imports only earlier ones, also in functions. Raises CycleError if none."""
+    """Modules ordered so that each imports only earlier ones, also in functions. Raises CycleError for a circle."""
     graph = {}
     for name, source in sources.items():
         targets = imported_modules(source)
@@ -117,7 +117,7 @@ def test_imports_go_down(path):
         ("train", "import benchmarks.timing"),
     ],
 )
-def test_a_climbing_import_is_found(name, source):
+def test_an_upward_import_is_found(name, source):
     assert len(faults(name, source)) == 1
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules, checked over every file: licence lines, sizes, what the README promises, what the packaging says."""
+"""The house rules for every file: licence lines, sizes, commands in the README, packaging."""
 
 import ast
 import functools
@@ -17,11 +17,11 @@ from tests.support import ROOT
 SKIPPED = {"runs", "build", "__pycache__"}
 MAX_FILE, MAX_FUNCTION, MAX_LINE = 400, 60, 120
 TOOLS, MAX_TOOLS_SHARE = ("scripts/", "benchmarks/"), 0.15
-LONG_FILES = {"training/networks.py"}  # its text travels in every checkpoint, so it stays one file
+LONG_FILES = {"training/networks.py"}  # every snapshot contains its text, so it stays one file
 
 
 def python_files() -> list[str]:
-    """Paths of the project's own Python files from the root on."""
+    """Paths of the project's own Python files, relative to the root."""
     found = []
     for folder, subfolders, names in os.walk(ROOT):
         subfolders[:] = [name for name in subfolders if name not in SKIPPED and not name.startswith(".")]
@@ -129,7 +129,7 @@ def test_command_lines_on_the_pages_use_flags_that_exist():
     assert {"train", "generate", "dataset_tool"} <= seen
 
 
-def test_packaging_says_what_the_lock_and_the_tree_say():
+def test_packaging_agrees_with_the_lock_and_the_tree():
     pyproject, lock = read("pyproject.toml"), read("requirements.lock")
     assert 'requires-python = ">=3.10"' in pyproject
     assert '"torch>=2.5,<2.14"' in pyproject

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C++ and CUDA extensions, compiled when they are first asked for."""
+"""C++ and CUDA extensions, compiled on first use."""
 
 import contextlib
 import hashlib
@@ -19,10 +19,10 @@ from dnnlib.util import format_time
 
 try:
     import fcntl
-except ImportError:  # Windows, where only PyTorch's own lock keeps processes apart
+except ImportError:  # Windows, where only PyTorch's own lock separates processes
     fcntl = None
 
-verbosity = "brief"  # 'none' = silent, 'brief' = a line for each compilation, 'full' = also what the compiler says
+verbosity = "brief"  # 'none' = silent, 'brief' = one line per compilation, 'full' = also the compiler's output
 
 _VERBOSITIES = ("none", "brief", "full")
 _HEADERS = (".h", ".hpp", ".cuh", ".inl")
@@ -31,16 +31,16 @@ _failures: dict[str, Exception] = {}
 
 
 def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_kwargs: Any) -> types.ModuleType:
-    """The Python module `module_name`, compiled from C++ and CUDA files; the same one for the life of the process.
+    """The Python module `module_name`, compiled from C++ and CUDA files; the same object throughout the process.
 
-    What was built serves later processes as long as nothing changes that it depends on: it lies in a directory named
-    after `build_key`, in `build_directory` of `build_kwargs`, by default TORCH_EXTENSIONS_DIR or the user's cache. Of
-    several processes that ask at once, one builds and the others wait; a process that is killed holds up nobody.
-    The other `build_kwargs` go to `torch.utils.cpp_extension.load`.
+    Later processes reuse a build until something that it depends on changes: its directory is named after `build_key`,
+    in the `build_directory` of `build_kwargs`, by default TORCH_EXTENSIONS_DIR or the user's cache. If several
+    processes ask at once, one builds and the others wait; a killed process leaves no stale lock. The other
+    `build_kwargs` go to `torch.utils.cpp_extension.load`.
 
-    Raises ValueError for an unknown `verbosity`, OSError for a missing source, and whatever the compilation raises: a
-    machine without a compiler is for the caller to deal with. A compilation that failed is not tried again: later
-    calls raise the same error, and processes that waited for it a RuntimeError that says the same.
+    Raises ValueError for an unknown `verbosity`, OSError for a missing source, and the errors of the compilation: the
+    caller must handle a machine without a compiler. A failed compilation is not tried again: later calls raise the same
+    error, and processes that waited for it raise a RuntimeError with the same message.
     """
     if verbosity not in _VERBOSITIES:
         raise ValueError(f"custom_ops.verbosity must be one of {', '.join(_VERBOSITIES)}, got {verbosity!r}")
@@ -63,7 +63,7 @@ def get_plugin(module_name: str, sources: Sequence[str | os.PathLike], **build_k
 
 
 def build_key(sources: Sequence[pathlib.Path], build_kwargs: dict[str, Any]) -> str:
-    """A name for all that a build depends on: sources, the headers beside them, flags, PyTorch, CUDA, Python, GPUs."""
+    """A hash of everything a build depends on: sources, adjacent headers, flags, PyTorch, CUDA, Python, GPUs."""
     headers = {path for source in sources for path in source.parent.iterdir() if path.suffix in _HEADERS}
     digest = hashlib.sha256()
     for path in [*sources, *sorted(headers)]:
@@ -78,7 +78,7 @@ def build_key(sources: Sequence[pathlib.Path], build_kwargs: dict[str, Any]) -> 
 
 
 def _build_root(root: str | os.PathLike | None) -> pathlib.Path:
-    import torch.utils.cpp_extension  # takes a second, and most processes never need it
+    import torch.utils.cpp_extension  # takes a second, and most processes do not need it
 
     default = torch.utils.cpp_extension.get_default_build_root
     return pathlib.Path(root or os.environ.get("TORCH_EXTENSIONS_DIR") or default())
@@ -88,8 +88,8 @@ def _build_root(root: str | os.PathLike | None) -> pathlib.Path:
 def _sole_builder(directory: pathlib.Path) -> Iterator[None]:
     """Keep other processes out of `directory`.
 
-    The operating system releases this lock when its owner ends, however it ends. PyTorch's own lock is a file that a
-    killed process leaves behind, and that the next one would wait for without end: here nobody else can own it.
+    The operating system releases this lock when its owner ends for any reason. PyTorch's own lock is a file that a
+    killed process leaves behind and that the next one would wait for forever; here no other process can own it.
     """
     if fcntl is None:
         yield
@@ -102,10 +102,10 @@ def _sole_builder(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_attempt(directory: pathlib.Path, before: str | None) -> Iterator[None]:
-    """Note a failure in `directory`; raise RuntimeError with a note other than `before`, which was there on asking.
+    """Write a note of a failure in `directory`; raise RuntimeError if there is a newer note than `before`.
 
-    Without it each process of a training run would repeat, one after the other, what cannot succeed. Processes that
-    begin later try anew, for the machine may have been mended.
+    Otherwise the processes of a training run would repeat, one after another, a build that cannot succeed. Processes
+    that start later try again, because the machine may have been fixed.
     """
     note = _failure_note(directory)
     if note is not None and note != before:
@@ -114,14 +114,14 @@ def _one_attempt(directory: pathlib.Path, before: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(OSError):  # such as a full disk, which may be what failed
+        with contextlib.suppress(OSError):  # such as a full disk, which may be the cause of the failure
             file.write_text(f"{uuid.uuid4()}\n{str(error) or type(error).__name__}", encoding="utf-8")
         raise
     file.unlink(missing_ok=True)
 
 
 def _failure_note(directory: pathlib.Path) -> str | None:
-    """What the last attempt in `directory` left, if it failed: a line that no other attempt has, then the reason."""
+    """The note of the last attempt in `directory`, if it failed: a line unique to the attempt, then the reason."""
     try:
         return (directory / "failure").read_text(encoding="utf-8")
     except OSError:
@@ -129,7 +129,7 @@ def _failure_note(directory: pathlib.Path) -> str | None:
 
 
 def _load(name: str, sources: list[pathlib.Path], directory: pathlib.Path, build_kwargs: dict) -> types.ModuleType:
-    """Load the module, compiled unless `directory` has it; only a compilation is worth a line."""
+    """Load the module, and compile it first unless `directory` contains it; only a compilation prints a line."""
     import torch.utils.cpp_extension
 
     built = any(path.suffix in (".so", ".pyd") for path in directory.iterdir())
@@ -140,7 +140,7 @@ def _load(name: str, sources: list[pathlib.Path], directory: pathlib.Path, build
     outcome = "failed"
     try:
         with warnings.catch_warnings():
-            if verbosity != "full":  # on versions of compilers, which matter only if the compilation fails
+            if verbosity != "full":  # about compiler versions, which matter only if the compilation fails
                 warnings.simplefilter("ignore")
             plugin = torch.utils.cpp_extension.load(
                 name=name,

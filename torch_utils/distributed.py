@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything about several processes, safe to call with one: then each function does nothing or the obvious."""
+"""Everything about several processes. With a single process, each function does nothing or the obvious thing."""
 
 import os
 import pathlib
@@ -14,16 +14,16 @@ from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.util import UserError
 from torch_utils import precision, training_stats
 
-_init_file: str | None = None  # where the processes of launch() meet
+_init_file: str | None = None  # through which the processes of launch() find each other
 
 
 def init(
     rank: int = 0, world_size: int = 1, device: torch.device | str | None = None, init_file: str | None = None
 ) -> None:
-    """Join the group of `world_size` processes: NCCL where `device` is CUDA, else gloo. With one process, a no-op.
+    """Join the group of `world_size` processes, with NCCL if `device` is CUDA, else gloo. No-op with one process.
 
-    Inside a function started by `launch`, `init_file` is known; elsewhere it is a path, on a disk that all processes
-    share, where no file exists yet. Statistics are gathered across the group from here on.
+    `init_file` is a path on a disk that all processes share, where no file exists yet; functions started by `launch`
+    need none. From here on, statistics are summed over the group.
     """
     device = torch.device("cpu" if device is None else device)
     if device.type == "cuda":
@@ -35,7 +35,7 @@ def init(
         raise ValueError("distributed.init: several processes outside launch() need init_file")
     torch.distributed.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
-        # Not a file:// address: a space in the path would be escaped there and not be unescaped.
+        # Not a file:// address, in which a space in the path would be escaped but not unescaped.
         store=torch.distributed.FileStore(os.path.abspath(init_file), world_size),
         rank=rank,
         world_size=world_size,
@@ -59,41 +59,41 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that prints and writes files."""
+    """Whether this is process 0, which prints and writes files."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until all processes have reached this point."""
     if _active():
         torch.distributed.barrier()
 
 
 def print0(*args: Any) -> None:
-    """Print in process 0 only, at once."""
+    """Print in process 0 only, without buffering."""
     if is_main():
         print(*args, flush=True)
 
 
 def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
-    """Replace `tensor`, in place, by its sum over the processes, and return it."""
+    """Replace `tensor` in place by its sum over the processes, and return it."""
     if _active():
         torch.distributed.all_reduce(tensor)
     return tensor
 
 
 def broadcast_(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
-    """Replace `tensor`, in place, by that of process `src`, and return it."""
+    """Replace `tensor` in place by that of process `src`, and return it."""
     if _active():
         torch.distributed.broadcast(tensor, src=src)
     return tensor
 
 
 def launch(fn: Callable, num_processes: int, *args: Any) -> None:
-    """Run `fn(rank, *args)` in `num_processes` processes and wait for all; one process is a direct call.
+    """Run `fn(rank, *args)` in `num_processes` processes and wait for all of them; one process is a direct call.
 
-    `fn` must be importable (top level of a module) and calls `init` itself. Where it fails with a UserError in any
-    process, that UserError is raised here; other failures come as torch's ProcessRaisedException.
+    `fn` must be importable (at the top level of a module) and call `init` itself. If it fails with a UserError in any
+    process, that UserError is raised here; other failures are raised as torch's ProcessRaisedException.
     """
     if num_processes == 1:
         fn(0, *args)
@@ -111,13 +111,13 @@ def launch(fn: Callable, num_processes: int, *args: Any) -> None:
 def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tuple) -> None:
     global _init_file
     _init_file = os.path.join(folder, "init")
-    # Processes that share the CPU share its cores too.
+    # Processes that share the CPU also share its cores.
     torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
         with full_disk_is_a_user_error():
             fn(rank, *args)
     except UserError as error:
-        # An exception's type does not survive the way to the parent process, so the sentence goes by file.
+        # The type of an exception does not reach the parent process, so the message is passed in a file.
         pathlib.Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")
         sys.exit(2)
     finally:
@@ -126,7 +126,7 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
 
 
 def resolve_device(name: str, rank: int = 0) -> torch.device:
-    """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') means for process `rank`.
+    """The device for process `rank` that `name` ('auto', 'cpu', 'cuda' or 'mps') stands for.
 
     'auto' is CUDA if there is a CUDA device, else the CPU. Changes no settings: see `configure_device`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images between networks (float, [-1, 1]) and files (uint8). N batch, C channels (1 or 3), H W size."""
+"""Conversion of images between networks (float, [-1, 1]) and files (uint8). N batch, C channels (1 or 3), H W size."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _as_array(images: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def make_grid(images: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> np.ndarray:
-    """[N, C, H, W], N = gw * gh, row by row -> one image [gh * H, gw * W, C]. Raises ValueError if N is not gw * gh."""
+    """[N, C, H, W] with N = gw * gh, row by row -> one image [gh * H, gw * W, C]. Raises ValueError for another N."""
     array = _as_array(images)
     gw, gh = grid_size
     n, c, h, w = array.shape
@@ -36,14 +36,14 @@ def make_grid(images: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> 
 
 
 def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
-    """Write one uint8 image, [H, W], [H, W, C] or [C, H, W] with C = 1 or 3, as a PNG file, atomically."""
+    """Write a uint8 image, [H, W], [H, W, C] or [C, H, W] with C = 1 or 3, as a PNG file, atomically."""
     array = _as_array(img)
     if array.ndim == 3 and array.shape[-1] not in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3):
-        raise ValueError(f"a grey or RGB uint8 image is needed, not {array.dtype} of shape {array.shape}")
+        raise ValueError(f"expected a grey or RGB uint8 image, got {array.dtype} of shape {array.shape}")
     with open_atomic(path) as file:
         Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
 
@@ -51,7 +51,7 @@ def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
 def save_image_grid(
     images: np.ndarray | torch.Tensor, path: str | os.PathLike, drange: Sequence[float], grid_size: tuple[int, int]
 ) -> None:
-    """Write [N, C, H, W], whose values drange[0] .. drange[1] mean black .. white, as one PNG grid."""
+    """Write images [N, C, H, W] as one PNG grid; `drange` has the values of black and white."""
     low, high = drange
     array = (_as_array(images).astype(np.float32) - low) * (255 / (high - low))
     save_png(make_grid(np.rint(array).clip(0, 255).astype(np.uint8), grid_size), path)

@@ -27,7 +27,7 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor made of numbers, from a cache, so that a GPU is not made to wait for a copy at each use.
+    """A cached constant tensor, so that no use has to wait for a copy to the GPU.
 
     `value` (number, nested list or array) is broadcast to `shape`. Defaults: the shape of `value`, torch's default
     dtype, the CPU, contiguous. The tensor is shared: do not write to it.
@@ -43,7 +43,7 @@ def constant(
     key = (array.shape, array.dtype.str, array.tobytes(), shape, dtype, device, memory_format)
     tensor = _constants.get(key)
     if tensor is None:
-        # A tensor born in inference mode could never take part in a gradient later.
+        # A tensor created in inference mode could never take part in a gradient later.
         with torch.inference_mode(False):
             tensor = torch.as_tensor(array.copy(), dtype=dtype, device=device)
             if shape is not None:
@@ -58,14 +58,14 @@ def constant(
 
 
 def symbolic_assert(condition: bool | torch.Tensor, message: str = "") -> None:
-    """Raise AssertionError(message) unless `condition` holds; not evaluated while a graph is traced."""
+    """Raise AssertionError(message) unless `condition` is true; not evaluated while a graph is traced."""
     if not torch.jit.is_tracing() and not bool(condition):
         raise AssertionError(message)
 
 
 @contextlib.contextmanager
 def suppress_tracer_warnings() -> Iterator[None]:
-    """Inside it, torch.jit.trace does not warn about Python values taken from tensors."""
+    """Inside, torch.jit.trace does not warn about Python values taken from tensors."""
     if not torch.jit.is_tracing():
         yield
         return
@@ -87,7 +87,7 @@ def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
 
 
 def profiled_function(fn: Callable) -> Callable:
-    """Decorator: calls of `fn` appear under its name in the profiler."""
+    """Decorator: calls of `fn` appear in the profiler under its name."""
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
@@ -98,10 +98,10 @@ def profiled_function(fn: Callable) -> Callable:
 
 
 class InfiniteSampler(torch.utils.data.Sampler):
-    """Endless dataset indices: a walk around a shuffled order that keeps reshuffling behind itself.
+    """Endless dataset indices: a walk around a shuffled order, which is reshuffled behind the current position.
 
-    Of each step's index, process `rank` of `num_replicas` gets every `num_replicas`-th. `window_size` is the part of
-    the dataset, behind the walker, in which the item just visited changes places with another.
+    Process `rank` of `num_replicas` gets every `num_replicas`-th index. Each visited item changes places with a random
+    one behind it, within a window of `window_size`, a fraction of the dataset.
     """
 
     def __init__(
@@ -159,10 +159,10 @@ def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.T
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:
-    """Copy values by name from `src_module` into `dst_module`, whose `requires_grad` flags stay.
+    """Copy values by name from `src_module` into `dst_module`, whose `requires_grad` flags do not change.
 
-    Names that only one side has are skipped, or with `require_all` a KeyError when the source lacks one. A name that
-    both have with different shapes is a ValueError.
+    Names that only one of them has are skipped. Raises KeyError with `require_all` if the source lacks a name, and
+    ValueError for a name with different shapes.
     """
     source = dict(named_params_and_buffers(src_module))
     with torch.no_grad():
@@ -179,7 +179,7 @@ def copy_params_and_buffers(
 
 @contextlib.contextmanager
 def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
-    """Inside it, backward through a DistributedDataParallel `module` averages gradients only if `sync`."""
+    """Inside, a backward pass through a DistributedDataParallel `module` averages gradients only if `sync`."""
     if sync or not isinstance(module, torch.nn.parallel.DistributedDataParallel):
         yield
     else:
@@ -190,8 +190,8 @@ def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
     """Raise RuntimeError in each process whose tensors differ from those of process 0.
 
-    All processes must call it; with one process it does nothing. `ignore_regex` leaves out tensors whose full name
-    '<Class>.<dotted name>' it matches.
+    All processes must call it; with one process it does nothing. Tensors whose full name '<Class>.<dotted name>'
+    matches `ignore_regex` are skipped.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -209,11 +209,11 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
 def print_module_summary(
     module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int = 3, skip_redundant: bool = True
 ) -> Any:
-    """Run `module(*inputs)`, print a table of its submodules, and return what it gave.
+    """Run `module(*inputs)`, print a table of its submodules, and return the outputs.
 
-    Columns: parameters and buffers (tensor elements each row holds itself), output shape and dtype. Rows are the calls
-    down to `max_nesting` levels, in order of completion. `skip_redundant` leaves out modules that hold nothing
-    themselves and whose outputs other rows show already.
+    Columns: parameters and buffers (numbers of elements that belong to the row), output shape and dtype. Rows are the
+    calls down to `max_nesting` levels, in order of completion. `skip_redundant` omits modules without tensors of their
+    own whose outputs appear in other rows.
     """
     names = {submodule: name for name, submodule in module.named_modules()}
     calls: list[tuple[torch.nn.Module, list[torch.Tensor]]] = []
@@ -241,7 +241,7 @@ def _summary_rows(names: dict, calls: list, max_nesting: int, skip_redundant: bo
     outputs_shown: set[int] = set()
     totals = [0, 0]
     for submodule, outputs in calls:
-        # The deepest rows answer for everything below them, the others for what they hold themselves.
+        # The deepest rows include everything below them, the others only their own tensors.
         name = names[submodule]
         deepest = name.count(".") == max_nesting - 1
         held = (submodule.parameters(recurse=deepest), submodule.buffers(recurse=deepest))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes whose pickles carry their own source text, so that checkpoints outlive the code that wrote them.
+"""Classes whose pickles contain their source text, so that checkpoints outlive the code that wrote them.
 
-The stored form (version 6) is that of StyleGAN2-ADA: `_reconstruct_persistent_obj` applied to a dict of `type`,
-`version`, `module_src`, `class_name` and `state`. Unpickling it with plain `pickle` runs `module_src`: that means
-trust. Our own loaders never come here with a foreign file; they read it through `torch_utils.safe_pickle`.
+The format (version 6) is that of StyleGAN2-ADA: `_reconstruct_persistent_obj` applied to a dict of `type`, `version`,
+`module_src`, `class_name` and `state`. Unpickling it with plain `pickle` runs `module_src`, which requires trust. Our
+own loaders never do that with a foreign file; they read it through `torch_utils.safe_pickle`.
 """
 
 import copy
@@ -28,22 +28,24 @@ _import_hooks: list[Callable[[EasyDict], EasyDict | None]] = []
 def persistent_class(orig_class: type) -> type:
     """Class decorator: record the constructor arguments, and pickle with the source of the defining module.
 
-    The class gets read-only properties `init_args` (tuple) and `init_kwargs` (dict): deep copies of what the
-    constructor was called with. A subclass is persistent only if it is decorated too; an undecorated one pickles as
-    any Python object does, by reference to its own module.
+    The class gets read-only properties `init_args` (tuple) and `init_kwargs` (dict): deep copies of the constructor's
+    arguments. A subclass is persistent only if it is decorated too; an undecorated one pickles like any Python object,
+    by reference to its module.
 
-    Raises UserError where the defining module's source cannot be read (a class typed at a prompt).
+    Raises UserError if the source of the defining module cannot be read (a class typed at a prompt).
     """
     if is_persistent(orig_class):
         return orig_class
-    source = sys.intern(_source_of(orig_class))  # one object for all classes of a module: pickles hold it once
+    source = sys.intern(
+        _source_of(orig_class)
+    )  # one object for all classes of a module, so that pickles contain it once
     original_init = orig_class.__init__
 
     @functools.wraps(original_init)
     def init(self, *args, **kwargs):
         recorded = copy.deepcopy((args, kwargs))
         original_init(self, *args, **kwargs)
-        # Written after the constructor ran, so that of a class and its decorated base the class has the last word.
+        # Recorded after the constructor ran, so that a class overrides what its decorated base has recorded.
         self.__dict__["_init_args"], self.__dict__["_init_kwargs"] = recorded
 
     orig_class.__init__ = init
@@ -62,10 +64,10 @@ def is_persistent(obj: Any) -> bool:
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict | None]) -> Callable:
-    """Register a function that sees each stored object before it is rebuilt; usable as a decorator.
+    """Register a function that is called with each stored object before it is rebuilt; usable as a decorator.
 
-    It gets the stored dict (`type, version, module_src, class_name, state`), which it may change or replace by
-    returning another.
+    Its argument is the stored dict (`type, version, module_src, class_name, state`). It may change the dict, or replace
+    it by returning another.
     """
     _import_hooks.append(hook)
     return hook
@@ -100,14 +102,14 @@ def _reduce(self: Any) -> tuple:
 
 
 def _reconstruct_persistent_obj(meta: dict) -> Any:
-    """Rebuild a stored object; pickles name this function. Where the class is not ours, it runs the stored source."""
+    """Rebuild a stored object; pickles refer to this function. If the class is not ours, the stored source runs."""
     meta = EasyDict(meta)
     for hook in _import_hooks:
         meta = hook(meta) or meta
     if meta.get("type") != "class" or meta.get("version") != VERSION:
         raise UserError(
             f"cannot rebuild a stored object of type {meta.get('type')!r} and version {meta.get('version')!r}; "
-            f"only type 'class' and version {VERSION} are known"
+            f"only type 'class' and version {VERSION} are supported"
         )
     cls = _find_class(meta.module_src, meta.class_name)
     obj = cls.__new__(cls)
@@ -120,7 +122,7 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
 
 
 def _find_class(source: str, class_name: str) -> type:
-    """The live class with this very source if there is one, else that of a fresh module made from the source."""
+    """The class with exactly this source if it is loaded, else the class of a new module made from the source."""
     if (source, class_name) not in _classes:
         name = f"_persistent_{uuid.uuid4().hex}"
         module = types.ModuleType(name)

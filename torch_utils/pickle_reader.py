@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of pickle streams that builds plain data and calls nothing but what its owner hands it.
+"""A reader of pickle streams that builds plain data and calls only functions that its owner passes in.
 
-The standard unpickler is not used for foreign files: it looks up methods on the objects it builds, hashes whatever
-serves as a key, and sizes its memo by numbers in the file. Here each opcode does the plain thing or fails, and no
-memory is taken that the file's own bytes do not account for.
+The standard unpickler is unsuitable for foreign files: it looks up methods on the objects that it builds, hashes any
+object used as a key, and sizes its memo by numbers in the file. Here each opcode does the obvious thing or fails, and
+memory use is bounded by the size of the file.
 """
 
 import pickle
@@ -12,17 +12,17 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-_BLOB_BYTES = 4096  # longer byte strings stay in the file's buffer, as read-only memory views
+_BLOB_BYTES = 4096  # longer byte strings remain in the file's buffer, as read-only memory views
 _LONGEST_INT_BYTES = 64
-_LONGEST_KEY = 16  # members of a tuple that serves as a key: each use hashes them all
-_LARGEST_KEY = 1 << 60  # larger integers can be chosen to have equal hashes
-_MOST_STEPS = 1 << 19  # an object takes a few hundred bytes, an opcode that makes one is a single byte of the file
+_LONGEST_KEY = 16  # members of a tuple used as a key: each use hashes all of them
+_LARGEST_KEY = 1 << 60  # larger integers can be chosen so that their hashes are equal
+_MOST_STEPS = 1 << 19  # an object takes a few hundred bytes, the opcode that makes it only one byte of the file
 _KEY_TYPES = frozenset([str, int, float, bool, bytes, type(None)])
 _NEWLINE = re.compile(rb"\n")
 
 
 class Builder:
-    """Something a pickle may call. `name` is what the pickle calls it; `function` must stand any arguments."""
+    """Something that a pickle may call, by the name `name`; `function` must cope with any arguments."""
 
     def __init__(self, name: str, function: Callable[..., Any]):
         self.name = name
@@ -30,7 +30,7 @@ class Builder:
 
 
 class Unfinished:
-    """An object that a later BUILD opcode completes: `build(state)` returns what takes its place."""
+    """An object that a later BUILD opcode completes: `build(state)` returns its replacement."""
 
     def __init__(self) -> None:
         self.memo_keys: list[int] = []
@@ -41,11 +41,11 @@ class Unfinished:
 
 
 class PickleReader:
-    """Reads the pickles (protocols 2 to 5) that follow one another in `data`, one a call of `load`.
+    """Reads consecutive pickles (protocols 2 to 5) in `data`, one per call of `load`.
 
-    `resolve(module, name)` gives the value or the Builder that a global name stands for, `persistent_load(id)` what a
-    persistent id stands for; both raise to refuse. Malformed data raises one of Python's own exceptions (ValueError,
-    IndexError, KeyError, TypeError, struct.error, UnicodeError and so on).
+    `resolve(module, name)` returns the value or the Builder for a global name, `persistent_load(id)` the value for a
+    persistent id; both raise to refuse. Malformed data raises one of Python's own exceptions (ValueError, IndexError,
+    KeyError, TypeError, struct.error, UnicodeError and so on).
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class PickleReader:
                 return self._stack.pop()
             handler = _HANDLERS.get(opcode)
             if handler is None:
-                raise ValueError(f"no pickle opcode of use here: {opcode:#04x}")
+                raise ValueError(f"unsupported pickle opcode {opcode:#04x}")
             handler(self)
-        raise ValueError("it takes too many steps")
+        raise ValueError("too many steps")
 
     def take(self, size: int) -> memoryview:
         """The next `size` bytes."""
@@ -135,13 +135,13 @@ class PickleReader:
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
-            raise TypeError("items for something that is not a list")
+            raise TypeError("items added to something other than a list")
         target.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise TypeError("keys and values for something that is not a dict")
+            raise TypeError("keys and values added to something other than a dict")
         for key, value in zip(items[::2], items[1::2]):
             target[checked_key(key)] = value
 
@@ -149,7 +149,7 @@ class PickleReader:
         items = self._pop_to_mark()
         target = self._stack[-1]
         if type(target) is not set:
-            raise TypeError("items for something that is not a set")
+            raise TypeError("items added to something other than a set")
         target.update(map(checked_key, items))
 
     def _pop(self) -> None:
@@ -180,18 +180,18 @@ class PickleReader:
         keywords = self._stack.pop() if with_keywords else {}
         arguments, builder = self._stack.pop(), self._stack.pop()
         if not isinstance(builder, Builder) or type(arguments) is not tuple or keywords != {}:
-            raise TypeError("a call of something that cannot be called")
+            raise TypeError("a call of something that is not callable")
         self._push(builder.function(*arguments))
 
     def _instance(self) -> None:
-        # The oldest protocol's way to name and call at once: no network file has it, but a refusal should name it.
+        # How protocol 0 names and calls at once. No network file contains it, but a refusal should give the name.
         self._resolve(self._line(), self._line())
-        raise ValueError("an instance in the form of protocol 0")
+        raise ValueError("an instance in the format of protocol 0")
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack.pop()
         if not isinstance(target, Unfinished):
-            raise TypeError(f"a state for something that has none ({type(target).__name__})")
+            raise TypeError(f"a state for an object without one ({type(target).__name__})")
         finished = target.build(state)
         self._push(finished)
         for key in target.memo_keys:
@@ -199,12 +199,12 @@ class PickleReader:
 
     def _persistent(self, identifier: Any) -> None:
         if self._persistent_load is None:
-            raise ValueError("a reference out of the pickle")
+            raise ValueError("a reference to data outside the pickle")
         self._push(self._persistent_load(identifier))
 
 
 def checked_key(key: Any) -> Any:
-    """`key`, if it is a plain scalar or a short tuple of them; hashing anything else could take for ever."""
+    """`key`, if it is a plain scalar or a short tuple of scalars; hashing anything else could take forever."""
     if type(key) is tuple and len(key) <= _LONGEST_KEY and all(map(_is_scalar_key, key)):
         return key
     if _is_scalar_key(key):

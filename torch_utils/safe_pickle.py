@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that reads foreign pickles: an allow-list, data only, no code from the file ever runs.
+"""The only place that reads foreign pickles: an allow-list of plain data. No code from the file ever runs.
 
-What a file names outside the list is refused with UnsafePickleError. What it may name is rebuilt by the functions
-below, not by the libraries' own: each checks its arguments, and together they copy no more than the file's bytes a few
-times over.
+Names outside the list are refused with UnsafePickleError. Those on the list are rebuilt by the functions below, not by
+the libraries' own: each checks its arguments, and together they copy at most a few times as many bytes as the file has.
 """
 
 import collections
@@ -37,25 +36,25 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGE_DTYPES
 _TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C
 _NUMPY_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16))")
 _MOST_DIMENSIONS = 32
-_SMALL_TENSOR = 1 << 20  # elements up to which a tensor may repeat its storage's elements
+_SMALL_TENSOR = 1 << 20  # a tensor of at most so many elements may repeat elements of its storage
 _COPIES = 4  # in protocol 2, a storage is text, then bytes, then a tensor
-_MOST_MEMBERS = 2000  # modules and tensors of one network; the largest have a few hundred
+_MOST_MEMBERS = 2000  # modules and tensors of a network; the largest networks have a few hundred
 _LONGEST_NAME = 200  # dotted
 
 
 class UnsafePickleError(UserError):
-    """The pickle asks for something that a network file has no need of."""
+    """The pickle asks for something that network files do not need."""
 
 
 class BrokenPickleError(UserError):
-    """The data is not a pickle, or a damaged one."""
+    """The data is not a pickle, or is a damaged one."""
 
 
 class StoredObject:
-    """A persistent object as it lies in a file: constructor arguments and values, but no behaviour.
+    """A persistent object as stored in a file: constructor arguments and values, but no behaviour.
 
-    `class_name` and `module_src` are text (the source is never run), `state` is the object's `__dict__`, `version`
-    that of the format. Tensors in it are on the CPU and share no memory with the file.
+    `class_name` and `module_src` are text (the source never runs), `state` is the object's `__dict__`, and `version` is
+    the version of the format. Its tensors are on the CPU and share no memory with the file.
     """
 
     def __init__(self, class_name: str, module_src: str, state: dict[str, Any], version: int):
@@ -86,7 +85,7 @@ class StoredObject:
         return EasyDict(self.state.get("_init_kwargs", {}))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers of the whole module tree by dotted name. Raises BrokenPickleError if it is none."""
+        """Parameters and buffers of the whole module tree by dotted name. Raises BrokenPickleError if it is damaged."""
         found: dict[str, torch.Tensor] = {}
         waiting = collections.deque([("", self)])
         seen = set()
@@ -114,14 +113,14 @@ class StoredObject:
         found = [(prefix + name, value) for name, value in _as_dict(members).items() if value is not None]
         for name, value in found:
             if len(name) > _LONGEST_NAME or not name.isprintable():
-                raise TypeError("a part of it has a name that is none")
+                raise TypeError("a part of it has an invalid name")
             if not isinstance(value, wanted):
                 raise TypeError(f"{name} is of type {type(value).__name__}")
         return found
 
 
 class StoredTFNetwork(Unfinished):
-    """A `dnnlib.tflib.network.Network` of the TensorFlow codebases: `state` is what it pickled."""
+    """A `dnnlib.tflib.network.Network` of the TensorFlow codebases; `state` is its pickled state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,11 +133,11 @@ class StoredTFNetwork(Unfinished):
 
 
 def load(fileobj: IO[bytes], name: str | None = None) -> Any:
-    """Read one pickle and run nothing from it.
+    """Read one pickle without running anything from it.
 
-    Gives dicts (an OrderedDict comes back as a dict), lists, tuples, sets, EasyDicts, text, numbers, bytes (very long
-    ones as memory views), numpy arrays, CPU tensors, StoredObject and StoredTFNetwork. `name` is what messages call
-    the file; by default its own name.
+    Returns dicts (also for an OrderedDict), lists, tuples, sets, EasyDicts, text, numbers, bytes (memory views if they
+    are very long), numpy arrays, CPU tensors, StoredObject and StoredTFNetwork. Messages call the file `name`, by
+    default its own name.
 
     Raises UnsafePickleError for anything else, BrokenPickleError for damaged data; both are UserErrors.
     """
@@ -155,7 +154,7 @@ def loads(data: bytes, name: str = "the pickle") -> Any:
     except UserError:
         raise
     except Exception as error:
-        # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
+        # Damaged bytes can make any step fail in any way; to the user these are all the same error.
         raise BrokenPickleError(
             f"{name} is not a network pickle, or is damaged ({type(error).__name__}: {str(error)[:200]})"
         ) from error
@@ -170,23 +169,23 @@ def _as_dict(value: Any) -> dict[str, Any]:
 def _contiguous_count(sizes: Any) -> int:
     """Number of elements of a shape. Raises ValueError unless it is a tuple of a few non-negative ints."""
     if not isinstance(sizes, (tuple, list)) or len(sizes) > _MOST_DIMENSIONS:
-        raise ValueError("a shape that is none")
+        raise ValueError("an invalid shape")
     count = 1
     for size in sizes:
         if type(size) is not int or size < 0:
-            raise ValueError("a shape that is none")
+            raise ValueError("an invalid shape")
         count *= size
     return count
 
 
 def _numpy_dtype(text: Any) -> np.dtype:
     if not isinstance(text, str) or not _NUMPY_DTYPE.fullmatch(text):
-        raise ValueError("a numpy dtype that is not one of numbers")
+        raise ValueError("a numpy dtype that is not numeric")
     return np.dtype(text)
 
 
 class _Dtype(Unfinished):
-    """`numpy.dtype(text, align, copy)`, whose byte order comes later."""
+    """`numpy.dtype(text, align, copy)`; its byte order follows later."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -199,7 +198,7 @@ class _Dtype(Unfinished):
 
 
 class _Array(Unfinished):
-    """A numpy array whose content comes later."""
+    """A numpy array; its content follows later."""
 
     def __init__(self, rebuilder: "_Rebuilder"):
         super().__init__()
@@ -223,7 +222,7 @@ class _Storage:
 
 
 class _Rebuilder:
-    """What the global names of one file stand for. `budget` is how many bytes it may still have copied."""
+    """Resolves the global names of one file. `budget` is the number of bytes that may still be copied."""
 
     def __init__(self, name: str, budget: int):
         self.name = name
@@ -257,7 +256,7 @@ class _Rebuilder:
         self.builders = {name: Builder(name, function) for name, function in functions.items()}
 
     def resolve(self, module: str, name: str) -> Any:
-        """What `module`.`name` stands for. Raises UnsafePickleError for a name that is not on the list."""
+        """The value or Builder for `module`.`name`. Raises UnsafePickleError for a name that is not on the list."""
         full_name = f"{module}.{name}"
         if full_name in self.builders:
             return self.builders[full_name]
@@ -269,24 +268,24 @@ class _Rebuilder:
             return np.ndarray
         raise UnsafePickleError(
             f"{self.name} asks for {full_name[:200]!r}, which no network file needs, so it is not loaded; "
-            "only if you trust whoever made it with your machine, use --trust-pickle"
+            "use --trust-pickle only if you trust its author with your machine"
         )
 
     def spend(self, size: int) -> None:
         """Account for `size` bytes copied out of the file."""
         self.budget -= size
         if self.budget < 0:
-            raise ValueError("it unpacks to more than it holds")
+            raise ValueError("it unpacks to more data than it contains")
 
     def keys(self, items: Any) -> list[Any]:
         if not isinstance(items, (list, tuple, set, frozenset)):
-            raise TypeError("the members of a set are not in a list")
+            raise TypeError("the members of a set that are not in a list")
         self.spend(len(items))
         return [checked_key(item) for item in items]
 
     def encode(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding != "latin1":
-            raise TypeError("bytes that are not written as latin1 text")
+            raise TypeError("bytes that are not encoded as latin1 text")
         self.spend(len(text))
         return text.encode("latin1")
 
@@ -303,7 +302,7 @@ class _Rebuilder:
         """A dict from a dict or a list of pairs."""
         pairs = list(items.items()) if isinstance(items, dict) else items
         if not isinstance(pairs, (list, tuple)):
-            raise TypeError("the items of a dict are not in a list")
+            raise TypeError("the items of a dict that are not in a list")
         self.spend(len(pairs))
         return {checked_key(key): value for key, value in pairs}
 
@@ -316,11 +315,11 @@ class _Rebuilder:
 
     def device(self, kind: Any, index: Any = None) -> torch.device:
         if not isinstance(kind, str) or not (index is None or type(index) is int):
-            raise TypeError("a device that is none")
+            raise TypeError("an invalid device")
         return torch.device(kind) if index is None else torch.device(kind, index)
 
     def array(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
-        """An array of its own, in native byte order, that `data` fills exactly."""
+        """A separate array in native byte order, which `data` fills exactly."""
         dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
         if not isinstance(dtype, np.dtype) or not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError("a numpy array that is not made of bytes")
@@ -335,7 +334,7 @@ class _Rebuilder:
         return self.array(data, dtype, ())[()]
 
     def persistent_object(self, meta: Any) -> StoredObject:
-        """What `torch_utils.persistence` would rebuild, left as data."""
+        """The object that `torch_utils.persistence` would rebuild, left as data."""
         self.spend(len(meta))
         meta = _as_dict(meta)
         class_name, module_src, state = (meta.get(key) for key in ("class_name", "module_src", "state"))
@@ -345,21 +344,21 @@ class _Rebuilder:
         state = _as_dict(state)
         args, kwargs = state.get("_init_args", ()), state.get("_init_kwargs", {})
         if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
-            raise TypeError("a stored object without proper constructor arguments")
+            raise TypeError("a stored object without valid constructor arguments")
         return StoredObject(class_name, module_src, state, meta.get("version"))
 
     def storage(self, data: Any) -> _Storage:
-        """A storage as torch nests it: the header pickles of torch.save's first format, then the elements."""
+        """A nested storage in torch.save's first format: header pickles, then the elements."""
         if not isinstance(data, (bytes, memoryview)):
             raise TypeError("a storage that is not made of bytes")
         self.spend(len(data))
         reader = PickleReader(data, self.resolve, _storage_reference)
         magic, _protocol, system = reader.load(), reader.load(), reader.load()
         if magic != _TORCH_SAVE_MAGIC or not isinstance(system, dict) or system.get("little_endian") is False:
-            raise ValueError("a storage that is not in torch's plain little-endian form")
+            raise ValueError("a storage that is not in torch's plain little-endian format")
         dtype, key, count = reader.load()
         if reader.load() != [key] or int.from_bytes(reader.take(8), "little") != count:
-            raise ValueError("a storage that is not what it says it is")
+            raise ValueError("a storage that does not match its description")
         raw = reader.take(count * dtype.itemsize)
         self.spend(len(raw))
         elements = torch.empty(len(raw), dtype=torch.uint8)
@@ -367,7 +366,7 @@ class _Rebuilder:
         return _Storage(elements != 0 if dtype == torch.bool else elements.view(dtype))
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_flags: Any) -> torch.Tensor:
-        """A view of a storage. The flags (requires_grad, hooks, metadata) mean nothing for stored values."""
+        """A view of a storage. The flags (requires_grad, hooks, metadata) are irrelevant for stored values."""
         count = _contiguous_count(size)
         _contiguous_count(stride)
         if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0 or len(size) != len(stride):
@@ -385,10 +384,10 @@ class _Rebuilder:
 
 
 def _storage_reference(identifier: Any) -> tuple[torch.dtype, str, int]:
-    """What a reference of torch.save's first format says: ('storage', type, key, location, count[, no view])."""
+    """(type, key, count) of a reference in torch.save's first format, ('storage', type, key, location, count)."""
     kind, storage_type, key, _location, count, *view = identifier
     if kind != "storage" or not isinstance(storage_type, _StorageType) or view not in ([], [None]):
         raise ValueError("a reference to something that is not a storage")
     if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise ValueError("a storage without a proper name or size")
+        raise ValueError("a storage without a valid name or size")
     return storage_type.dtype, key, count

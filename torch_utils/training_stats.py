@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of training: reported anywhere, gathered over all processes, read as count, mean and deviation.
+"""Training statistics: reported anywhere, summed over all processes, read as count, mean and standard deviation.
 
-`report` only queues [count, sum, sum of squares] on the value's own device, so it never makes the host wait for a
-GPU. A Collector's `update` folds the queues into float64 sums on the CPU, with one transfer a device, for itself and
-for every other collector of the same statistic. A Tally keeps the sums of one statistic on its device, for what must be
-decided there between two updates.
+`report` only queues [count, sum, sum of squares] on the value's own device, so it never makes the host wait for a GPU.
+A Collector's `update` adds the queues to float64 sums on the CPU, with one transfer per device, for itself and for all
+other collectors of the same statistic. A Tally keeps the sums of one statistic on a device, for decisions that are made
+there between two updates.
 """
 
 import math
@@ -16,18 +16,18 @@ import torch
 
 from dnnlib.util import EasyDict
 
-_FOLD_AT = 64  # so many reports of one statistic wait before they are added up where they are
+_FOLD_AT = 64  # number of queued reports of a statistic that are added up on their device
 
 _rank = 0
 _sync_device: torch.device | None = None
 _pending: dict[str, dict[torch.device, list[torch.Tensor]]] = {}
-_known: dict[str, None] = {}  # every name gathered so far, in the order they came
+_known: dict[str, None] = {}  # every name gathered so far, in order of appearance
 _collectors: weakref.WeakSet = weakref.WeakSet()
 _tallies: weakref.WeakSet = weakref.WeakSet()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | str | None) -> None:
-    """Gather statistics over the processes of torch.distributed, through `sync_device`; None: this process only."""
+    """Sum statistics over the processes of torch.distributed, through `sync_device`; None = this process only."""
     global _rank, _sync_device
     _rank = rank
     _sync_device = None if sync_device is None else torch.device(sync_device)
@@ -57,25 +57,25 @@ def report(name: str, value: Any) -> Any:
 
 
 def report0(name: str, value: Any) -> Any:
-    """As `report`, but only process 0's value counts. Every process must call it."""
+    """Like `report`, but only the value of process 0 counts. Every process must call it."""
     report(name, value if _rank == 0 else [])
     return value
 
 
 class Collector:
-    """Reads the statistics whose whole names match `regex`.
+    """Reads the statistics whose full names match `regex`.
 
-    What is reported between two calls of `update` makes a period. The numbers are those of the last period in which
-    the statistic was reported or, with `keep_previous` off, of the last period alone.
+    A period lasts from one call of `update` to the next. The numbers are those of the last period in which the
+    statistic was reported or, without `keep_previous`, always those of the last period.
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True):
         self._regex = re.compile(regex)
         self._keep_previous = keep_previous
-        # Sums since the last update, not differences of running totals: one NaN must not outlive its period.
+        # Sums since the last update, not differences of running totals: a NaN must not affect later periods.
         self._period: dict[str, torch.Tensor] = {}
         self._moments: dict[str, torch.Tensor] = {}
-        self.update()  # what came before this collector goes to the others and is not its to tell
+        self.update()  # discard what was reported before this collector existed
         _collectors.add(self)
 
     def names(self) -> list[str]:
@@ -83,7 +83,7 @@ class Collector:
         return [name for name in _known if self._regex.fullmatch(name)]
 
     def update(self) -> None:
-        """Start a new period. Every process must call it; they wait for each other here."""
+        """Start a new period. Every process must call it; it waits for all of them."""
         if not self._keep_previous:
             self._moments.clear()
         _gather(sorted(name for name in _pending if self._regex.fullmatch(name)))
@@ -100,7 +100,7 @@ class Collector:
         return tuple(self._moments[name].tolist()) if name in self._moments else (0.0, 0.0, 0.0)
 
     def num(self, name: str) -> int:
-        """Number of elements reported. Like `mean` and `std`, raises KeyError for a name that `regex` excludes."""
+        """Number of reported elements. Like `mean` and `std`, raises KeyError for a name that `regex` excludes."""
         return int(self._get(name)[0])
 
     def mean(self, name: str) -> float:
@@ -109,7 +109,7 @@ class Collector:
         return total / num if num else math.nan
 
     def std(self, name: str) -> float:
-        """Population standard deviation: 0 for one element, NaN if nothing or something infinite was reported."""
+        """Population standard deviation: 0 for one element, NaN if nothing or a non-finite value was reported."""
         num, total, squares = self._get(name)
         if num == 1:
             return 0.0
@@ -118,7 +118,7 @@ class Collector:
         return math.sqrt(max(squares / num - (total / num) ** 2, 0.0))
 
     def as_dict(self) -> EasyDict:
-        """All statistics by name, each as `num`, `mean` and `std`."""
+        """All statistics by name, each with `num`, `mean` and `std`."""
         return EasyDict((n, EasyDict(num=self.num(n), mean=self.mean(n), std=self.std(n))) for n in self.names())
 
     def __getitem__(self, name: str) -> float:
@@ -127,7 +127,7 @@ class Collector:
 
 
 class Tally:
-    """The mean of the statistic `name`, as a tensor on `device`, where deciding by it makes no host wait."""
+    """The mean of the statistic `name` as a tensor on `device`, for decisions that must not make the host wait."""
 
     def __init__(self, name: str, device: torch.device | str):
         self._name = name
@@ -139,7 +139,10 @@ class Tally:
             self._sums += moments.to(self._sums)
 
     def take_mean(self) -> torch.Tensor:
-        """Mean, float [], over all processes since the last call; NaN if nothing was reported. Every process calls."""
+        """Mean, float [], over all processes since the last call; NaN if nothing was reported.
+
+        Every process must call it.
+        """
         sums = self._sums.clone()
         self._sums.zero_()
         if _sync_device is not None:
@@ -148,7 +151,7 @@ class Tally:
 
 
 def _gather(names: list[str]) -> None:
-    """Hand what is pending under `names`, here and in the other processes, to every collector."""
+    """Pass the pending reports of `names`, of this and all other processes, to every collector."""
     if not names:
         return
     by_device: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive discriminator augmentation (arXiv 2006.06676, section 3): steer p by how sure D is of reals."""
+"""Adaptive discriminator augmentation (arXiv 2006.06676, section 3): adjust p by D's confidence on reals."""
 
 import torch
 
@@ -9,8 +9,8 @@ from torch_utils import training_stats
 class AdaController:
     """Moves the augmentation probability `augment_pipe.p` so that E[sign D(x)] stays at `target`.
 
-    Every `interval` iterations p moves by at most batch_size·interval / (kimg·1000), so from 0 to 1 in `kimg`
-    thousand images.
+    Every `interval` iterations p moves by at most batch_size·interval / (kimg·1000), that is from 0 to 1 in
+    `kimg` thousand images.
     """
 
     def __init__(
@@ -27,5 +27,5 @@ class AdaController:
         if iteration % self.interval != 0:
             return
         p = self.augment_pipe.p
-        direction = (self.signs.take_mean() - self.target).nan_to_num(nan=0).sign()  # NaN: nothing to go by
+        direction = (self.signs.take_mean() - self.target).nan_to_num(nan=0).sign()  # NaN: no usable data
         p.copy_((p + direction.to(p.dtype) * self.step_size).clamp_min(0))

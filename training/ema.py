@@ -6,9 +6,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def ema_beta(batch_size: int, ema_kimg: float, cur_nimg: int, ema_rampup: float | None = None) -> float:
-    """Share of the old average that one iteration of `batch_size` images keeps.
+    """Weight of the old average in one update after `batch_size` images.
 
-    The half-life is `ema_kimg` thousand images, and early on at most `ema_rampup` times the images seen so far.
+    The half-life is `ema_kimg` thousand images, but at most `ema_rampup` times the images seen so far.
     """
     half_life = ema_kimg * 1000
     if ema_rampup is not None:

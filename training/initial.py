@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New networks, and where their first weights come from."""
+"""New networks and their initial weights."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from training.files.snapshot import Snapshot
 
 
 def network_shape(dataset) -> dict[str, int]:
-    """The arguments that every network's constructor takes from a dataset."""
+    """Constructor arguments of all networks that depend on the dataset."""
     return {"c_dim": dataset.label_dim, "img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
 
 
 def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Module:
-    """The network of `G_kwargs` or `D_kwargs`, newly initialised; the global random state stays as it was.
+    """The network of `G_kwargs` or `D_kwargs`, newly initialised; the global random state does not change.
 
     `shape`: c_dim, img_resolution and img_channels.
     """
@@ -45,8 +45,25 @@ def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> 
 def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
     """Start `networks` (G, D and G_ema) from those of another run, as far as names match (transfer learning).
 
-    Raises UserError where a tensor has another shape.
+    Raises UserError if a tensor has another shape.
     """
     check_snapshot(snapshot, networks)
     for name, network in networks.items():
         misc.copy_params_and_buffers(snapshot[name], network, require_all=False)
+
+
+def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
+    """Start G and G_ema of `networks` from the teacher's generator in `snapshot` (--dgl-init).
+
+    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError where the file
+    has changed since the options were made, has no generator, or has one that does not fit.
+    """
+    from dgl import prune
+
+    arguments = {name: init_kwargs[name] for name in ("parts", "ranking", "svs", "seed")}
+    if snapshot.sha256 != init_kwargs["sha256"]:
+        raise UserError(f"--dgl-init: {snapshot.path} has changed since this run was set up; restore the original file")
+    source = snapshot["G_ema" if "G_ema" in snapshot else "G"]
+    prune.check_source(source, networks["G"], str(snapshot.path))
+    for name in ("G", "G_ema"):
+        prune.inherit(source, networks[name], **arguments)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The StyleGAN2 generator and discriminator (arXiv 1912.04958), conditional and in half precision (2006.06676).
 
-The text of this file travels inside every network pickle and runs beside other people's `torch_utils`, so it stays one
-file, imports absolutely, calls only the few project functions that every StyleGAN2-ADA tree has, and keeps to what
-Python 3.7 and PyTorch 1.7 know.
+Every network pickle contains the text of this file, and other projects run it with their own `torch_utils`. So it stays
+one file, imports absolutely, calls only project functions that every StyleGAN2-ADA tree has, and uses only features of
+Python 3.7 and PyTorch 1.7.
 
 Letters in shape comments: N batch, C channels (I in, O out), H W image, K kernel size, L number of w vectors,
 Z Y D widths of z, label and w. Images are float, nominally in [-1, 1].
@@ -28,7 +28,7 @@ def normalize_2nd_moment(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> to
 
 
 def _unit_max(x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Divide by the largest magnitude over `dims`, so that sums of products stay inside the half-precision range."""
+    """Divide by the largest magnitude over `dims`, so that sums of products stay in the half-precision range."""
     return x / x.abs().amax(dim=dims, keepdim=True)
 
 
@@ -56,7 +56,7 @@ def modulated_conv2d(
     misc.assert_shape(weight, [O, I, K, K])
     misc.assert_shape(x, [N, I, None, None])
     if x.dtype == torch.float16 and demodulate:
-        # Demodulation cancels both scales; without them Σ(x·w·s) can leave the range of fp16.
+        # Demodulation cancels both scales; without them Σ(x·w·s) can overflow in fp16.
         weight = _unit_max(weight, (1, 2, 3)) / math.sqrt(I * K * K)
         styles = _unit_max(styles, (1,))
 
@@ -81,7 +81,7 @@ def modulated_conv2d(
 
 
 def _tap_energy(weight: torch.Tensor) -> torch.Tensor:
-    """Σ over taps of w² [I, O], for a weight [O, I, K, K]; summed in the order of memory, 5 to 20 times faster."""
+    """Σ over taps of w² [I, O], for a weight [O, I, K, K]; summed in memory order, 5 to 20 times faster."""
     if weight.stride(0) < weight.stride(1):  # an upsampling layer on a CPU, stored as [I, O, K, K]
         return weight.square().transpose(0, 1).sum(dim=(2, 3))
     return weight.square().sum(dim=(2, 3)).t()
@@ -97,7 +97,7 @@ def _block_dtype(use_fp16: bool, force_fp32: bool, half_dtype: torch.dtype | Non
 
 
 def _block_layout(channels_last: bool, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
-    """Layout of a block's activations; on a CPU the one that they already have, which takes no conversion."""
+    """Layout of a block's activations; on a CPU their current layout, to avoid a conversion."""
     if channels_last and dtype != torch.float32:
         return torch.channels_last
     return torch.preserve_format if device.type == "cpu" else torch.contiguous_format
@@ -413,7 +413,7 @@ class SynthesisBlock(torch.nn.Module):
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         shared = {"conv_clamp": conv_clamp, "channels_last": self.channels_last}
         styled = {**shared, "w_dim": w_dim, "resolution": resolution, **layer_kwargs}
-        # As in published networks, only layers that resample are given the filter; the others hold the default, unused.
+        # As in published networks, only resampling layers take the filter; the others store the default, unused.
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
@@ -453,14 +453,14 @@ class SynthesisBlock(torch.nn.Module):
         half_dtype = layer_kwargs.pop("half_dtype", None) or self.half_dtype
         dtype = _block_dtype(self.use_fp16, force_fp32, half_dtype, ws.device)
         if fused_modconv is None:
-            # One weight per sample: fewer operations, but more arithmetic, which is what counts on a CPU.
+            # One weight per sample: fewer operations but more arithmetic, which is slower on a CPU.
             fused_modconv = not self.training and (dtype == torch.float32 or ws.shape[0] == 1)
             fused_modconv = fused_modconv and ws.device.type != "cpu"
         x = self._features(x, ws, dtype, {"fused_modconv": fused_modconv, **layer_kwargs})
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if self.num_torgb:
-            # Images add up in fp32 over all resolutions; only the features may be in half precision.
+            # Images are summed in fp32 over all resolutions; only features may be in half precision.
             rgb = self.torgb(x, ws[:, -1], fused_modconv=fused_modconv)
             rgb = rgb.to(dtype=torch.float32, memory_format=torch.contiguous_format)
             img = rgb if img is None else img + rgb
@@ -684,7 +684,7 @@ class DiscriminatorEpilogue(torch.nn.Module):
 
     def forward(self, x, img, cmap, force_fp32=False):
         misc.assert_shape(x, [None, self.in_channels, self.resolution, self.resolution])
-        # Always fp32, whatever the blocks before ran in: the batch statistics need the precision.
+        # Always fp32: the batch statistics need the precision.
         x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
             misc.assert_shape(img, [None, self.img_channels, self.resolution, self.resolution])

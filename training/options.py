@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a run: one table of flags, and the way from their values to keyword arguments of the training loop.
+"""The options of a run: a table of flags, and their conversion to keyword arguments of the training loop.
 
-`OPTIONS` declares each flag once: name, type, default, help, where its value lands in the loop's options, and its word
-in the name of the run directory. `resolve` starts from what the network family makes of the --cfg preset and puts the
-values of the flags on top. Importing this module is cheap: torch is loaded only by `resolve`.
+`OPTIONS` declares each flag once: name, type, default, help, the keys of the loop's options that take its value, and
+its word in the name of the run directory. `resolve` starts from the network family's options for the --cfg preset and
+overrides them with the values of the flags. Importing this module is cheap: torch is loaded only by `resolve`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from dnnlib.cli import BOOL, CommaList
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
-from training.families.family import Data, Family
+from training.families.family import Data, Family, Like
 
 # fmt: off
 _BLIT   = ("xflip", "rotate90", "xint")
@@ -40,20 +40,20 @@ AUGPIPES = {
     "bgcfnc": _BLIT + _GEOM + _COLOR + _FILTER + _NOISE + _CUTOUT,
 }
 # fmt: on
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of torch_utils.precision, named here without torch
-_ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster where training starts from a trained network
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of torch_utils.precision, which imports torch
+_ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One flag of train.py; `default` is its value where it is not given.
+    """One flag of train.py; `default` is its value if it is not given.
 
-    lands:  keys of the loop's options that take the value, dots between nested keys; none where a function below
-            computes with it. A value equal to the default lands only where `always` is set.
-    stores: what of the value lands.
-    word:   how the run directory names a flag that was given: a label before the value, or a function of all flags.
-    needs:  another flag, without which this one is refused and does not land.
-    unset:  what the help says of a flag that is not given, where that is not the default itself.
+    lands:  keys of the loop's options that take the value, with dots between nested keys; empty if a function below
+            uses the value. A value equal to the default is stored only if `always` is set.
+    stores: conversion of the value before it is stored.
+    word:   part of the run directory's name if the flag is given: a label before the value, or a function of all flags.
+    needs:  another flag, without which this one is refused and not stored.
+    unset:  default shown in the help, if it is not `default`.
     """
 
     flag: str
@@ -76,7 +76,7 @@ class Option:
 
 
 class Flags:
-    """Values of the flags by name; one that was not given has its default. Raises TypeError for an unknown name."""
+    """Values of the flags by name; flags not given have their defaults. Raises TypeError for an unknown name."""
 
     def __init__(self, **given: Any):
         unknown = given.keys() - BY_NAME.keys()
@@ -90,7 +90,7 @@ class Flags:
         return self._given.get(name, BY_NAME[name].default)
 
     def given(self, name: str) -> bool:
-        """Whether the flag was given, even with its default."""
+        """Whether the flag was given, even if with its default value."""
         return name in self._given
 
 
@@ -111,11 +111,11 @@ def _teacher_word(f: Flags) -> str:
 
 COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
 INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
-_OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation of what D sees"
+_OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
 _FROM, _DGL, _RUN = "Transfer learning", "Narrow and guided students (DGL)", "Machine and speed"
 _GUIDE = {"needs": "dgl_teacher", "always": True}
 
-# In the order of the words in a run's name; the help groups them.
+# In the order of the words in the run directory's name; the help groups them.
 # fmt: off
 OPTIONS = [
     Option("--snap", _OUT, COUNT, 50, "Ticks between snapshots.",
@@ -132,10 +132,11 @@ OPTIONS = [
     Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
     Option("--cfg", _BASE, click.Choice(families.presets()), "auto", "Preset.", word=_cfg_word),
     Option("--gamma", _BASE, POSITIVE, None, "R1 weight.",
-           lands=("loss_kwargs.r1_gamma",), word="gamma", unset="of --cfg"),
+           lands=("loss_kwargs.r1_gamma",), word="gamma", unset="from --cfg"),
     Option("--kimg", _BASE, COUNT, None, "Length of training in thousand images.",
-           lands=("total_kimg",), word="kimg", unset="of --cfg"),
-    Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.", word="batch", unset="of --cfg"),
+           lands=("total_kimg",), word="kimg", unset="from --cfg"),
+    Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.",
+           word="batch", unset="from --cfg"),
     Option("--seed", _BASE, INDEX, 0, "Random seed.", lands=("random_seed",), always=True),
     Option("--aug", _AUG, click.Choice(["noaug", "ada", "fixed"]), "ada", "None, adaptive, or fixed probability.",
            word=""),
@@ -147,14 +148,24 @@ OPTIONS = [
            word=_resume_word, metavar="PKL"),
     Option("--freezed", _FROM, INDEX, None, "Freeze this many of D's first layers.",
            lands=("D_kwargs.block_kwargs.freeze_layers",), word="freezed", unset="0"),
-    Option("--trust-pickle", _FROM, SWITCH, False, "Run the code that pickles carry. Only for files you made yourself.",
+    Option("--trust-pickle", _FROM, SWITCH, False, "Run the code in pickles. Only for files you made yourself.",
            lands=("trust_pickle",)),
     Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
-           word="batchgpu", unset="of --cfg"),
-    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4, or a channel_base from 64.", word="cbase"),
+           word="batchgpu", unset="from --cfg"),
+    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 (of the teacher's), or a channel_base from 64.", word="cbase"),
     Option("--cbase-d", _DGL, float, None, "The same for D.", word="cbased", unset="--cbase"),
+    Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),
+    Option("--w-dim", _DGL, COUNT, None, "Numbers in an intermediate latent w.", word="w",
+           unset="512, or the teacher's"),
     Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume; their frozen D guide G.",
            word=_teacher_word, metavar="PKL,..."),
+    Option("--dgl-init", _DGL, click.Choice(["random", "mapping", "teacher"]), "random",
+           "Start G from the teacher's G: nothing, its mapping network, or also its best channels.",
+           word="", needs="dgl_teacher"),
+    Option("--dgl-prune", _DGL, click.Choice(["l1", "random"]), "l1", "How --dgl-init=teacher ranks channels.",
+           word="prune", needs="dgl_teacher"),
+    Option("--dgl-svs", _DGL, BOOL, False, "Scale the singular values of inherited weights.", word="svs",
+           needs="dgl_teacher"),
     Option("--dgl-weight", _DGL, POSITIVE, 0.1, "Weight of the teachers' term.",
            lands=("loss_kwargs.dgl_weight",), **_GUIDE),
     Option("--dgl-start", _DGL, POSITIVE, 0, "Start guidance after this many kimg.",
@@ -166,7 +177,7 @@ OPTIONS = [
     Option("--gpus", _RUN, COUNT, 1, "Processes: GPUs, or parts of the CPU.", lands=("num_gpus",), always=True),
     Option("--device", _RUN, click.Choice(["auto", "cpu", "cuda", "mps"]), "auto", "Where to train.",
            lands=("device",)),
-    Option("--precision", _RUN, click.Choice(PRECISIONS), "auto", "Type of the high resolutions.",
+    Option("--precision", _RUN, click.Choice(PRECISIONS), "auto", "Data type of the highest resolutions.",
            lands=("precision",)),
     Option("--fp32", _RUN, BOOL, False, "Build the networks in fp32 permanently (stored in the snapshot)."),
     Option("--nhwc", _RUN, BOOL, False, "Channels-last memory in half-precision blocks."),
@@ -182,10 +193,10 @@ BY_NAME = {option.name: option for option in OPTIONS}
 
 @dataclasses.dataclass
 class Opened:
-    """What resolving and checking the options opened; with one process, the training loop goes on with it.
+    """Files opened while resolving and checking the options; a single-process run uses them for training.
 
-    training_set: the dataset, as `training_set_kwargs` describe it.
-    teachers:     the opened teachers of `loss_kwargs`, in their order.
+    training_set: the dataset of `training_set_kwargs`.
+    teachers:     the teachers of `loss_kwargs`, in their order.
     snapshots:    network files by path.
     """
 
@@ -207,7 +218,7 @@ class Opened:
 
 
 class Plan(NamedTuple):
-    """A resolved command line: run name, keyword arguments of the training loop, lines for the start, opened files."""
+    """A resolved command line: run name, keyword arguments of the training loop, start-up notices, opened files."""
 
     desc: str
     options: dict[str, Any]
@@ -216,7 +227,7 @@ class Plan(NamedTuple):
 
 
 def build(**flags) -> tuple[str, dict[str, Any]]:
-    """Run name and options of the training loop, for flags by their names with `_` for `-`.
+    """Run name and options of the training loop, for flags given by name with `_` for `-`.
 
     A flag left out, or None, counts as not given. Ranges are checked by the command line (`train.py`); here the flags
     are checked against each other and against the data. Reads the dataset and the teachers, writes nothing.
@@ -228,31 +239,33 @@ def build(**flags) -> tuple[str, dict[str, Any]]:
 
 
 def resolve(**flags) -> Plan:
-    """As `build`, with the notices and the size table to show at start-up, and what was opened on the way."""
+    """As `build`, with the notices and the size table for start-up, and the opened files."""
     f = Flags(**flags)
     check_flags(f)
     training_set, data = _open_data(f)
+    opened = Opened(training_set)
+    teacher = _open_teachers(f, opened) if f.dgl_teacher else None
     family, preset = families.preset(f.cfg, data.resolution, f.gpus)
     options = {
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
-        **family.options(f, preset, data),
+        **family.options(f, preset, data, teacher),
         **_augment_options(f),
     }
     if f.resume not in (None, "noresume"):
         # G_ema starts from a trained network, so its half-life is not ramped up.
         options.update(resume_pkl=_location(f.resume), ada_kimg=_ADA_KIMG_OF_TRANSFER, ema_rampup=None)
     _land(f, options)
-    plan = Plan(_run_name(data.name, f), options, [], Opened(training_set))
+    plan = Plan(_run_name(data.name, f), options, [], opened)
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
     if f.dgl_teacher:
-        _add_teachers(f, data, family, plan)
+        _add_guidance(f, data, family, plan)
     return plan
 
 
 def check_flags(f: Flags) -> None:
-    """Raises UserError where flags contradict each other, whatever the data."""
+    """Raises UserError if flags contradict each other; independent of the data."""
     for option in OPTIONS:
         value = getattr(f, option.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -271,6 +284,10 @@ def check_flags(f: Flags) -> None:
         raise UserError(f"--target goes with --aug=ada only, not with --aug={f.aug}")
     if f.given("augpipe") and f.aug == "noaug":
         raise UserError("--augpipe has no effect with --aug=noaug: drop one of the two")
+    if f.dgl_init != "teacher" and (f.given("dgl_prune") or f.dgl_svs):
+        raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
+    if f.dgl_init != "random" and f.resume not in (None, "noresume"):
+        raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
     for name in f.metrics:
@@ -279,7 +296,7 @@ def check_flags(f: Flags) -> None:
 
 
 def _run_name(dataset: str, f: Flags) -> str:
-    """The dataset's name, the preset, and a word for each choice that was given."""
+    """The dataset's name, the preset, and a word for each flag that was given."""
     words = [dataset]
     for option in OPTIONS:
         value = getattr(f, option.name)
@@ -295,7 +312,7 @@ def _run_name(dataset: str, f: Flags) -> str:
 
 
 def _land(f: Flags, options: dict[str, Any]) -> None:
-    """Put the values of the flags where they belong in the options of the loop."""
+    """Store the values of the flags under their keys in the options of the loop."""
     for option in OPTIONS:
         value = getattr(f, option.name)
         wanted = option.always or (value is not None and value != option.default)
@@ -310,12 +327,12 @@ def _land(f: Flags, options: dict[str, Any]) -> None:
 
 
 def _location(name: str) -> str:
-    """File or URL of a network: that of a published one for its alias."""
+    """File or URL of a network; aliases of published networks give their URLs."""
     return families.aliases().get(name, name)
 
 
 def _open_data(f: Flags) -> tuple[Any, Data]:
-    """The training set, and what the options need to know of it."""
+    """The training set, and its properties that the options depend on."""
     from training.dataset import ImageFolderDataset
 
     dataset = ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
@@ -351,25 +368,42 @@ def _augment_options(f: Flags) -> dict[str, Any]:
     return {**strength, "augment_kwargs": pipe}
 
 
-def _add_teachers(f: Flags, data: Data, family: Family, plan: Plan) -> None:
-    """Open and check every teacher, turn the loss into the guided one, and show the sizes of teacher and student."""
-    from dgl.student import size_table
-    from dgl.teacher import check_teacher, open_teacher
+def _open_teachers(f: Flags, opened: Opened) -> Like:
+    """Open every teacher; returns what a student takes from the first."""
+    from dgl.teacher import open_teacher
+
+    opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
+    first = opened.teachers[0]
+    G_kwargs = getattr(first.G, "init_kwargs", None)
+    return Like(G_kwargs, first.D.init_kwargs)
+
+
+def _add_guidance(f: Flags, data: Data, family: Family, plan: Plan) -> None:
+    """Check every teacher, turn the loss into the guided one, start G from the first, and show the sizes of both."""
+    from dgl.prune import check_source
+    from dgl.student import check_smaller, size_table
+    from dgl.teacher import check_teacher
     from training.initial import new_network
 
-    options, opened = plan.options, plan.opened
-    opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
-    for teacher in opened.teachers:
+    options, teachers = plan.options, plan.opened.teachers
+    for teacher in teachers:
         check_teacher(teacher, data.resolution, data.channels, data.c_dim, options["batch_gpu"])
     base = options["loss_kwargs"]["class_name"]
     if base != "training.loss.StyleGAN2Loss":  # the default of DGLLoss
         options["loss_kwargs"].update(base_class=base, dgl_form=family.adversarial_form)
     options["loss_kwargs"].update(
         class_name="dgl.loss.DGLLoss",
-        teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in opened.teachers],
+        teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
         trust_pickle=f.trust_pickle,
     )
-    plan.notices.append(size_table(opened.teachers[0].G, new_network(options["G_kwargs"], data.network_shape)))
+    first, student = teachers[0], new_network(options["G_kwargs"], data.network_shape)
+    check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
+    if f.dgl_init != "random":
+        check_source(first.G, student, first.path)
+        source = {"path": first.path, "sha256": first.sha256}
+        how = {"parts": f.dgl_init, "ranking": f.dgl_prune, "svs": f.dgl_svs, "seed": f.seed}
+        options["init_kwargs"] = {**source, **how}
+    plan.notices.append(size_table(first.G, student))
     if f.dgl_start >= options["total_kimg"]:
         plan.notices.append(
             f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before a run directory exists: what can be known to fail later in training fails here, in one sentence."""
+"""Checks before the run directory is made, so that predictable failures come early, as one sentence."""
 
 import os
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run writes about itself: the tick line, `stats.jsonl`, and tfevents where TensorBoard is installed."""
+"""The log of a run: tick lines, `stats.jsonl`, and tfevents if TensorBoard is installed."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from torch_utils import training_stats
 
 
 class RunLog:
-    """Collects statistics over a tick and writes them. Files are written by the main process only (`write`)."""
+    """Collects and writes statistics per tick. Only the main process writes (`write`)."""
 
     def __init__(self, run_dir: str, write: bool, device: torch.device):
         self.run_dir = run_dir
@@ -24,10 +24,10 @@ class RunLog:
         self.start_time = self.tick_start = time.time()
         self.maintenance = 0.0
         self._stats = training_stats.Collector(regex=".*")
-        self._tfevents = None  # False: cannot be written here
+        self._tfevents = None  # False: TensorBoard is unusable
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
-        """End a tick of `tick_kimg` thousand images: report and print the tick line. All processes take part."""
+        """End a tick of `tick_kimg` thousand images: report and print the tick line. Every process must call it."""
         now = time.time()
         total, seconds = now - self.start_time, now - self.tick_start
         cpu_mem = psutil.Process().memory_info().rss / 2**30
@@ -56,7 +56,7 @@ class RunLog:
         return peak
 
     def flush(self, step: int, metrics: dict[str, float]) -> None:
-        """Write what was reported since the last call, and the newest metrics. All processes take part."""
+        """Write the values reported since the last call, and the newest metrics. Every process must call it."""
         self._stats.update()
         if self.write:
             timestamp = time.time()
@@ -66,7 +66,7 @@ class RunLog:
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:
         if self._tfevents is None and importlib.util.find_spec("tensorboard") is not None:
-            # Slow to import, so only once there is something to write.
+            # A slow import, so not before there is something to write.
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except (ImportError, TypeError, AttributeError) as error:  # what mismatched packages raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fixed samples behind `reals.png` and `fakes*.png`, so that pictures of one run can be compared."""
+"""Fixed samples for `reals.png` and `fakes*.png`, so that the images of a run can be compared."""
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from training import families
 class SampleGrid:
     """A grid of reals, and of generator images for fixed latents and the labels of those reals.
 
-    With labels, each row of the grid shows one class. Draws from generators of its own, so making it changes no other
-    random sequence.
+    With labels, each row of the grid shows one class. It has separate random generators, so it changes no other random
+    sequence.
     """
 
     def __init__(self, training_set, z_dim: int, random_seed: int = 0):

@@ -33,7 +33,7 @@ PROGRESS_INTERVAL = 30.0  # seconds between progress lines inside a tick where t
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """Everything that decides a run; the names are the keys of `training_options.json`."""
+    """All settings of a run; the names are the keys of `training_options.json`."""
 
     run_dir: str = "."
     training_set_kwargs: dict = dataclasses.field(default_factory=dict)  # for the dataset's constructor
@@ -47,14 +47,14 @@ class TrainingOptions:
     metrics: list = dataclasses.field(default_factory=list)  # names, evaluated with each network snapshot
     random_seed: int = 0
     num_gpus: int = 1  # number of processes
-    batch_size: int = 4  # images an iteration, over all processes
-    batch_gpu: int = 4  # images a process handles at a time; the rest is accumulated
+    batch_size: int = 4  # images per iteration, over all processes
+    batch_gpu: int = 4  # images per process and forward pass; the rest accumulates
     ema_kimg: float = 10  # half-life of the generator's moving average, in thousand images
     ema_rampup: float | None = None  # bound on that half-life, as a multiple of the images seen
     G_reg_interval: int | None = 4
     D_reg_interval: int | None = 16
     augment_p: float = 0  # initial augmentation probability
-    ada_target: float | None = None  # None: p stays as it is
+    ada_target: float | None = None  # None: p is fixed
     ada_interval: int = 4  # iterations
     ada_kimg: float = 500
     total_kimg: int = 25000
@@ -63,6 +63,7 @@ class TrainingOptions:
     network_snapshot_ticks: int | None = 50
     snapshots_keep: int | None = None  # newest network snapshots to keep; None: all
     resume_pkl: str | None = None
+    init_kwargs: dict | None = None  # start G from a teacher: see training.initial.from_teacher
     trust_pickle: bool = False
     cudnn_benchmark: bool = True
     allow_tf32: bool = False
@@ -78,11 +79,11 @@ def training_loop(
     opened=None,
     **options,
 ) -> None:
-    """Train to `total_kimg`. In a multi-process run every process calls this with its `rank`, the group initialised.
+    """Train up to `total_kimg`. In a multi-process run every process calls this with its `rank`, in an open group.
 
-    `options` are the fields of TrainingOptions. `abort_fn()` is asked once a tick and ends the run, with a snapshot,
-    when it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once a tick. `opened` is a
-    `training.options.Opened` with files that this process has open already; None opens them here.
+    `options` are the fields of TrainingOptions. `abort_fn()` is called once per tick and ends the run, with a snapshot,
+    if it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once per tick. `opened` is a
+    `training.options.Opened` with files that this process has already opened; None opens them here.
     """
     trainer = Trainer(TrainingOptions(**options), rank, opened)
     trainer.run(abort_fn, progress_fn)
@@ -131,7 +132,7 @@ class Trainer:
         loader_kwargs = dict(opt.data_loader_kwargs)
         if self.device.type != "cuda":
             loader_kwargs["pin_memory"] = False
-        # More workers than processors only take turns, and PyTorch warns about them.
+        # More workers than processors gain nothing, and PyTorch warns about them.
         loader_kwargs["num_workers"] = min(loader_kwargs.get("num_workers", 0), _num_processors())
         loader = torch.utils.data.DataLoader(
             dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
@@ -149,10 +150,13 @@ class Trainer:
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
         networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        load = snapshot.load_snapshot if opened is None else opened.snapshot
         if opt.resume_pkl is not None and self.rank == 0:
             distributed.print0(f"Resuming from {opt.resume_pkl}")
-            load = snapshot.load_snapshot if opened is None else opened.snapshot
             initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
+        if opt.init_kwargs is not None and self.rank == 0:
+            distributed.print0(f"Starting G from {opt.init_kwargs['path']}")
+            initial.from_teacher(opt.init_kwargs, load(opt.init_kwargs["path"], opt.trust_pickle), networks)
         for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
                 distributed.broadcast_(tensor)
@@ -164,13 +168,13 @@ class Trainer:
     def _print_networks(self) -> None:
         z = torch.zeros([1, self.G.z_dim], device=self.device)
         c = torch.zeros([1, self.G.c_dim], device=self.device)
-        # The networks draw noise; what training draws must not depend on this table.
+        # The networks draw noise, which must not change training's random sequence.
         with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             img = misc.print_module_summary(self.G_ema, [z, c])
             misc.print_module_summary(self.D, [img, c])
 
     def _build_loss(self, opened_arguments: dict) -> None:
-        """`opened_arguments` of the loss take the place of those that say what to open."""
+        """`opened_arguments` replace the arguments of the loss that name files to open."""
         opt = self.options
         self.augment_pipe = self.ada = None
         if opt.augment_kwargs is not None and (opt.augment_p > 0 or opt.ada_target is not None):
@@ -189,7 +193,7 @@ class Trainer:
         self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
 
     def run(self, abort_fn=None, progress_fn=None) -> None:
-        """Train until the images are spent or `abort_fn` says so."""
+        """Train until `total_kimg` is reached or `abort_fn` returns true."""
         opt = self.options
         total_nimg = round(opt.total_kimg * 1000)
         if self.rank == 0:
@@ -231,7 +235,7 @@ class Trainer:
         all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
         picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
         all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
-        if hasattr(self.loss, "begin_iteration"):  # losses of other projects have `accumulate_gradients` only
+        if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
         batches = map(self._reals_to_device, reals)
         run_due(self.phases, self.iteration, self.loss, batches, all_z, all_c.split(local), opt.batch_gpu)
@@ -248,7 +252,7 @@ class Trainer:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # or the host would wait until the GPU has come to the copy
+            tensor = tensor.pin_memory()  # copies from pageable memory make the host wait for the GPU
         return tensor.to(self.device, non_blocking=True)
 
     def _next_reals(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,11 +260,11 @@ class Trainer:
             return next(self.batches)
         except UserError as error:
             kind = f"{type(error).__module__}.{type(error).__qualname__}: "
-            # From a data worker the sentence comes at the end of that process's traceback.
+            # A data-loader worker puts its traceback before the message.
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(kind)) from error
 
     def tick(self, done: bool, tick_kimg: float) -> None:
-        """End a tick: report, and write pictures, snapshot and metrics where they are due."""
+        """End a tick: report, and write images, snapshot and metrics if they are due."""
         opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
         self.log.tick(self.cur_tick, self.cur_nimg / 1000, tick_kimg, augment_p)

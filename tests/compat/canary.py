@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch for side effects: what the interpreter's audit events tell, and how much memory a step may ask for."""
+"""Detect side effects by the interpreter's audit events, and limit the memory of a step."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 
-# Whatever a pickle could do to a machine goes through one of these. 'pickle.find_class' tells that Python's own
-# unpickler is at work, which a foreign file must never reach.
+# Any harm that a pickle could do raises one of these. 'pickle.find_class' means that Python's own unpickler is running,
+# which a foreign file must never reach.
 WATCHED = (
     *("code.__new__", "compile", "ctypes.", "exec", "function.__new__", "import", "marshal.", "open", "os."),
     *("pickle.find_class", "pty.", "shutil.", "socket.", "subprocess.", "tempfile.", "urllib.", "webbrowser."),
@@ -19,12 +19,12 @@ def _hear(event: str, arguments: tuple) -> None:
         _listeners[-1].append(f"{event} {arguments!r:.200}")
 
 
-sys.addaudithook(_hear)  # it cannot be removed again, so it is one for all tests, and silent while nobody listens
+sys.addaudithook(_hear)  # a hook cannot be removed, so all tests share it; inactive without listeners
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[str]]:
-    """A list of the side effects that happen inside, in words."""
+    """Yield a list that receives descriptions of the side effects inside."""
     heard: list[str] = []
     _listeners.append(heard)
     try:
@@ -35,7 +35,7 @@ def watched() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def at_most(extra_bytes: int) -> Iterator[None]:
-    """Inside it, more than so much additional address space makes allocations fail. No limit where none can be set."""
+    """Make allocations fail beyond `extra_bytes` of additional address space. Has no effect outside Linux."""
     if not sys.platform.startswith("linux"):
         yield
         return

@@ -14,7 +14,7 @@ from training.networks import Discriminator
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
-    """What is imported or compiled when it is first needed would look like a side effect of a file; here it happens."""
+    """Import and compile beforehand what would otherwise look like a side effect of a file."""
     path = tmp_path_factory.mktemp("warm") / "net.pkl"
     path.write_bytes(pickle.dumps({"D": Discriminator(0, 8, 1, channel_max=2)}))
     assert snapshot.load_snapshot(path)["D"].img_resolution == 8
@@ -25,10 +25,10 @@ def warm(tmp_path_factory):
 
 @pytest.fixture
 def refusal(warm, tmp_path, monkeypatch):
-    """A function that opens a harmful snapshot, asks for `key` in it, and gives the error.
+    """A function that opens a harmful snapshot, reads `key` from it, and returns the error.
 
-    It holds that nothing else happened: the file was opened once, and that was all; half a gigabyte and a few seconds
-    were enough; the sentence is printable and names the file.
+    It checks that nothing else happened: the file was opened once; half a gigabyte and a few seconds were enough; the
+    message is printable and names the file.
     """
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pkl"
@@ -43,7 +43,7 @@ def refusal(warm, tmp_path, monkeypatch):
         assert time.process_time() - started < 8
         assert [event for event in heard if str(path) not in event] == [] and len(heard) == 1
         assert os.listdir() == ["net.pkl"]
-        assert not canary.ran_out(caught.value), "it was only a lack of memory that stopped it"
+        assert not canary.ran_out(caught.value), "it was stopped only by a lack of memory"
         sentence = str(caught.value)
         assert str(path) in sentence and len(sentence) < 1000 and sentence.isprintable()
         return caught.value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network pickles as NVIDIA's repositories write them with old PyTorch, made without either (spec 1.4)."""
+"""Network pickles as NVIDIA's repositories write them with old PyTorch, made without them (spec 1.4)."""
 
 import pickle
 from typing import Any
@@ -42,7 +42,7 @@ def storage(array: np.ndarray, **where: str) -> Raw:
 
 
 def tensor(array: np.ndarray, **where: str) -> Raw:
-    """A tensor with a storage of its own."""
+    """A tensor with a separate storage."""
     array = np.asarray(array)
     stride = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides)[: array.ndim]
     hooks = call("collections.OrderedDict")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles written opcode by opcode, as other programs write them: any names, without anything being importable."""
+"""Pickles written opcode by opcode, as other programs write them: names need not be importable."""
 
 import pickle
 from typing import Any
@@ -36,7 +36,7 @@ def stack_named(module: str, attribute: str) -> Raw:
 
 
 def call(function: str | Raw, *args: Any) -> Raw:
-    """A call, by dotted name or of what other opcodes give."""
+    """A call of a dotted name or of the result of other opcodes."""
     return Raw((function if isinstance(function, Raw) else named(function)) + op(args) + b"R")
 
 
@@ -46,15 +46,15 @@ def new(cls: str, *args: Any) -> Raw:
 
 
 def built(target: Raw, state: Any) -> Raw:
-    """`target` after it was given a state."""
+    """`target` with a state."""
     return Raw(target + op(state) + b"b")
 
 
 def filled(target: Raw, items: dict) -> Raw:
-    """`target`, a dict of some kind, after items were set."""
+    """`target`, a kind of dict, with items."""
     return Raw(target + b"(" + b"".join(op(key) + op(item) for key, item in items.items()) + b"u")
 
 
 def pickled(value: Any, protocol: int = 2) -> bytes:
-    """A whole pickle. The protocol is only said in its header: its opcodes are of any."""
+    """A whole pickle. Only its header depends on `protocol`; its opcodes may be of any."""
     return b"\x80" + bytes([protocol]) + op(value) + b"."

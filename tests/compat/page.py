@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/compatibility.md, made from data. `python -m tests.compat.page` writes them into the page."""
+"""The tables of docs/compatibility.md, generated from data. `python -m tests.compat.page` writes them to the page."""
 
 import importlib
 import re
@@ -13,7 +13,7 @@ SCRIPTS = [*FLAGS, "export"]
 
 
 def flags_of(script: str) -> list[str]:
-    """Flags of a root script, in order; of several names of one flag only the first."""
+    """Flags of a root script, in order, with one name each."""
     return [option.opts[-1] for option in importlib.import_module(script).main.params]
 
 
@@ -65,7 +65,7 @@ TABLES = {"flags": flags_table, "stored names": stored_names_table, "importable 
 
 
 def with_tables(text: str) -> str:
-    """`text` with the current table between the markers of each."""
+    """`text` with the current tables between their markers."""
     for name, table in TABLES.items():
         start, end = f"<!-- table: {name} -->", "<!-- end of table -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)

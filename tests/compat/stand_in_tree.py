@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A foreign tree for our snapshots to be opened in: the names that spec 1.4 lets them use, and nothing else.
+"""A foreign tree that opens our snapshots: only the names that spec 1.4 lets them use.
 
-Each function is the plainest form of what the name stands for. It shares no code with the project, and its syntax is
-that of Python 3.8, since trees of this kind are older than the project.
+Each function is the simplest implementation of its name. The tree shares no code with the project, and its syntax is
+that of Python 3.8, since such trees are older than the project.
 """
 
 import pathlib
@@ -175,7 +175,7 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """Make the tree in `folder`."""
+    """Write the tree to `folder`."""
     for name, text in _FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

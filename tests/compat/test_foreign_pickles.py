@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles of NVIDIA's repositories: read without running their source, whatever old library versions wrote them.
+"""Pickles of NVIDIA's repositories, written by any old library version: read without running their source.
 
-The files are made from golden names, shapes and weights, so that outputs can be held to the golden numbers.
+The files are made from golden names, shapes and weights, so that outputs can be compared with the golden numbers.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ CLASSES = {"Generator": networks.Generator, "Discriminator": networks.Discrimina
 
 @pytest.fixture(autouse=True)
 def no_stored_source_runs(monkeypatch):
-    """The reader must never come as far as looking for a class by its source."""
+    """The reader must never look up a class by its source."""
     monkeypatch.setattr(persistence, "_find_class", None)
 
 
@@ -46,7 +46,7 @@ def golden_module(kind, name, source=foreign.RAISES, **kwargs):
 
 
 def write(path, protocol=2, **entries):
-    """A snapshot of the five entries."""
+    """A snapshot with the five entries."""
     data = {**dict.fromkeys(["G", "D", "G_ema", "augment_pipe"]), "training_set_kwargs": {}, **entries}
     path.write_bytes(pickled(data, protocol))
     return str(path)
@@ -109,7 +109,7 @@ def test_a_whole_snapshot(tmp_path, easy_dict_name):
 
 @pytest.mark.parametrize("location", ["cpu", "cuda:0", "cuda:7"])
 @pytest.mark.parametrize("package", ["torch", "torch.cuda", "torch.storage"])
-def test_storages_of_any_place(package, location):
+def test_storages_of_any_device(package, location):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     loaded = safe_pickle.loads(pickled(tensor(values, location=location, module=package)))
     assert loaded.device.type == "cpu" and np.array_equal(loaded.numpy(), values)
@@ -138,7 +138,7 @@ def test_numpy_values_among_the_arguments(core, tmp_path):
 
 
 def test_parameters_that_carry_attributes():
-    """PyTorch 2 writes those under a name of its own."""
+    """PyTorch 2 writes them under a different name."""
     hooks = call("collections.OrderedDict")
     data = tensor(np.ones(2, np.float32))
     loaded = safe_pickle.loads(pickled(call("torch._utils._rebuild_parameter_with_state", data, True, hooks, {"a": 1})))
@@ -163,7 +163,7 @@ def test_generators_of_stylegan3s_repository(name, tmp_path):
 
 
 def alias_free_generator():
-    """What stands for G in most StyleGAN3 pickles: a class name that is known, with other contents."""
+    """G of most StyleGAN3 pickles: a known class name with other contents."""
     tensors = {
         "mapping.w_avg": tensor(np.zeros(4, np.float32)),
         "synthesis.input.freqs": tensor(np.zeros((4, 2), np.float32)),
@@ -185,7 +185,7 @@ UNKNOWN_G = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN_G)
-def test_an_unknown_generator_is_refused_only_when_asked_for(kind, tmp_path):
+def test_an_unknown_generator_is_refused_on_access(kind, tmp_path):
     make, sentence = UNKNOWN_G[kind]
     D = golden_module("Discriminator", "resnet", foreign.STYLEGAN3, **GOLDEN["discriminators"]["resnet"]["kwargs"])
     path = write(tmp_path / "net.pkl", G=make(), D=D, G_ema=make())
@@ -225,7 +225,7 @@ def test_a_snapshot_may_hold_more_than_the_five_entries(tmp_path):
 
 
 def test_a_storage_that_several_tensors_share():
-    """References of the pickle's memo: one storage, two views."""
+    """Memo references: one storage, two views."""
     shared = Raw(storage(np.arange(6, dtype=np.float32)) + b"r\x00\x00\x00\x01")
     again = Raw(b"j\x00\x00\x00\x01")
     views = [

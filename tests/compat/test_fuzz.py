@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged and doctored network files by the thousand: each opens or is refused, and nothing else ever happens."""
+"""Thousands of damaged and manipulated network files: each opens or is refused, without side effects."""
 
 import os
 import pickle
@@ -52,8 +52,8 @@ def our_network() -> dict:
 
 
 def without_source(content: bytes) -> bytes:
-    """A snapshot whose stored source is a short one, so that mutations land elsewhere. Protocols up to 3 have no
-    frames, whose lengths would change."""
+    """A snapshot with a short text as stored source, so that mutations hit other parts. Only for protocols up to 3,
+    which have no frames with lengths."""
     for network in (Generator, AugmentPipe):
         source = network._persistent_source.encode()
         assert content.count(source) == 1
@@ -63,7 +63,7 @@ def without_source(content: bytes) -> bytes:
 
 
 def base_files() -> list[bytes]:
-    """A snapshot of ours in three protocols, one in NVIDIA's layout, and one of TensorFlow's."""
+    """A snapshot of ours in three protocols, one in NVIDIA's form, and one of TensorFlow."""
     data = our_network()
     stored = {}
     for key, class_name in (("G_ema", "Generator"), ("D", "Discriminator")):
@@ -81,7 +81,7 @@ def base_files() -> list[bytes]:
 
 
 class Mutator:
-    """Makes mutants of some files. What it does is a function of the seed."""
+    """Makes mutants of files, as a function of the seed."""
 
     def __init__(self, files: list[bytes], seed: int):
         self.files = files
@@ -97,7 +97,7 @@ class Mutator:
         ]
 
     def mutant(self) -> tuple[str, bytes]:
-        """What was done, and the result."""
+        """A description of the mutation, and the result."""
         index = self.rng.randint(len(self.files))
         content = bytearray(self.files[index])
         if self.rng.rand() < 0.4:
@@ -110,13 +110,13 @@ class Mutator:
         return f"file {index}: {', '.join(done)}", bytes(content)
 
     def change_values(self, content: bytearray, values: list[int]) -> bytes:
-        """Other numbers and letters in a pickle that stays whole, so that what comes after reading is tried too."""
+        """Change numbers and letters in an intact pickle, to test the steps after reading too."""
         for at in self.rng.choice(values, self.rng.randint(1, 4)):
             content[at] = [content[at] ^ 1, content[at] ^ 8, 0, 1, 127][self.rng.randint(5)]
         return bytes(content)
 
     def place(self, content: bytearray, boundaries: list[int], near: int = 12) -> int:
-        """Somewhere in the file, half the time near an opcode: most bytes belong to numbers of no interest."""
+        """A random position, half the time near an opcode, since most bytes are elements of tensors."""
         if self.rng.rand() < 0.5:
             return self.rng.randint(len(content) + 1)
         return min(int(self.rng.choice(boundaries)) + self.rng.randint(near), len(content))
@@ -167,7 +167,7 @@ class Mutator:
 
 
 def fuzz(folder, count: int) -> tuple[int, int]:
-    """How many of `count` mutants opened, and how many were refused."""
+    """Numbers of mutants, `count` in all, that opened and that were refused."""
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
     path = folder / "net.pkl"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files made to do harm: each is refused in one sentence that says what was asked for, and nothing in it runs.
+"""Malicious files: each is refused in one sentence that names what it asks for, and nothing in it runs.
 
-The attacks are written opcode by opcode, so that all forms of a pickle occur, also those no pickler writes.
+The attacks are written opcode by opcode, including forms that no pickler writes.
 """
 
 import copyreg
@@ -27,7 +27,7 @@ from training.networks import Discriminator
 
 TOUCH = "touch canary"
 WRITE = "open('canary', 'w').close()"
-INNER = pickle.dumps(os.getcwd, 2)  # harmless where it would be run, but no data
+INNER = pickle.dumps(os.getcwd, 2)  # harmless if run, but not data
 EVIL = call("os.system", TOUCH)
 
 CALLS = [
@@ -173,8 +173,8 @@ BROKEN = {
 }  # fmt: skip
 
 
-def test_the_canary_sings(tmp_path, monkeypatch):
-    """What these tests rely on: Python's own unpickler would run the attacks, and it would be heard."""
+def test_the_canary_reports_attacks(tmp_path, monkeypatch):
+    """The premise of these tests: Python's own unpickler runs the attacks, and the canary reports it."""
     monkeypatch.chdir(tmp_path)
     for attack in (EVIL, call("builtins.eval", WRITE)):
         with canary.watched() as heard:
@@ -196,7 +196,7 @@ def test_there_are_enough_attacks():
 
 
 @pytest.mark.parametrize("attack", CALLS, ids=lambda attack: attack[0])
-def test_calls_of_anything_else_are_refused_by_name(attack, refusal):
+def test_calls_of_other_names_are_refused(attack, refusal):
     name, *arguments = attack
     evil = call(name, *arguments)
     error = refusal(pickled({"G": evil, "training_set_kwargs": {}}))
@@ -205,7 +205,7 @@ def test_calls_of_anything_else_are_refused_by_name(attack, refusal):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms_are_refused_by_name(form, refusal):
+def test_other_forms_of_requests_are_refused(form, refusal):
     name, evil = FORMS[form]
     error = refusal(pickled({"G": evil}, 4))
     assert type(error) is UnsafePickleError
@@ -213,7 +213,7 @@ def test_other_forms_are_refused_by_name(form, refusal):
 
 
 @pytest.mark.parametrize("form", BROKEN)
-def test_what_asks_for_nothing_is_a_damaged_file(form, refusal, monkeypatch):
+def test_malformed_pickles_are_reported_as_damaged(form, refusal, monkeypatch):
     monkeypatch.setitem(copyreg._inverted_registry, 0xF0, ("posix", "system"))
     assert type(refusal(pickled({"G": BROKEN[form]}, 4))) is BrokenPickleError
 
@@ -222,7 +222,7 @@ HIDING_PLACES = {
     "as the whole file": EVIL,
     "as a key": op({EVIL: 1}),
     "behind the networks": op({"G": None, "training_set_kwargs": {"path": [(EVIL,)]}}),
-    "in an entry nobody asks for": op({"G": None, "notes": EVIL}),
+    "in an unused entry": op({"G": None, "notes": EVIL}),
     "in a network's state": op({"D": stored("Discriminator", {"_modules": {"b4": stored("X", {"a": EVIL})}})}),
     "in constructor arguments": op({"D": stored("Discriminator", {"_init_kwargs": {"c_dim": EVIL}})}),
     "in an EasyDict": op({"G": None, "training_set_kwargs": easy_dict({"a": EVIL})}),
@@ -241,12 +241,12 @@ HIDING_PLACES = {
 
 
 @pytest.mark.parametrize("place", HIDING_PLACES)
-def test_no_place_hides_an_attack(place, refusal):
+def test_attacks_are_found_in_every_place(place, refusal):
     error = refusal(pickled(HIDING_PLACES[place]))
     assert type(error) is UnsafePickleError and "'os.system'" in str(error)
 
 
-def test_notebooks_and_scripts_are_as_safe(tmp_path, monkeypatch, capsys):
+def test_notebooks_and_scripts_refuse_attacks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     content = pickled({"G_ema": EVIL})
     with pytest.raises(UnsafePickleError, match=r"'os\.system'"):
@@ -260,12 +260,12 @@ def test_notebooks_and_scripts_are_as_safe(tmp_path, monkeypatch, capsys):
     assert os.listdir() == ["net.pkl"]
 
 
-def test_what_comes_after_the_end_is_not_looked_at(tmp_path):
+def test_bytes_after_the_end_are_ignored(tmp_path):
     assert safe_pickle.loads(pickled(3) + pickled(EVIL)) == 3
 
 
 def polluted(state: dict) -> bytes:
-    """A discriminator whose stored state has more in it than it should."""
+    """A discriminator with additional entries in its stored state."""
     D = Discriminator(0, 8, 1, channel_max=2)
     tensors = {name: tensor(value.detach().numpy()) for name, value in D.state_dict().items()}
     network = module("Discriminator", tensors, init_args=(0, 8, 1), init_kwargs={"channel_max": 2})
@@ -273,7 +273,7 @@ def polluted(state: dict) -> bytes:
     return pickled({"D": Raw(network[:at] + b"".join(op(k) + op(v) for k, v in state.items()) + network[at:])})
 
 
-def test_names_in_a_stored_state_become_no_attributes(tmp_path):
+def test_names_in_a_stored_state_do_not_become_attributes(tmp_path):
     names = [
         "__class__",
         "__dict__",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of networks used by themselves, as notebooks and forks do, and other names that no test elsewhere calls."""
+"""Parts of networks used alone, as in notebooks and forks, and other names that no other test calls."""
 
 import pytest
 import torch

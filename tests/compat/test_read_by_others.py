@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our snapshots in other people's trees: plain `pickle`, their `torch_utils` and `dnnlib`, and nothing of ours."""
+"""Our snapshots in other people's trees: plain `pickle`, their `torch_utils` and `dnnlib`, none of our code."""
 
 import ast
 import json
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dnnlib.util import EasyDict
+from tests import tolerances
 from tests.compat import stand_in_tree
 from tests.support import ROOT, rnd
 from training.augment import AugmentPipe
@@ -76,7 +77,7 @@ ALL_EFFECTS = dict.fromkeys(
 
 
 def make_data(name):
-    """A snapshot's content whose tensors are all away from their initial values."""
+    """The content of a snapshot; all tensors differ from their initial values."""
     shape = SHAPES[name]
     synthesis = EasyDict(**WIDTHS, **G_KWARGS[name])
     G = Generator(z_dim=8, w_dim=12, mapping_kwargs=EasyDict(num_layers=2), synthesis_kwargs=synthesis, **shape)
@@ -92,7 +93,7 @@ def make_data(name):
 
 
 def inputs_and_outputs(name, data):
-    """What the networks are given, and what they make of it here."""
+    """Inputs of the networks, and their outputs here."""
     shape, G, D, pipe = SHAPES[name], data["G_ema"].eval(), data["D"].eval(), data["augment_pipe"].eval()
     z, images = rnd("z", (4, 8)), rnd("images", (4, shape["img_channels"], 16, 16)) * 0.5
     c = torch.eye(4)[:, : shape["c_dim"]]
@@ -134,7 +135,7 @@ def test_a_tree_with_only_the_agreed_names_gets_equal_outputs(tmp_path):
     for name, shape in SHAPES.items():
         with np.load(tmp_path / f"{name}.npz") as arrays:
             for key, difference in result[name]["differences"].items():
-                assert difference < 1e-4 * np.abs(arrays[key]).max(), (name, key)
+                assert difference < tolerances.READ_BY_OTHERS * np.abs(arrays[key]).max(), (name, key)
         G = make_data(name)["G_ema"]
         expected = [8, shape["c_dim"], 12, G.num_ws, 16, shape["img_channels"], G.num_ws, [4, 8, 16]]
         assert result[name]["settings"] == [*expected, sorted(G.init_kwargs), shape["c_dim"], False]
@@ -158,7 +159,7 @@ def names_in(pickled: bytes) -> set[str]:
 
 
 def nested_names(storage: bytes) -> set[str]:
-    """The names in torch's form of a storage, which begins with four pickles."""
+    """The names in a storage in torch's format, which starts with four pickles."""
     found = set()
     for _ in range(4):
         end = next(position for opcode, _, position in pickletools.genops(storage) if opcode.name == "STOP") + 1
@@ -168,7 +169,7 @@ def nested_names(storage: bytes) -> set[str]:
 
 
 def test_the_pickle_names_nothing_that_older_versions_lack(tmp_path):
-    """Names of PyTorch 1.7 and of any numpy: no numpy object at all, since numpy 2 writes names of its own."""
+    """Names of PyTorch 1.7, and no numpy objects, since numpy 2 writes different names."""
     path = tmp_path / "net.pkl"
     snapshot.save_snapshot(path, make_data("coloured"))
     with open(path, "rb") as file:
@@ -188,7 +189,7 @@ def test_the_pickle_names_nothing_that_older_versions_lack(tmp_path):
     }
 
 
-def test_the_source_is_stored_once_a_module():
+def test_the_source_is_stored_once_per_module():
     pickled = pickle.dumps(make_data("coloured"), 4)
     for name in SHIPPED:
         assert pickled.count((ROOT / name).read_bytes()) == 1
@@ -199,7 +200,7 @@ OUTSIDE = {"collections", "itertools", "math", "numpy", "scipy", "torch", "typin
 
 
 def names_used(source: str) -> set[str]:
-    """'module.name' of everything that a source text takes from `torch_utils` and `dnnlib`.
+    """'module.name' of everything that a source text uses from `torch_utils` and `dnnlib`.
 
     Raises AssertionError for imports that are relative, of other parts of the project, or of a whole package, and for
     uses of an imported module other than as `module.name`.
@@ -232,7 +233,7 @@ def names_used(source: str) -> set[str]:
     return used
 
 
-def unlawful(source: str) -> set[str]:
+def not_allowed(source: str) -> set[str]:
     allowed = {f"{module}.{name}" for module, names in stand_in_tree.ALLOWED.items() for name in names}
     return names_used(source) - allowed
 
@@ -240,13 +241,13 @@ def unlawful(source: str) -> set[str]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_sources_use_only_the_agreed_names(name):
     source = (ROOT / name).read_text(encoding="utf-8")
-    assert unlawful(source) == set()
+    assert not_allowed(source) == set()
     assert "torch_utils.persistence.persistent_class" in names_used(source)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_sources_are_of_python_3_7(name):
-    """Trees of StyleGAN2-ADA run that; annotations in today's forms are fine as long as they are not evaluated."""
+def test_the_shipped_sources_parse_as_python_3_7(name):
+    """StyleGAN2-ADA runs on Python 3.7; newer annotations are fine as long as they are not evaluated."""
     source = (ROOT / name).read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 7))
     assert "\nfrom __future__ import annotations\n" in source
@@ -255,7 +256,7 @@ def test_the_shipped_sources_are_of_python_3_7(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_of_the_activation_table_only_the_gain_is_used(name):
+def test_only_the_gain_of_the_activation_table_is_used(name):
     for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Attribute) and child.attr == "activation_funcs":
@@ -283,7 +284,7 @@ def test_of_the_activation_table_only_the_gain_is_used(name):
 )
 def test_other_names_are_found(source):
     try:
-        found = unlawful(source)
+        found = not_allowed(source)
     except AssertionError:
         return
     assert found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--trust-pickle: networks of other architectures run with the code that comes in the file, and that is said aloud."""
+"""--trust-pickle: networks of other architectures run the code in the file, after a warning."""
 
 import importlib
 import os
@@ -17,7 +17,7 @@ from tests.support import ROOT
 from torch_utils import persistence
 from training.files import snapshot
 
-# An architecture that this project knows nothing of. Its source leaves a trace where it is executed.
+# An architecture unknown to this project. Its source leaves a trace when it runs.
 SOURCE = """
 import os
 import torch
@@ -47,7 +47,7 @@ class Painter(torch.nn.Module):
 
 @pytest.fixture
 def painting(tmp_path, monkeypatch):
-    """A snapshot of a Painter, of which this process knows nothing any more; its trace would be the file `ran`."""
+    """A snapshot of a Painter, a class that this process has forgotten; running its source makes the file `ran`."""
     name = f"painter_{uuid.uuid4().hex}"
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.setenv("TRACE", str(tmp_path / "first"))
@@ -62,7 +62,7 @@ def painting(tmp_path, monkeypatch):
     return path
 
 
-def test_a_custom_network_is_refused_with_the_way_out(painting, tmp_path, capsys):
+def test_a_custom_network_is_refused_with_a_hint(painting, tmp_path, capsys):
     snap = snapshot.load_snapshot(painting)
     for key in ("G", "G_ema"):
         with pytest.raises(UserError, match=rf"{key} in .*painter\.pkl is a 'Painter' .*use --trust-pickle"):
@@ -70,14 +70,14 @@ def test_a_custom_network_is_refused_with_the_way_out(painting, tmp_path, capsys
     assert not (tmp_path / "ran").exists() and capsys.readouterr().err == ""
 
 
-def test_trusted_it_is_what_its_own_source_makes_it(painting, tmp_path):
+def test_a_trusted_network_runs_its_own_source(painting, tmp_path):
     G = snapshot.load_snapshot(painting, trust=True)["G_ema"]
     assert (tmp_path / "ran").exists()
     assert type(G).__name__ == "Painter" and G.init_kwargs == {"colour": 0.25} and not G.training
     assert torch.equal(G.synthesis(torch.zeros(2, 1, 4)), torch.full([2, 3, 8, 8], 0.25))
 
 
-def test_the_notice_is_loud_and_given_once_a_file(painting, tmp_path, capsys):
+def test_the_warning_is_given_once_per_file(painting, tmp_path, capsys):
     for _ in range(3):
         snapshot.load_snapshot(painting, trust=True)
     printed = capsys.readouterr()
@@ -91,11 +91,11 @@ def test_the_notice_is_loud_and_given_once_a_file(painting, tmp_path, capsys):
 
 
 def test_trust_means_pythons_own_semantics(tmp_path, monkeypatch):
-    """What is refused elsewhere is run; a file that is no snapshot, or that fails, is still one clear sentence."""
+    """Code refused elsewhere runs; a file that is not a snapshot, or that fails, still gives one clear message."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "net.pkl"
     path.write_bytes(pickled({"training_set_kwargs": call("os.mkdir", "made")}))
-    with pytest.raises(UserError, match=r"net\.pkl is not a file of networks"):
+    with pytest.raises(UserError, match=r"net\.pkl is not a network file"):
         snapshot.load_snapshot(path, trust=True)
     assert os.path.isdir("made")
     path.write_bytes(pickled({"G": call("os.mkdir", "made")}))

@@ -9,6 +9,7 @@ import torch
 from dgl.loss import DGLLoss
 from dgl.terms import FORMS, WEIGHTINGS
 from dnnlib.util import UserError
+from tests import tolerances
 from tests.dgl.tiny import BATCH, NoisyPipe, Student, make_D, same, save_teacher
 from tests.support import rnd
 from torch_utils import training_stats
@@ -138,7 +139,7 @@ def test_slope_of_each_term(form, weighting, slope):
     scores.requires_grad_(True)
     N, weight = len(scores), 0.7
     (weight * loss_of_teacher(scores, form, weighting)).mean().backward()
-    torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(scores.grad, weight * slope(scores.detach()) / N, **tolerances.TEACHER_SLOPES)
 
 
 @pytest.mark.parametrize("weighting", ["plain", "score"])

@@ -137,6 +137,15 @@ def test_a_generator_in_use_survives_the_release_of_the_file(tmp_path):
     assert torch.equal(teacher.matching_images(fakes()), img)
 
 
+def test_a_teacher_without_its_generator_scores_as_before(tmp_path):
+    teacher = open_teacher(save_teacher(tmp_path))
+    batch = fakes()
+    assert teacher.G is not None
+    scores = teacher.scores(batch.img, batch.c)
+    assert teacher.without_G() is teacher and teacher.G is None
+    assert torch.equal(teacher.scores(batch.img, batch.c), scores)
+
+
 # Refusals on opening
 
 

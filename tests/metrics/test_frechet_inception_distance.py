@@ -5,6 +5,7 @@ import scipy.linalg
 
 from metrics.frechet_inception_distance import compute_fid, frechet_distance
 from metrics.metric_utils import MetricOptions
+from tests import tolerances
 from tests.metrics import stand_ins
 from tests.metrics.stand_ins import mean_and_covariance
 from tests.support import golden_json, rnd
@@ -16,7 +17,7 @@ def test_golden_fid():
     fake = mean_and_covariance((rnd("gen_feat", (280, 24)) * 1.2 + 0.3).numpy()[:275])
     np.testing.assert_allclose(real[0], golden["mean_real"], rtol=0, atol=1e-14)
     assert np.trace(real[1]) == pytest.approx(golden["cov_real_trace"], rel=1e-12)
-    assert frechet_distance(*fake, *real) == pytest.approx(golden["fid"], rel=1e-9)
+    assert frechet_distance(*fake, *real) == pytest.approx(golden["fid"], rel=tolerances.FID_GOLDEN)
 
 
 def test_agrees_with_the_eigenvalues_of_the_product_of_covariances():
@@ -33,7 +34,7 @@ def test_agrees_with_the_eigenvalues_of_the_product_of_covariances():
 def test_diagonal_gaussians_have_a_closed_form():
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 4.0, 0.0])
     distance = frechet_distance(np.zeros(3), np.diag(a), np.array([1.0, 0, 0]), np.diag(b))
-    assert distance == pytest.approx(1 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-12)
+    assert distance == pytest.approx(1 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=tolerances.FID_CLOSED_FORM)
 
 
 def test_fewer_items_than_dimensions_do_not_lose_accuracy():
@@ -51,7 +52,7 @@ def test_few_items_against_many_agree_with_the_data_themselves():
     # tr (Σ1Σ2)^½ from the centred data: without a covariance there are no rounded zero eigenvalues.
     overlap = np.linalg.svd((few - mean1) @ (many - mean2).T, compute_uv=False).sum() / np.sqrt(20 * 500)
     expected = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * overlap
-    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=tolerances.FID_CLOSED_FORM)
 
 
 def test_sets_in_orthogonal_subspaces_add_their_traces():
@@ -59,7 +60,7 @@ def test_sets_in_orthogonal_subspaces_add_their_traces():
     left, right = np.pad(features, ((0, 0), (0, 6))), np.pad(features, ((0, 0), (6, 0)))
     (mean1, cov1), (mean2, cov2) = mean_and_covariance(left), mean_and_covariance(right)
     expected = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2)
-    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(expected, rel=tolerances.FID_CLOSED_FORM)
 
 
 def test_constant_images_on_both_sides():

@@ -5,6 +5,7 @@ import pytest
 from dnnlib.util import UserError
 from metrics.kernel_inception_distance import compute_kid, kernel_distance, squared_mmd
 from metrics.metric_utils import MetricOptions
+from tests import tolerances
 from tests.metrics import stand_ins
 from tests.support import golden_json, rnd
 
@@ -16,7 +17,7 @@ def test_golden_kid():
     rng = np.random.RandomState(golden["seed"])
     value = kernel_distance(real, fake, golden["num_subsets"], golden["max_subset_size"], rng)
     # The golden number was computed in float32.
-    assert value == pytest.approx(golden["value"], rel=1e-7)
+    assert value == pytest.approx(golden["value"], rel=tolerances.KID_GOLDEN)
 
 
 def test_squared_mmd_is_the_sum_over_distinct_pairs():
@@ -28,7 +29,7 @@ def test_squared_mmd_is_the_sum_over_distinct_pairs():
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
     within = np.mean([kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs])
     between = np.mean([kernel(a, b) for a in x for b in y])
-    assert squared_mmd(x, y) == pytest.approx(within - 2 * between, rel=1e-12)
+    assert squared_mmd(x, y) == pytest.approx(within - 2 * between, rel=tolerances.KID_DEFINITION)
 
 
 def test_subsets_are_no_larger_than_the_smaller_side():

@@ -5,6 +5,7 @@ import torch
 from dnnlib.util import UserError
 from metrics import precision_recall as pr
 from metrics.metric_utils import MetricOptions, ProgressMonitor
+from tests import tolerances
 from tests.metrics import stand_ins
 from tests.support import golden_json, rnd
 
@@ -16,8 +17,8 @@ def _golden_features():
 def test_golden_precision_and_recall():
     golden = golden_json("metrics")["pr"]
     precision, recall = pr.precision_recall(*_golden_features(), golden["nhood_size"])
-    assert precision == pytest.approx(golden["precision"], rel=1e-6)
-    assert recall == pytest.approx(golden["recall"], rel=1e-6)
+    assert precision == pytest.approx(golden["precision"], rel=tolerances.PRECISION_RECALL)
+    assert recall == pytest.approx(golden["recall"], rel=tolerances.PRECISION_RECALL)
 
 
 def test_blocks_and_processes_do_not_change_the_result(monkeypatch):

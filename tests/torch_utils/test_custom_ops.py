@@ -14,7 +14,7 @@ from torch_utils import custom_ops
 
 @pytest.fixture
 def builds(monkeypatch, tmp_path):
-    """Calls of the compiler, which writes a library and gives an empty module, or fails for the name `broken`."""
+    """Calls of a fake compiler, which writes a library and returns an empty module, or fails for the name `broken`."""
     calls = []
 
     def load(name, **kwargs):
@@ -68,7 +68,7 @@ def test_the_caller_may_choose_where_to_build(builds, tmp_path):
     assert pathlib.Path(builds[0]["build_directory"]).parent == tmp_path / "here" / "a"
 
 
-def test_whatever_a_build_depends_on_changes_its_directory(builds, sources, monkeypatch):
+def test_everything_a_build_depends_on_changes_its_directory(builds, sources, monkeypatch):
     def directory(**kwargs):
         new_process(monkeypatch)
         custom_ops.get_plugin("a", sources, **kwargs)
@@ -97,13 +97,13 @@ def test_whatever_a_build_depends_on_changes_its_directory(builds, sources, monk
     ("verbosity", "expected"),
     [("none", ""), ("brief", "Compiling a: done in 0s\n"), ("full", "Compiling a: \ndone in 0s\n")],
 )
-def test_what_is_said(verbosity, expected, builds, monkeypatch, capsys):
+def test_what_is_printed(verbosity, expected, builds, monkeypatch, capsys):
     monkeypatch.setattr(custom_ops, "verbosity", verbosity)
     custom_ops.get_plugin("a", [])
     assert capsys.readouterr().out == expected and builds[0]["verbose"] == (verbosity == "full")
 
 
-def test_by_default_there_is_one_line_and_none_when_nothing_is_compiled(builds, monkeypatch, capsys):
+def test_by_default_one_line_is_printed_and_none_without_a_compilation(builds, monkeypatch, capsys):
     custom_ops.get_plugin("a", [])
     assert custom_ops.verbosity == "brief" and capsys.readouterr().out.count("\n") == 1
     new_process(monkeypatch)
@@ -118,7 +118,7 @@ def test_a_failure_reaches_the_caller_and_is_not_tried_again(builds, capsys):
     assert len(builds) == 1 and capsys.readouterr().out == "Compiling broken: failed\n"
 
 
-def test_a_missing_source_is_an_error_of_the_file_system(builds, tmp_path):
+def test_a_missing_source_raises_an_os_error(builds, tmp_path):
     with pytest.raises(FileNotFoundError):
         custom_ops.get_plugin("a", [tmp_path / "missing.cpp"])
 
@@ -129,7 +129,7 @@ def test_unknown_verbosity(builds, monkeypatch):
         custom_ops.get_plugin("a", [])
 
 
-# Processes that build as PyTorch does, behind a lock file that each removes at the end, if it gets there.
+# Processes that build like PyTorch, behind a lock file that each removes at the end, if it gets that far.
 PROCESSES = """
 import multiprocessing, os, pathlib, sys, time, types
 import torch.utils.cpp_extension
@@ -195,7 +195,7 @@ start("broken").join()
 """
 
 
-def test_a_killed_process_holds_up_nobody_and_of_several_one_builds(tmp_path):
+def test_a_killed_process_leaves_no_stale_lock_and_one_of_several_builds(tmp_path):
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROCESSES]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
@@ -204,4 +204,7 @@ def test_a_killed_process_holds_up_nobody_and_of_several_one_builds(tmp_path):
     broken, _, again = broken.partition("again:\n")
     assert left_behind and sorted(whole.splitlines()) == ["built", "loaded", "loaded", "loaded"]
     assert sorted(broken.splitlines()) == ["built", "no compiler", "no compiler", "no compiler"]
-    assert again.splitlines() == ["built", "no compiler"]  # a later run finds out whether the machine was mended
+    assert again.splitlines() == [
+        "built",
+        "no compiler",
+    ]  # a later run tries again, because the machine may have been fixed

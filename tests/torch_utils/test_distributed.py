@@ -13,7 +13,7 @@ from torch_utils.ops import layout
 
 
 def _everything_at_once(rank, folder):
-    """What two processes can see; starting them is slow, so one start serves all checks."""
+    """All checks in two processes at once, because starting them is slow."""
     distributed.init(rank, 2, device="cpu")
     seen = {"rank": distributed.rank(), "world_size": distributed.world_size(), "main": distributed.is_main()}
     seen["sum"] = distributed.all_reduce_(torch.tensor([1.0, rank])).tolist()
@@ -91,7 +91,7 @@ def test_auto_device(monkeypatch, cuda, device):
     assert distributed.resolve_device("cpu", rank=1) == torch.device("cpu")
 
 
-def test_devices_that_are_not_there_name_the_flag(monkeypatch):
+def test_unavailable_devices_name_the_flag(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for name in ("cuda", "mps", "tpu"):
@@ -132,7 +132,7 @@ def _gradients_with_and_without_sync(rank, folder):
 
 
 @pytest.mark.slow
-def test_ddp_averages_gradients_only_where_asked(tmp_path):
+def test_ddp_averages_gradients_only_with_sync(tmp_path):
     distributed.launch(_gradients_with_and_without_sync, 2, str(tmp_path))
     zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert zero == {"sync=False": 0, "sync=True": 0.5}
@@ -144,6 +144,6 @@ def fill_the_disk(rank):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "network.pkl")
 
 
-def test_a_full_disk_in_a_process_is_a_sentence_of_the_parent():
+def test_a_full_disk_in_a_process_is_a_user_error_of_the_parent():
     with pytest.raises(UserError, match=r"network\.pkl"):
         distributed.launch(fill_the_disk, 2)

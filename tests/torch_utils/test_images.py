@@ -15,7 +15,7 @@ def test_uint8_and_back():
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     floats = images.from_uint8(values)
     assert floats.dtype == torch.float32 and floats.min() == -1 and floats.max() == 1
-    # The two formulas are half a step apart, so a value may come back one higher, never another way.
+    # The two formulas differ by half a step, so a value may come back one higher, but nothing else.
     assert set((images.to_uint8(floats).int() - values.int()).unique().tolist()) <= {0, 1}
 
 
@@ -30,7 +30,7 @@ def test_grid_is_filled_row_by_row():
 
 @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 1), (8, 6, 3), (1, 8, 6), (3, 8, 6)])
 @pytest.mark.parametrize("as_tensor", [True, False])
-def test_png_holds_what_was_given(tmp_path, shape, as_tensor):
+def test_png_contains_the_image(tmp_path, shape, as_tensor):
     array = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     path = tmp_path / "img.png"
     images.save_png(torch.from_numpy(array) if as_tensor else array, path)

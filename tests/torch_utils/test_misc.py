@@ -59,7 +59,7 @@ def test_assert_shape():
             misc.assert_shape(x, shape)
 
 
-def test_no_tracer_warnings_where_suppressed():
+def test_suppressed_tracer_warnings():
     def fn(x):
         misc.assert_shape(x, [2, None])
         with misc.suppress_tracer_warnings():
@@ -152,7 +152,7 @@ def test_module_summary_counts_every_tensor_once_and_returns_the_outputs(capsys)
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_module_summary_folds_what_is_nested_deeper(capsys):
+def test_module_summary_includes_deeper_modules_in_their_parents(capsys):
     net = _Net().eval()
     misc.print_module_summary(net, [torch.randn(3, 4)], max_nesting=1)
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}

@@ -56,7 +56,7 @@ class Note:
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A module with SOURCE, in a file of its own; another of the same source would have the same live classes."""
+    """A module with SOURCE in a separate file; another one with the same source would share its classes."""
     name = f"nets_{uuid.uuid4().hex}"
     (tmp_path / f"{name}.py").write_text(f"NAME = {name!r}\n{SOURCE}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,7 +90,7 @@ def test_what_is_persistent(module):
     assert persistence.persistent_class(module.Net) is module.Net
 
 
-def test_stored_form(module):
+def test_stored_format(module):
     reconstruct, (meta,) = module.Net(2).__reduce__()
     assert reconstruct is persistence._reconstruct_persistent_obj
     assert list(meta) == ["type", "version", "module_src", "class_name", "state"]
@@ -108,7 +108,7 @@ def test_pickles_name_only_the_known_global(module):
 
 
 @pytest.mark.parametrize("kind", ["Layer", "Net", "Plain"])
-def test_deepcopy_is_equal_and_apart(module, kind):
+def test_deepcopy_is_equal_and_separate(module, kind):
     net = getattr(module, kind)(3)
     twin = copy.deepcopy(net)
     x = torch.randn(2, 3)
@@ -123,7 +123,7 @@ def test_deepcopy_is_equal_and_apart(module, kind):
     assert kind == "Layer" or twin.second is twin.first
 
 
-def test_pickle_gives_the_live_class_while_its_source_is_the_same(module):
+def test_pickle_gives_the_loaded_class_while_its_source_is_the_same(module):
     net = module.Net(2)
     twin = pickle.loads(pickle.dumps(net))
     assert type(twin) is module.Net and isinstance(twin, module.Layer) and type(twin.first) is module.Layer
@@ -185,7 +185,7 @@ def test_broken_source_leaves_no_module_behind(hooks):
     assert set(sys.modules) == before
 
 
-def test_unknown_form_is_refused(hooks):
+def test_unknown_format_is_refused(hooks):
     for meta in ({"type": "function", "version": 6}, {"type": "class", "version": 7}):
         with pytest.raises(UserError, match="version 6"):
             persistence._reconstruct_persistent_obj(meta)

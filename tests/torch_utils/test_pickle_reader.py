@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams no honest pickler writes: false claims of size, endless work, damage."""
+"""Streams that no real pickler writes: false sizes, endless work, damage."""
 
 import pickle
 import struct
@@ -39,14 +39,14 @@ def _array_of(data, shape, dtype="f4"):
 
 
 def _legacy_storage(claimed, count, payload):
-    """What torch.save's first format makes of a float storage, with sizes that need not be true."""
+    """A float storage in torch.save's first format, whose stated sizes may be wrong."""
     reference = b"\x80\x02(" + _op("storage") + _global("torch", "FloatStorage") + _op("0") + _op("cpu") + _op(claimed)
     parts = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     blob = b"".join([*parts, reference + b"NtQ.", pickle.dumps(["0"], 2), struct.pack("<q", count), payload])
     return _reduce("torch.storage._load_from_bytes", b"B" + struct.pack("<I", len(blob)) + blob)
 
 
-def test_hand_made_tensors_and_arrays_that_are_honest():
+def test_hand_made_tensors_and_arrays_with_true_sizes():
     ones = np.ones(4, np.float32).tobytes()
     storage = _legacy_storage(4, 4, ones)
     assert safe_pickle.loads(b"\x80\x02" + _tensor_of(storage, 1, (3,), (1,)) + b".").tolist() == [1, 1, 1]
@@ -89,7 +89,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_no_memory_or_time_is_spent_on_claims(bomb):
+def test_false_sizes_cost_no_memory_or_time(bomb):
     data = BOMBS[bomb] if BOMBS[bomb].startswith(b"\x80") else b"\x80\x04" + BOMBS[bomb] + b"."
     try:
         loaded = safe_pickle.loads(data)
@@ -98,7 +98,7 @@ def test_no_memory_or_time_is_spent_on_claims(bomb):
     assert bomb in ("memo index", "tensor of a shape that overflows") and len(str(loaded)) < 100
 
 
-def test_deep_nesting_loads_and_goes_away():
+def test_deep_nesting_loads_and_is_released():
     loaded = safe_pickle.loads(b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".")
     assert len(loaded) == 1
     del loaded

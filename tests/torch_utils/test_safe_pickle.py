@@ -129,7 +129,7 @@ def test_tensors_share_no_memory_with_the_file():
     ],
 )
 def test_names_of_other_versions(ours, theirs):
-    # Protocol 2 writes names as lines, so that replacing them keeps the pickle whole.
+    # Protocol 2 writes names as lines, so that they can be replaced without breaking the pickle.
     data = pickle.dumps([np.arange(3), np.float32(2), EasyDict(a=1), {3}], 2)
     if b"_rebuild_tensor" in ours:
         data = pickle.dumps([torch.arange(3)], 2)
@@ -138,7 +138,7 @@ def test_names_of_other_versions(ours, theirs):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_persistent_objects_come_as_data(protocol, monkeypatch):
+def test_persistent_objects_are_read_as_data(protocol, monkeypatch):
     net = Layer(2, gain=2.0, child=Layer(3))
     monkeypatch.setattr(persistence, "_find_class", None)  # Looking up the class is the first step of running it.
     stored = safe_pickle.loads(pickle.dumps(net, protocol))
@@ -153,7 +153,7 @@ def test_persistent_objects_come_as_data(protocol, monkeypatch):
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_tensorflow_networks_come_as_data(monkeypatch):
+def test_tensorflow_networks_are_read_as_data(monkeypatch):
     module = types.ModuleType("dnnlib.tflib.network")
     network = type("Network", (), {"__module__": "dnnlib.tflib.network", "__qualname__": "Network"})
     module.Network = network
@@ -219,7 +219,7 @@ def _global(module, name):
     return f"c{module}\n{name}\n".encode()
 
 
-def test_names_cannot_be_walked_through():
+def test_dotted_names_reach_nothing():
     for module, name in [
         ("builtins", "eval"), ("torch", "serialization.load"), ("torch._utils", "_rebuild_tensor_v2.__globals__"),
         ("dnnlib.util", "os.system"), ("torch_utils.persistence", "sys"), ("collections", "OrderedDict.__init__"),
@@ -281,14 +281,14 @@ def _stored(state):
     return _Call(persistence._reconstruct_persistent_obj, meta)
 
 
-def test_module_trees_that_are_none():
+def test_invalid_module_trees():
     for state in ({"_parameters": {"a": 3}}, {"_modules": {"a": 3}}, {"_buffers": [1]}, {"_modules": {3: None}}):
         stored = safe_pickle.loads(pickle.dumps(_stored(state)))
         with pytest.raises(UserError):
             stored.tensors()
 
 
-def test_a_module_that_contains_itself_ends():
+def test_a_module_that_contains_itself_is_walked_once():
     stored = safe_pickle.loads(pickle.dumps(_stored({"_buffers": {"a": torch.ones(1)}, "_modules": {}})))
     stored.state["_modules"].update(x=stored, y=stored)
     assert list(stored.tensors()) == ["a"]

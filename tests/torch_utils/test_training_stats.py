@@ -33,7 +33,7 @@ def test_report_returns_its_value_and_takes_tensors_numbers_and_lists():
     assert collector.as_dict() == {"a": {"num": 9, "mean": 4.0, "std": collector.std("a")}}
 
 
-def test_update_takes_what_came_since_the_last_one():
+def test_update_takes_what_was_reported_since_the_last_one():
     training_stats.report("a", 100)
     collector = training_stats.Collector()
     training_stats.report("a", 1)
@@ -71,7 +71,7 @@ def test_collectors_do_not_disturb_one_another():
     assert (other["Loss/G"], other["Progress"], one["Loss/G"]) == (2, 2, 3)
 
 
-def test_numbers_nobody_reported_and_infinite_ones():
+def test_missing_and_infinite_numbers():
     collector = training_stats.Collector()
     assert collector.num("none") == 0 and math.isnan(collector.mean("none")) and math.isnan(collector.std("none"))
     training_stats.report("one", 3)
@@ -100,7 +100,7 @@ def test_half_precision_and_booleans():
     assert collector.mean("bool") == 0.5
 
 
-def test_one_nan_does_not_outlive_its_period():
+def test_a_nan_does_not_affect_later_periods():
     collector, other = training_stats.Collector(), training_stats.Collector()
     training_stats.report("x", math.nan)
     collector.update()
@@ -123,7 +123,7 @@ def test_tally_is_a_mean_since_it_was_last_taken():
     assert mean.shape == () and float(mean) == 3
     assert tally.take_mean().isnan()
     collector.update()
-    assert (collector.num("a"), collector["a"]) == (3, 3)  # which a tally does not take from
+    assert (collector.num("a"), collector["a"]) == (3, 3)  # a tally takes nothing away from it
 
 
 def test_tally_counts_what_other_processes_reported(monkeypatch):

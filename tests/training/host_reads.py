@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the places where Python reads the values of tensors, each of which makes the host wait for a GPU."""
+"""Find where Python reads the values of tensors, which makes the host wait for a GPU."""
 
 import contextlib
 import traceback
@@ -14,7 +14,7 @@ METHODS = ("tolist", "numpy", "cpu")  # They read a CPU tensor without an operat
 
 
 def where() -> str:
-    """File and function of the project that led here."""
+    """File and function of the project that made the call."""
     stack = traceback.extract_stack()
     frames = [frame for frame in stack if "site-packages" not in frame.filename and frame.filename != __file__]
     return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].name}"
@@ -35,7 +35,7 @@ class _Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[str]]:
-    """Inside, every place where the host reads a tensor is added to the yielded list."""
+    """Yield a list that receives every place where the host reads a tensor."""
     found: list[str] = []
     originals = {name: getattr(torch.Tensor, name) for name in METHODS}
 

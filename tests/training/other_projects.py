@@ -78,7 +78,7 @@ class Synthesis(torch.nn.Module):
 
 
 class Generator(torch.nn.Module):
-    """Another family behind the interface of StyleGAN2's generator."""
+    """Another architecture with the interface of StyleGAN2's generator."""
 
     def __init__(self, z_dim, c_dim, w_dim, img_resolution, img_channels):
         super().__init__()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import tolerances
 from tests.support import golden_arrays, golden_json, rnd
 from torch_utils.ops import upfirdn2d
 from training.augment import AugmentPipe
@@ -38,7 +39,7 @@ def changed(before, after):
 def test_golden(case, arrays):
     images = rnd("img", (2, case["channels"], 32, 32)) * 0.4
     augmented = AugmentPipe(**case["kwargs"])(images, debug_percentile=case["debug_percentile"])
-    torch.testing.assert_close(augmented, torch.as_tensor(arrays[case["key"]]), rtol=0, atol=3e-5)
+    torch.testing.assert_close(augmented, torch.as_tensor(arrays[case["key"]]), **tolerances.AUGMENT_GOLDEN)
 
 
 def test_golden_buffers(arrays):
@@ -53,7 +54,7 @@ def test_golden_buffers(arrays):
 def test_at_p_0_images_stay_as_they_are(channels):
     torch.manual_seed(0)
     images = rnd("img", (4, channels, 16, 16))
-    torch.testing.assert_close(pipe(p=0, **EVERYTHING)(images), images, rtol=0, atol=5e-5)
+    torch.testing.assert_close(pipe(p=0, **EVERYTHING)(images), images, **tolerances.AUGMENT_IDENTITY)
 
 
 @pytest.mark.parametrize("multiplier, p", [(1, 0.5), (0.4, 0.5), (2, 0.3), (1, 1)])
@@ -64,7 +65,7 @@ def test_each_effect_fires_with_its_probability(effect, multiplier, p):
     images = rnd("img", (1, 3, 4, 4)).repeat(samples, 1, 1, 1)
     augmented = pipe(p, xint_max=2, **{effect: multiplier})(images)
     share = changed(images, augmented).float().mean().item()
-    # The rest of the draws do nothing: one flip of two, one turn of four, shifts by 0 and ±6 (a mirrored period).
+    # The other draws have no effect: one flip of two, one turn of four, shifts by 0 and ±6 (a mirrored period).
     visible = {"xflip": 0.5, "rotate90": 0.75, "lumaflip": 0.5, "xint": 1 - (3 / 16) ** 2}.get(effect, 1)
     expected = multiplier * p * visible
     if effect == "imgfilter":
@@ -146,7 +147,7 @@ def test_imgfilter_keeps_the_expected_power_and_other_bands_out():
     torch.manual_seed(8)
     images = torch.ones(64, 1, 32, 32)
     assert not changed(images, pipe(imgfilter=1, imgfilter_bands=[0, 0, 0, 0])(images)).any()
-    # A constant image lies in the lowest band, which another one's gain changes by sqrt(13/12) at most along each axis.
+    # A constant image is in the lowest band; another band's gain changes it by at most sqrt(13/12) along each axis.
     levels = pipe(imgfilter=1, imgfilter_bands=[0, 0, 0, 1])(images)[:, 0, 16, 16]
     assert levels.max() < 13 / 12 + 1e-4
     assert levels.min() < 0.5
@@ -181,7 +182,7 @@ def test_geometry_mirrors_the_image_as_often_as_needed(size, zoom):
     zeros, ones = torch.zeros(3), torch.ones(3)
     G_inv = torch.stack([cos, -sin, ones * 1.3, sin, cos, ones * -2.2, zeros, zeros, ones], dim=1).reshape(3, 3, 3)
     augmented = AugmentPipe(scale=1)._warp(images, G_inv)
-    torch.testing.assert_close(augmented, mirrored_by_hand(images, G_inv, zoom), rtol=0, atol=2e-4)
+    torch.testing.assert_close(augmented, mirrored_by_hand(images, G_inv, zoom), **tolerances.AUGMENT_REFLECTION)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -191,7 +192,7 @@ def test_small_images(size, channels):
     images = torch.full((8, channels, size, size), 0.5)
     augmented = pipe(**BLIT, **GEOMETRY, imgfilter=1, imgfilter_bands=[0, 1, 1, 1])(images)
     assert augmented.shape == images.shape
-    # What is mirrored endlessly has no edge: a constant image stays constant (the filters scale it).
+    # Endless mirroring has no edges: a constant image stays constant (the filters scale it).
     spread = augmented.flatten(1).amax(1) - augmented.flatten(1).amin(1)
     assert spread.max() < 1e-4
     assert pipe(**EVERYTHING)(images).isfinite().all()
@@ -228,7 +229,8 @@ def test_keeps_the_type(dtype):
     augment = AugmentPipe(**EVERYTHING | {"noise": 0})
     augmented = augment(images.to(dtype), debug_percentile=0.3)
     assert augmented.dtype == dtype
-    torch.testing.assert_close(augmented.float(), augment(images, debug_percentile=0.3), rtol=0.05, atol=0.05)
+    exact = augment(images, debug_percentile=0.3)
+    torch.testing.assert_close(augmented.float(), exact, **tolerances.AUGMENT_TYPES)
 
 
 def test_same_seed_same_images():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The family seam: a third family, known to this test only, goes through every tool without a change to any of them."""
+"""The family interface: a third family, known only to this test, works with every tool unchanged."""
 
 import json
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tolerances
 from tests.support import golden_arrays, golden_json, rnd
 from tests.training.test_networks import fill
 from torch_utils import precision, training_stats
@@ -18,7 +19,7 @@ ARRAYS = golden_arrays("networks")
 
 
 def make(half=False, **changes):
-    """G, D and their loss; `half`: their highest resolution is a half-precision one."""
+    """G, D and their loss; `half`: the highest resolution in half precision."""
     fp16 = {"num_fp16_res": 1} if half else {}
     G_kwargs = {**SPEC["G"], "synthesis_kwargs": {**SPEC["G"].get("synthesis_kwargs", {}), **fp16}}
     G = fill(networks.Generator(**G_kwargs)).requires_grad_(False)
@@ -56,8 +57,9 @@ def test_gradients_match_golden(phase):
     assert set(golden) == {name for name, grad in grads.items() if grad is not None}
     scale = max(np.abs(v).max() for v in golden.values())
     for name, expected in golden.items():
-        np.testing.assert_allclose(grads[name].numpy() / scale, expected / scale, rtol=1e-3, atol=2e-6, err_msg=name)
-    np.testing.assert_allclose(loss.pl_mean.numpy(), ARRAYS[f"L.{phase}.pl_mean"], rtol=1e-4)
+        allowed = tolerances.GOLDEN_GRADIENTS
+        np.testing.assert_allclose(grads[name].numpy() / scale, expected / scale, **allowed, err_msg=name)
+    np.testing.assert_allclose(loss.pl_mean.numpy(), ARRAYS[f"L.{phase}.pl_mean"], rtol=tolerances.GOLDEN_PATH_LENGTH)
 
 
 def test_gain_scales_gradients():

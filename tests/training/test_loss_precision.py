@@ -6,27 +6,13 @@ import statistics
 import pytest
 import torch
 
+from tests import tolerances
 from torch_utils import precision, training_stats
 from training import networks
 from training.loss import StyleGAN2Loss
 
 HALF = {"channel_base": 512, "channel_max": 32, "num_fp16_res": 4, "conv_clamp": 256}
 LOSS = {"Gmain": "Loss/G/loss", "Greg": "Loss/G/reg", "Dmain": "Loss/D/loss", "Dreg": "Loss/D/reg"}
-
-# Largest relative error of the loss and of the gradient (norm of the difference over the norm): 1.2 to 3 times the
-# worst of 24 seeds in bf16, of 10 in fp16. docs/numerics.md lists them.
-TOLERANCE = {
-    (torch.bfloat16, "Gmain"): (0.02, 0.3),
-    (torch.bfloat16, "Greg"): (0.05, 0.15),
-    (torch.bfloat16, "Dmain"): (0.01, 0.3),
-    (torch.bfloat16, "Dreg"): (0.1, 0.25),
-    (torch.float16, "Gmain"): (0.001, 0.05),
-    (torch.float16, "Greg"): (0.02, 0.05),
-    (torch.float16, "Dmain"): (0.001, 0.05),
-    (torch.float16, "Dreg"): (0.02, 0.06),
-}
-# The same for the median over seeds of the gradient's error; the worst case is due to a few weights of little effect.
-MEDIAN = {torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
 def make_networks(seed: int) -> tuple[networks.Generator, networks.Discriminator]:
@@ -73,9 +59,9 @@ def check(phase: str, dtype: torch.dtype, device: torch.device, seeds: range) ->
     worst = tuple(max(column) for column in zip(*found))
     print(f"{phase} in {dtype} on {device.type}: loss off by {worst[0]:.4f}, gradient by {worst[1]:.4f}")
     assert all(gradient > 1e-4 for _loss, gradient in found)  # half precision did run
-    allowed = TOLERANCE[dtype, phase]
+    allowed = tolerances.HALF_PRECISION[dtype, phase]
     assert worst[0] <= allowed[0] and worst[1] <= allowed[1], worst
-    assert statistics.median(gradient for _loss, gradient in found) <= MEDIAN[dtype]
+    assert statistics.median(gradient for _loss, gradient in found) <= tolerances.HALF_PRECISION_MEDIAN[dtype]
 
 
 @pytest.mark.parametrize("phase", LOSS)

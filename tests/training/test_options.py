@@ -42,7 +42,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher_pkl(tmp_path_factory):
-    """A 64x64 teacher, small, its minibatch-stddev group 4."""
+    """A small 64x64 teacher with minibatch-stddev groups of 4."""
     path = str(tmp_path_factory.mktemp("teacher") / "teacher.pkl")
     widths = {"channel_base": 512, "channel_max": 16}
     D = Discriminator(c_dim=0, img_resolution=64, img_channels=3, **widths)
@@ -89,7 +89,7 @@ def test_scale_width_does_not_lose_a_channel_to_rounding():
 
 
 @pytest.mark.parametrize("x", [0, -1, 4.5, 32, 63.9, 100.5, float("nan"), float("inf")])
-def test_scale_width_refuses_what_could_mean_two_things(x):
+def test_scale_width_refuses_ambiguous_values(x):
     with pytest.raises(UserError, match=r"--cbase-d=.*multiplier.*channel_base of 64"):
         scale_width(32768, 512, x, "--cbase-d")
 
@@ -161,7 +161,7 @@ def test_run_description_names_each_given_choice(datasets):
     assert "random_seed" not in options["training_set_kwargs"]  # the whole dataset: nothing is drawn
 
 
-def test_flags_of_ours_appear_only_where_they_are_given(datasets):
+def test_additional_flags_appear_only_if_given(datasets):
     _, options = build(
         data=datasets["toy64"], device="cpu", precision="bf16", detector="mnist", keep=2, trust_pickle=True, metrics=[]
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run on a small dataset: what it writes, that it repeats itself, and that it changes what it should."""
+"""Whole runs on a small dataset: files, reproducibility, and effects of the options."""
 
 import json
 import pathlib
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dnnlib.util import UserError
+from tests import tolerances
 from tests.support import make_image_zip
 from torch_utils import distributed
 from training.files.snapshot import load_snapshot
@@ -123,7 +124,7 @@ def test_conditional_run_with_augmentation_and_frozen_layers(data, tmp_path):
         tmp_path / "run",
         data,
         augment_kwargs={"class_name": "training.augment.AugmentPipe", "xflip": 1, "brightness": 1},
-        ada_target=-1,  # D is always more certain than this, so p can only rise
+        ada_target=-1,  # D is always more confident than this, so p can only rise
         ada_kimg=0.1,
         D_kwargs={"class_name": "training.networks.Discriminator", "block_kwargs": {"freeze_layers": 2}, **WIDTHS},
     )
@@ -196,12 +197,14 @@ def test_micro_batches_give_the_same_losses_as_one_batch(data, tmp_path):
         changed["loss_kwargs"].update(style_mixing_prob=0, pl_weight=0)
         changed["G_kwargs"]["synthesis_kwargs"]["use_noise"] = False
         changed["D_kwargs"]["epilogue_kwargs"] = {"mbstd_num_channels": 0}
-        changed["G_opt_kwargs"] = changed["D_opt_kwargs"] = dict(ADAM, betas=[0, 0.99], eps=1.0)  # near plain descent
+        changed["G_opt_kwargs"] = changed["D_opt_kwargs"] = dict(
+            ADAM, betas=[0, 0.99], eps=1.0
+        )  # close to plain gradient descent
         training_loop(**changed)
         results.append(weights(tmp_path / str(batch_gpu)))
     for name, tensor in results[0].items():
         if not name.endswith("w_avg"):
-            torch.testing.assert_close(results[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(results[1][name], tensor, **tolerances.MICRO_BATCHES, msg=name)
 
 
 def train_in_group(rank: int, settings: dict) -> None:
@@ -263,7 +266,7 @@ def test_loss_of_another_project_needs_no_knowledge_of_precision(data, tmp_path)
 
 
 class OlderLoss(StyleGAN2Loss):
-    """Takes what losses took before precision could be chosen."""
+    """Takes the arguments that losses had before the choice of precision."""
 
     def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None, r1_gamma=10):
         super().__init__(device, G_mapping, G_synthesis, D, augment_pipe, r1_gamma=r1_gamma)

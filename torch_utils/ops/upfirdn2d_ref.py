@@ -4,6 +4,8 @@
 import torch
 import torch.nn.functional as F
 
+FEW_CHANNELS = 16  # Below, depthwise convolutions run much faster over the channels of all samples at once.
+
 Pair = tuple[int, int]  # y, x
 
 
@@ -28,12 +30,18 @@ def resample_ref(
         Images [N, C, *size], of `x`'s type.
     """
     N, C, H, W = x.shape
+    if C < FEW_CHANNELS:
+        x = x.reshape(1, N * C, H, W)
     if up != (1, 1):
-        x = F.pad(x.reshape(N, C, H, 1, W, 1), [0, up[1] - 1, 0, 0, 0, up[0] - 1])
-        x = x.reshape(N, C, H * up[0], W * up[1])
-    start, length = zip(*((-pad[i], (size[i] - 1) * down[i] + f.shape[i]) for i in (0, 1)))
-    f = (f if flip else f.flip([0, 1])) * gain
-    return F.conv2d(window(x, start, length), f.to(x.dtype).expand(C, 1, *f.shape), stride=down, groups=C)
+        x = F.pad(x.reshape(*x.shape[:2], H, 1, W, 1), [0, up[1] - 1, 0, 0, 0, up[0] - 1])
+        x = x.reshape(*x.shape[:2], H * up[0], W * up[1])
+    length = tuple((size[i] - 1) * down[i] + f.shape[i] for i in (0, 1))
+    after = tuple(length[i] - pad[i] - x.shape[2 + i] for i in (0, 1))
+    if pad != after or min(pad) < 0:
+        x, pad = window(x, (-pad[0], -pad[1]), length), (0, 0)
+    channels = x.shape[1]
+    f = ((f if flip else f.flip([0, 1])) * gain).to(x.dtype).expand(channels, 1, *f.shape)
+    return F.conv2d(x, f, stride=down, padding=pad, groups=channels).reshape(N, C, *size)
 
 
 def window(x: torch.Tensor, start: Pair, length: Pair) -> torch.Tensor:

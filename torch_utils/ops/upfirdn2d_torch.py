@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import layout
-from torch_utils.ops.upfirdn2d_ref import Pair, window
-
-FEW_CHANNELS = 16  # Below, depthwise kernels run much faster over the channels of all samples at once.
+from torch_utils.ops.upfirdn2d_ref import FEW_CHANNELS, Pair, window
 
 
 def resample(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of network families: which there are, and which one a network, a class or a --cfg belongs to."""
+"""The registry of network families, by network, class name and --cfg."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 _FAMILIES: dict[str, Family] = {STYLEGAN2.name: STYLEGAN2}
-_AUGMENTATION = {"AugmentPipe": "training.augment.AugmentPipe"}  # of no family: it sees images alone
+_AUGMENTATION = {"AugmentPipe": "training.augment.AugmentPipe"}  # of no family: it takes only images
 
 
 def register(family: Family) -> Family:
-    """Make a family known: its presets to --cfg, its classes to everything that opens network files.
+    """Register a family: its presets for --cfg, its classes for network files.
 
-    Registering a name again replaces that family. Raises ValueError where another family has one of its class names
-    or presets.
+    Registering a name again replaces that family. Raises ValueError if another family has one of its class names or
+    presets.
     """
     for other in _FAMILIES.values():
         shared = {*family.classes, *family.presets} & {*other.classes, *other.presets}
@@ -50,7 +50,7 @@ def aliases() -> dict[str, str]:
 def of(network: torch.nn.Module) -> Family:
     """The family of a network, by the name of its class.
 
-    A class of an unknown name counts as StyleGAN2's: drop-in replacements of other projects name theirs as they like.
+    Unknown names count as StyleGAN2: other projects name their drop-in replacements freely.
     """
     return find(type(network).__name__) or STYLEGAN2
 
@@ -61,17 +61,17 @@ def find(class_name: str) -> Family | None:
 
 
 def require_w(G: torch.nn.Module, what: str) -> None:
-    """Raises UserError, naming `what` needs it, unless `G` has an intermediate latent space w."""
+    """Raises UserError unless `G` has an intermediate latent space w; `what` is the tool that needs it."""
     if not of(G).has_w:
         raise UserError(f"{what} needs a latent space w, which a {type(G).__name__} ({of(G).name}) does not have.")
 
 
 def stored_classes() -> dict[str, str]:
-    """Stored class name -> importable name, for all that a network file may hold."""
+    """Stored class name -> importable name, for everything that a network file may hold."""
     return {name: path for family in _FAMILIES.values() for name, path in family.classes.items()} | _AUGMENTATION
 
 
 def class_of(class_name: str) -> type | None:
-    """Our class for what files store as `class_name`, or None where it is unknown."""
+    """Our class for the stored name `class_name`, or None if it is unknown."""
     path = stored_classes().get(class_name)
     return None if path is None else get_obj_by_name(path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam between the code of this project and the kinds of networks that it trains.
+"""The interface between the project's code and the kinds of networks that it trains.
 
-A family is data and functions about one kind of network; nothing outside `training/families` names a network's parts.
+A family is data and functions for one kind of network; no code outside `training/families` names a network's parts.
 Every generator of a family has `z_dim`, `c_dim`, `img_resolution`, `img_channels`; a discriminator is called as
-`D(img, c)` and returns logits [N, 1]. Importing this module is cheap: torch is loaded where networks are touched.
+`D(img, c)` and returns logits [N, 1]. Importing this module is cheap: it does not load torch.
 
 Letters in shape comments: N batch, Z width of z, Y width of labels, C image channels, R resolution.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Data(NamedTuple):
-    """What options depend on in a dataset."""
+    """Properties of a dataset that options depend on."""
 
     name: str
     resolution: int
@@ -33,7 +33,7 @@ class Data(NamedTuple):
 
     @property
     def network_shape(self) -> dict[str, int]:
-        """The arguments that every network's constructor takes from the data."""
+        """Constructor arguments of all networks that depend on the data."""
         return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
 
 
@@ -59,21 +59,21 @@ class Family:
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
     presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
-    options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs, D_kwargs, their
-                        optimizers, loss_kwargs, batch, length, moving average.
+    options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
+                        D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
-                        our class. Raises UserError where the class cannot stand for it.
+                        our class. Raises UserError if our class cannot represent it.
     half_precision:     (class name, constructor kwargs, num_fp16_res, conv_clamp) -> kwargs of the same network with
                         that many half-precision resolutions; a clamp of None keeps the network's own.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
                         family: truncation_psi, noise_mode.
-    check_truncation:   (G, psi) raises UserError where truncation is not possible.
+    check_truncation:   (G, psi) raises UserError if truncation is not possible.
     prune_plan:         G -> its widths, each the list of axes that share it.
     macs:               G -> multiply-accumulates per image.
-    batch_group:        D -> images that share a statistic, so a batch is a multiple of it; None for any batch.
-    adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; guidance takes the same.
+    batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
+    adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
@@ -110,14 +110,14 @@ class Family:
 
 
 def batch_sizes(flags, batch: int, gpus: int, group: int) -> tuple[int, int]:
-    """Images of an iteration, and of one forward pass on one process; the rest is gradient accumulation.
+    """Images per iteration, and per process and forward pass; the rest is gradient accumulation.
 
-    A preset suggests a `batch` on `gpus` processes, for a discriminator that compares images in groups of `group`.
-    Raises UserError where --batch, --batch-gpu and --gpus do not divide each other.
+    `batch` images on `gpus` processes is the preset's choice; its discriminator compares images in groups of `group`.
+    Raises UserError if --batch, --batch-gpu and --gpus do not divide each other.
     """
     batch_size = batch if flags.batch is None else flags.batch
     if batch_size % flags.gpus:
-        raise UserError(f"--batch must be at least 1 and divisible by --gpus: {batch_size} is not by {flags.gpus}")
+        raise UserError(f"--batch must be at least 1 and divisible by --gpus={flags.gpus}, not {batch_size}")
     share = batch_size // flags.gpus
     batch_gpu, flag = (share if flags.batch is not None else min(batch // gpus, share)), "--batch"
     if flags.batch_gpu is not None:
@@ -139,14 +139,14 @@ def scale_width(channel_base: int, channel_max: int, x: float, flag: str = "--cb
     """`(channel_base, channel_max)` of a network after `--cbase=x` (DGL-GAN, arXiv 2112.06502: narrower students).
 
     0 < x <= 4 multiplies both, rounded down to whole channels; x >= 64 is the channel_base itself, channel_max kept.
-    Raises UserError for any other x, which could mean either.
+    Raises UserError for any other x, which is ambiguous.
     """
     if 0 < x <= 4:
-        # Rounding first keeps 0.29 * 100 at 29 channels, whatever the last binary digit says.
+        # Rounded first, because 0.29 * 100 is just below 29 in binary.
         return tuple(math.floor(round(width * x, 6)) for width in (channel_base, channel_max))
     if x >= 64 and x % 1 == 0:
         return int(x), channel_max
     raise UserError(
-        f"{flag}={x:g} could mean two things: give a multiplier above 0 and up to 4 (scales channel_base and "
+        f"{flag}={x:g} is ambiguous: give a multiplier above 0 and up to 4 (scales channel_base and "
         "channel_max), or a whole channel_base of 64 or more (channel_max stays)"
     )

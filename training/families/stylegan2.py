@@ -18,11 +18,11 @@ HALF_PRECISION_CLAMP = 256  # bound on activations in half-precision blocks (arX
 class Preset(NamedTuple):
     """Hyper-parameters of one `--cfg`."""
 
-    gpus: int  # processes that `batch` is meant for; fixes the images per process
+    gpus: int  # processes for `batch`; their ratio is the images per process
     kimg: int
     batch: int
     mbstd: int  # minibatch-stddev group size
-    fmaps: float  # times CHANNEL_BASE is channel_base
+    fmaps: float  # channel_base / CHANNEL_BASE
     lr: float
     gamma: float  # R1 weight
     ema: float  # half-life of G_ema, kimg
@@ -67,10 +67,8 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     With a teacher, what has to fit is the teacher's: z, w, the mapping network, D's architecture and groups; and the
     multipliers of --cbase and --cbase-d count from its widths.
     """
-    like = teacher or Like(None, None)
-    G = {"mapping_kwargs": {"num_layers": preset.layers}, **(like.G or {})}
-    D = {**({"architecture": "orig"} if preset.plain else {}), **(like.D or {})}
-    group = D.get("epilogue_kwargs", {}).get("mbstd_group_size", 4) if like.D else preset.mbstd
+    G, D = _shape_of(preset, teacher)
+    group = D["epilogue_kwargs"].get("mbstd_group_size", 4)
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
     precision = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
     if flags.fp32:
@@ -81,29 +79,23 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     loss = {"class_name": "training.loss.StyleGAN2Loss", "r1_gamma": preset.gamma}
     if preset.plain:
         loss.update(pl_weight=0, style_mixing_prob=0)
-    full = int(preset.fmaps * CHANNEL_BASE), CHANNEL_MAX
-    g_full = _full_width(G["synthesis_kwargs"]) if like.G else full
     return {
         "G_kwargs": {
             "class_name": "training.networks.Generator",
-            "z_dim": flags.z_dim or G.get("z_dim", 512),
-            "w_dim": flags.w_dim or G.get("w_dim", 512),
+            "z_dim": G["z_dim"] if flags.z_dim is None else flags.z_dim,
+            "w_dim": G["w_dim"] if flags.w_dim is None else flags.w_dim,
             "mapping_kwargs": G["mapping_kwargs"],
             "synthesis_kwargs": {
-                **_kept(G.get("synthesis_kwargs", {}), _SYNTHESIS_SHAPE),
-                **_widths(g_full, data.resolution, "--cbase", flags.cbase),
+                **_scaled(G["synthesis_kwargs"], data.resolution, "--cbase", flags.cbase),
                 **precision,
                 **layout,
             },
         },
         "D_kwargs": {
             "class_name": "training.networks.Discriminator",
-            "block_kwargs": {**_kept(D.get("block_kwargs", {}), _BLOCK_SHAPE), **layout},
-            "mapping_kwargs": D.get("mapping_kwargs", {}),
-            "epilogue_kwargs": D.get("epilogue_kwargs", {"mbstd_group_size": preset.mbstd}),
-            **_widths(_full_width(D) if like.D else full, data.resolution, *d_width),
+            **_scaled(D, data.resolution, *d_width),
+            "block_kwargs": {**D["block_kwargs"], **layout},
             **precision,
-            **_kept(D, ("architecture",)),
         },
         "G_opt_kwargs": dict(adam),
         "D_opt_kwargs": dict(adam),
@@ -116,30 +108,52 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     }
 
 
-# What a student takes from its teacher beside widths.
-_SYNTHESIS_SHAPE = ("architecture", "resample_filter", "activation", "use_noise", "kernel_size")
+# What a student takes from its teacher; the rest, such as frozen layers, is the run's own.
+_G_SHAPE = ("z_dim", "w_dim")
+_SYNTHESIS_SHAPE = ("channel_base", "channel_max", "architecture", "resample_filter", "activation", "use_noise")
+_D_SHAPE = ("channel_base", "channel_max", "architecture", "mapping_kwargs", "epilogue_kwargs")
 _BLOCK_SHAPE = ("resample_filter", "activation")
+
+
+def _shape_of(preset: Preset, teacher: Like | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments of G and D at full width: the teacher's where its file has the network, else the preset's."""
+    full = {"channel_base": int(preset.fmaps * CHANNEL_BASE), "channel_max": CHANNEL_MAX}
+    G = {"z_dim": 512, "w_dim": 512, "mapping_kwargs": {"num_layers": preset.layers}, "synthesis_kwargs": full}
+    D = {**full, "block_kwargs": {}, "mapping_kwargs": {}, "epilogue_kwargs": {"mbstd_group_size": preset.mbstd}}
+    if preset.plain:
+        D["architecture"] = "orig"
+    recorded = {"channel_base": CHANNEL_BASE, "channel_max": CHANNEL_MAX}  # of a network that does not say
+    if teacher is not None and teacher.G is not None:
+        synthesis = _kept(teacher.G.get("synthesis_kwargs", {}), _SYNTHESIS_SHAPE)
+        mapping = dict(teacher.G.get("mapping_kwargs", {}))
+        G = {
+            **G,
+            **_kept(teacher.G, _G_SHAPE),
+            "mapping_kwargs": mapping,
+            "synthesis_kwargs": {**recorded, **synthesis},
+        }
+    if teacher is not None and teacher.D is not None:
+        empty = {"block_kwargs": {}, "mapping_kwargs": {}, "epilogue_kwargs": {}}
+        block = _kept(teacher.D.get("block_kwargs", {}), _BLOCK_SHAPE)
+        D = {**empty, **recorded, **_kept(teacher.D, _D_SHAPE), "block_kwargs": block}
+    return G, D
 
 
 def _kept(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _full_width(kwargs: dict[str, Any]) -> tuple[int, int]:
-    """(channel_base, channel_max) that recorded arguments stand for."""
-    return kwargs.get("channel_base", CHANNEL_BASE), kwargs.get("channel_max", CHANNEL_MAX)
-
-
-def _widths(full: tuple[int, int], resolution: int, flag: str, x: float) -> dict[str, int]:
-    base, top = scale_width(*full, x, flag)
+def _scaled(kwargs: dict[str, Any], resolution: int, flag: str, x: float) -> dict[str, Any]:
+    """`kwargs` with the widths that --cbase=x makes of them."""
+    base, top = scale_width(kwargs["channel_base"], kwargs["channel_max"], x, flag)
     if min(base // resolution, top) < 1:
         raise UserError(f"{flag}={x:g} leaves no channel at {resolution}x{resolution}: choose a wider network")
-    return {"channel_base": base, "channel_max": top}
+    return {**kwargs, "channel_base": base, "channel_max": top}
 
 
 _GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
 _GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_PARTS)
-# StyleGAN3's repository stores StyleGAN2 networks under the same class names, in another dialect of arguments.
+# StyleGAN3's repository stores StyleGAN2 networks under the same class names, with other arguments.
 _STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
 _STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
 _STYLEGAN3_W_AVG_BETA = 0.998
@@ -148,15 +162,15 @@ _STYLEGAN3_W_AVG_BETA = 0.998
 def stored_arguments(
     class_name: str, module_src: str, args: tuple, kwargs: dict[str, Any], tensor_names: list[str]
 ) -> tuple[tuple, dict[str, Any]]:
-    """Recorded constructor arguments in terms of our classes, from StyleGAN2-ADA's repository or StyleGAN3's."""
+    """Constructor arguments of our classes, from those recorded by StyleGAN2-ADA's or StyleGAN3's repository."""
     from_stylegan3 = all(word in module_src for word in _STYLEGAN3_WORDS)
     if class_name == "Generator":
         if any(name.startswith("synthesis.input.") for name in tensor_names):
-            raise UserError("is an alias-free StyleGAN3 generator; of such a pickle, only D can be used")
+            raise UserError("is an alias-free StyleGAN3 generator; only D of such a pickle can be used")
         kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
         flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
         if flat or from_stylegan3:
-            # There, synthesis arguments are the constructor's own, and two switches have no effect here.
+            # StyleGAN3 passes synthesis arguments directly, among them two switches that have no effect here.
             synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
             kwargs["mapping_kwargs"] = {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})}
             kwargs["synthesis_kwargs"] = {**_STYLEGAN3_DEFAULTS, **synthesis}
@@ -177,7 +191,7 @@ def half_precision(
 
 
 def loss_arguments(G: torch.nn.Module, D: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The parts of G that StyleGAN2's loss runs one by one, for style mixing and path lengths."""
+    """G in the parts that StyleGAN2's loss calls separately, for style mixing and path lengths."""
     return {"G_mapping": G.mapping, "G_synthesis": G.synthesis, "D": D}
 
 
@@ -197,7 +211,7 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
 
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Truncation pulls w towards its mean, which some mapping networks do not track."""
+    """Raises UserError if truncation needs a mean w that the mapping network does not track."""
     if psi != 1 and G.mapping.w_avg_beta is None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
 
@@ -285,7 +299,7 @@ STYLEGAN2 = Family(
     batch_group=batch_group,
     differs_by_process=r".*\.w_avg",
     has_w=True,
-    # One shared kernel per layer instead of one per sample: many runtimes take convolutions with constant kernels only.
+    # One shared kernel per layer instead of one per sample: many runtimes need constant kernels.
     export_kwargs={"fused_modconv": False},
     published=PUBLISHED,
 )

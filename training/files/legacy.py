@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of legacy.py: old network pickles, TensorFlow's included, in the current format."""
+"""Implementation of legacy.py: convert old network pickles, including TensorFlow's, to the current format."""
 
 from typing import IO, Any
 
@@ -11,7 +11,7 @@ from training.files.snapshot import KEYS, Snapshot, load_snapshot, read_snapshot
 
 
 def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
-    """Networks of a pickle of StyleGAN2-ADA, StyleGAN3's repository or TensorFlow, read from an open binary file.
+    """Load the networks of a StyleGAN2-ADA, StyleGAN3 or TensorFlow pickle from an open binary file.
 
     Returns `G`, `D`, `G_ema`, `training_set_kwargs` and `augment_pipe`; entries missing in the file are None. Networks
     are in eval mode, on the CPU, with requires_grad off. `force_fp16` rebuilds G, D and G_ema with num_fp16_res 4 and
@@ -23,7 +23,7 @@ def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
 def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: bool = False) -> None:
     """Write the networks of the pickle `source` (path or URL) to the pickle `dest` in the current format.
 
-    Prints what it does. Raises UserError, naming the file or flag, if either file is unusable.
+    Prints its progress. Raises UserError, naming the file or flag, if either file is unusable.
     """
     print(f"Loading {source}", flush=True)
     data = _entries(load_snapshot(source, trust=trust_pickle), force_fp16)
@@ -35,7 +35,7 @@ def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: b
 
 
 def _entries(snapshot: Snapshot, force_fp16: bool) -> dict[str, Any]:
-    """All entries, in a plain dict."""
+    """All entries of a snapshot as a plain dict."""
     data = {key: snapshot.get(key) for key in KEYS}
     if force_fp16:
         for key in ("G", "D", "G_ema"):
@@ -45,6 +45,6 @@ def _entries(snapshot: Snapshot, force_fp16: bool) -> dict[str, Any]:
 
 
 def _in_half_precision(network: torch.nn.Module, name: str) -> torch.nn.Module:
-    """The same network with its four highest resolutions in half precision."""
+    """A copy of the network with its four highest resolutions in half precision."""
     kwargs = families.of(network).half_precision(type(network).__name__, network.init_kwargs, 4, 256)
     return with_arguments(network, name, **kwargs)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as a safetensors file: their tensors, and beside them in the header what rebuilds our classes around them.
+"""Networks in safetensors files: the tensors, and in the header the arguments to rebuild our classes.
 
 The header's `config` is JSON: `format`, `version`, `networks` {key: {class_name, init_args, init_kwargs}} and
-`training_set_kwargs`. Tensor `G_ema.mapping.w_avg` is `mapping.w_avg` of the network `G_ema`. Such a file can hold no
-code at all. The package `safetensors` is an extra, needed here alone.
+`training_set_kwargs`. Tensor `G_ema.mapping.w_avg` is `mapping.w_avg` of the network `G_ema`. The format
+cannot hold code. The package `safetensors` is an optional dependency, used only here.
 """
 
 import json
@@ -23,12 +23,12 @@ from training import families
 FORMAT = "stylegan2-networks"
 FORMAT_VERSION = 1
 
-_LENGTH_BYTES = 8  # the file begins with the length of its header
+_LENGTH_BYTES = 8  # a file starts with the length of its header
 _LONGEST_HEADER = 100_000_000
 
 
 def starts_like_safetensors(data: bytes) -> bool:
-    """Whether a file with the content `data` is a safetensors file, whole or damaged; no pickle begins like one."""
+    """Whether a file with the content `data` is a safetensors file, intact or damaged; pickles start differently."""
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     return length < _LONGEST_HEADER and data[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
@@ -36,8 +36,8 @@ def starts_like_safetensors(data: bytes) -> bool:
 def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     """Write networks atomically. `data` maps names to our own networks (or None) and `training_set_kwargs` to a dict.
 
-    The same networks give the same bytes. Raises UserError for a network of a foreign class or arguments that are not
-    plain values, OSError where `path` cannot be written.
+    Equal networks give equal bytes. Raises UserError for a network of a foreign class or arguments that are not plain
+    values, OSError if `path` cannot be written.
     """
     library = _library(os.fspath(path))
     described, tensors = {}, {}
@@ -46,8 +46,8 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
             continue
         if type(network) is not families.class_of(type(network).__name__):
             raise UserError(
-                f"{key} is a {type(network).__name__} of foreign code, which a safetensors file cannot hold: leave out "
-                "--trust-pickle to have it rebuilt as this project's own"
+                f"{key} is a {type(network).__name__} defined by foreign code, which a safetensors file cannot hold: "
+                "leave out --trust-pickle to rebuild it as this project's class"
             )
         described[key] = {
             "class_name": type(network).__name__,
@@ -55,7 +55,7 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
             "init_kwargs": network.init_kwargs,
         }
         for name, tensor in misc.named_params_and_buffers(network):
-            # A file holds separate tensors in the standard layout, whatever the network shares or lays out otherwise.
+            # The format needs separate contiguous tensors; networks may share them or use other layouts.
             tensors[f"{key}.{name}"] = layout.standard(tensor.detach().cpu().clone())
     config = {
         "format": FORMAT,
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
         "training_set_kwargs": data.get("training_set_kwargs"),
     }
     try:
-        # One entry only: with more, the library would write them in a different order each time.
+        # A single entry, because the library writes several in varying order.
         metadata = {"config": json.dumps(config)}
     except TypeError as error:
         raise UserError(f"the networks' recorded arguments are not plain values ({error})") from error
@@ -73,9 +73,9 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
 
 
 def read(data: bytes, path: str) -> dict[str, Any]:
-    """What `write` wrote: each network as a StoredObject, yet to be rebuilt, and `training_set_kwargs`.
+    """Parse a file that `write` wrote: each network as a StoredObject, not rebuilt yet, and `training_set_kwargs`.
 
-    `path` is what messages call the file. Raises UserError for damaged data or another kind of safetensors file.
+    Messages call the file `path`. Raises UserError for damaged data or another kind of safetensors file.
     """
     library = _library(path)
     try:
@@ -84,14 +84,14 @@ def read(data: bytes, path: str) -> dict[str, Any]:
         metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length]).get("__metadata__", {})
         config = json.loads(metadata.get("config", "{}"))
     except Exception as error:
-        # Damaged bytes can make any step fail in any way; to the user all of them are one thing.
+        # Damaged bytes can make any step fail in any way; to the user these are all the same error.
         raise UserError(f"{path} is a damaged safetensors file ({type(error).__name__}: {str(error)[:200]})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{path} is a safetensors file, but not one of networks that export.py wrote")
+        raise UserError(f"{path} is a safetensors file, but not one written by export.py")
     if config.get("version") != FORMAT_VERSION:
         raise UserError(
             f"{path} has version {str(config.get('version'))[:20]} of the safetensors layout, and this project reads "
-            f"version {FORMAT_VERSION}: export it anew"
+            f"version {FORMAT_VERSION}: export it again"
         )
     return _entries(config, tensors, path)
 
@@ -99,7 +99,7 @@ def read(data: bytes, path: str) -> dict[str, Any]:
 def _entries(config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str) -> dict[str, Any]:
     described = config.get("networks")
     if not isinstance(described, dict):
-        raise UserError(f"{path} is a damaged safetensors file: its header does not say which networks it holds")
+        raise UserError(f"{path} is a damaged safetensors file: its header does not list its networks")
     by_network: dict[str, dict[str, torch.Tensor]] = {key: {} for key in described}
     for full_name, tensor in tensors.items():
         key, _, name = full_name.partition(".")

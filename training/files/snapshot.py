@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network snapshots: pickles of G, D, G_ema, augment_pipe and training_set_kwargs, written for everyone, read safely.
+"""Network snapshots: pickles of G, D, G_ema, augment_pipe and training_set_kwargs that StyleGAN2-ADA's tools open.
 
-Reading runs no code from the file: each network is rebuilt, when first asked for, as our own class of the same name
-from its recorded constructor arguments, and its tensors are copied by name.
+Reading runs no code from the file: on first access, our class of the same name is constructed from the recorded
+arguments, and the tensors are copied by name.
 """
 
 import copy
@@ -32,15 +32,15 @@ KEYS = (*NETWORK_KEYS, "training_set_kwargs")
 _LARGEST_ARGUMENT = 1 << 20
 _MOST_ARGUMENTS = 32  # AugmentPipe takes 28
 _SPARE_ELEMENTS = 1 << 24
-_FOLLOWS_FROM_ARGUMENTS = "resample_filter"  # a tensor with the right value from the start, which files may leave out
-_PICKLE_PROTOCOL = 4  # Python 3.8 reads it, and so do the trees that our snapshots travel to
+_FOLLOWS_FROM_ARGUMENTS = "resample_filter"  # a buffer computed by the constructor; files may omit it
+_PICKLE_PROTOCOL = 4  # the newest that Python 3.7 reads, which StyleGAN2-ADA's code runs on
 
 
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
 
     Networks are stored as copies in eval mode, on the CPU, in the standard layout, without the precision of the run,
-    with requires_grad off; those given stay as they are.
+    with requires_grad off; the networks in `data` are not changed.
     """
     stored = {}
     for key, value in data.items():
@@ -55,18 +55,18 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
 
 
 def keep_newest(run_dir: str | os.PathLike, count: int) -> None:
-    """Delete all but the `count` newest network snapshots, by the number in their names, of a run directory."""
+    """Delete all but the `count` newest network snapshots of a run directory, by the number in their names."""
     found = sorted(glob.glob(os.path.join(glob.escape(os.fspath(run_dir)), "network-snapshot-*.pkl")))
     for path in found[: max(len(found) - count, 0)]:
         os.remove(path)
 
 
 class Snapshot(Mapping):
-    """What a snapshot file holds, by key; networks are rebuilt when first asked for.
+    """The entries of a snapshot file by key; networks are rebuilt on first access.
 
     `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
-    file has it and it is not None; asking for another raises UserError. `path` is what was opened (file or URL),
-    `sha256` the hexadecimal digest of its bytes.
+    file has it and it is not None; any other key raises UserError. `path` is the file or URL that was opened, `sha256`
+    the hexadecimal digest of its bytes.
     """
 
     def __init__(self, entries: dict[str, Any], path: str, sha256: str):
@@ -84,7 +84,7 @@ class Snapshot(Mapping):
         return key in self._entries
 
     def get(self, key: str, default: Any = None) -> Any:
-        """`self[key]`, or `default` where the file does not have it."""
+        """`self[key]`, or `default` if the file does not have it."""
         return self[key] if key in self._entries else default
 
     def __getitem__(self, key: str) -> Any:
@@ -94,7 +94,7 @@ class Snapshot(Mapping):
         if isinstance(value, StoredTFNetwork):
             value = tf_import.to_stored_object(value, "Discriminator" if key == "D" else "Generator", name)
         if isinstance(value, StoredObject):
-            # The rebuilt network takes the place of the stored one, whose memory is free from then on.
+            # Replacing the stored network frees its memory.
             value = self._entries[key] = rebuild(value, name)
         if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
             wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
@@ -103,11 +103,11 @@ class Snapshot(Mapping):
 
 
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
-    """Open a network pickle (file or URL): ours, or one of NVIDIA's TensorFlow and PyTorch repositories.
+    """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    The safetensors files that export.py writes open the same way; what a file is, its first bytes tell.
-    `trust` unpickles with Python's own semantics, which run the code in the file. Raises UserError, naming the file,
-    where there is no such file, or it is not a network pickle, is damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way; the first bytes tell the formats apart. `trust` uses
+    Python's own unpickler, which runs the code in the file. Raises UserError, naming the file, if it does not exist,
+    is not a network pickle, is damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
     return _open(_read(path), path, trust)
@@ -128,7 +128,7 @@ def _open(data: bytes, path: str, trust: bool) -> Snapshot:
     if isinstance(entries, (tuple, list)) and any(isinstance(entry, StoredTFNetwork) for entry in entries):
         entries = tf_import.entries(entries, path)
     if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
-        raise UserError(f"{path} is not a file of networks: it holds none of {', '.join(NETWORK_KEYS)}")
+        raise UserError(f"{path} is not a network file: it holds none of {', '.join(NETWORK_KEYS)}")
     return Snapshot(entries, path, sha256)
 
 
@@ -141,12 +141,12 @@ def _read(path: str) -> bytes:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the network pickle in it") from None
     except UserError:
-        raise  # a failed download has its own sentence
+        raise  # open_url has described the failed download
     except OSError as error:
         raise UserError(f"the network pickle {path} cannot be read: {error.strerror or error}") from None
 
 
-@functools.cache  # one notice a file, however often it is opened
+@functools.cache  # one notice per file, however often it is opened
 def _announce_trust(path: str) -> None:
     if distributed.is_main():
         print(f"WARNING: --trust-pickle: the code inside {path} is being run with your rights.", file=sys.stderr)
@@ -158,26 +158,26 @@ def _unpickle_trusted(data: bytes, path: str) -> Any:
         return pickle.loads(data)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith("dnnlib.tflib."):
-            return safe_pickle.loads(data, path)  # there is no code of TensorFlow's that could run here
-        # The file's own code can fail in any way; to the user that is one thing.
+            return safe_pickle.loads(data, path)  # a TensorFlow pickle, whose code is not installed here
+        # The file's own code can fail in any way; to the user these are all the same error.
         raise UserError(
             f"{path} cannot be loaded, even with --trust-pickle ({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
 
 def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
-    """Our own network with the constructor arguments and the values of a stored one.
+    """Construct our class for a stored network from its arguments, and copy its tensors.
 
-    `name` is what messages call it. The result is in eval mode, on the CPU, with requires_grad off, and shares no
-    memory with `stored`. Raises UserError where the class is not one of ours, or where the arguments or tensors do not
-    fit it; every tensor that does not is named with both shapes.
+    Messages call the network `name`. The result is in eval mode, on the CPU, with requires_grad off, and shares no
+    memory with `stored`. Raises UserError if the class is not one of ours, or if the arguments or tensors do not fit
+    it; each such tensor is named with both shapes.
     """
     cls = families.class_of(stored.class_name)
     if cls is None or stored.version != persistence.VERSION:
         raise UserError(
             f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
             f"does not know; it reads {', '.join(families.stored_classes())} of format version {persistence.VERSION}; "
-            "only if you trust whoever made it with your machine, use --trust-pickle, which runs the code in it"
+            "use --trust-pickle, which runs the code in it, only if you trust its author with your machine"
         )
     try:
         tensors = stored.tensors()
@@ -190,7 +190,7 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     except UserError as error:
         raise UserError(f"{name} {error}") from error
     except Exception as error:
-        # Constructor arguments out of a file can fail in any way; to the user that is one thing.
+        # Constructor arguments from a file can fail in any way; to the user these are all the same error.
         raise UserError(
             f"{name} has arguments that {cls.__name__} does not take ({type(error).__name__}: {str(error)[:300]})"
         ) from error
@@ -203,10 +203,10 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
 
 
 def with_arguments(network: torch.nn.Module, name: str, **changes: Any) -> torch.nn.Module:
-    """A copy of one of our networks, built with some constructor arguments changed and the same tensors.
+    """A copy of one of our networks with some constructor arguments changed and the same tensors.
 
-    `changes` replace recorded keyword arguments; `name` is what messages call the network. The result is as from
-    `rebuild`, which also says what is raised.
+    `changes` replace recorded keyword arguments; messages call the network `name`. Result and errors are those of
+    `rebuild`.
     """
     tensors = dict(misc.named_params_and_buffers(network))
     kwargs = {**network.init_kwargs, **changes}
@@ -214,7 +214,7 @@ def with_arguments(network: torch.nn.Module, name: str, **changes: Any) -> torch
 
 
 def _elements(tensors: dict[str, torch.Tensor]) -> int:
-    """How many numbers lie behind tensors, which may repeat some and share others."""
+    """Number of elements in the storages of `tensors`; shared storages count once."""
     storages = {}
     for tensor in tensors.values():
         storage = tensor.untyped_storage()
@@ -223,10 +223,10 @@ def _elements(tensors: dict[str, torch.Tensor]) -> int:
 
 
 class _Uninitialised(torch.overrides.TorchFunctionMode):
-    """Inside it, modules are made without drawing initial values, and not much larger than `elements` in all.
+    """Construct modules without drawing initial values, up to a total size a few times `elements`.
 
-    The global random generator stays untouched. Raises ValueError before a tensor is allocated that no honest file of
-    that many elements needs; the generous factor lets mismatches be found and named one by one.
+    The global random state does not change. Raises ValueError before allocating a tensor that no intact file of that
+    many elements needs; the factor is generous so that smaller mismatches are reported tensor by tensor.
     """
 
     _by_size = (torch.empty, torch.full, torch.ones, torch.randn, torch.zeros)
@@ -236,7 +236,7 @@ class _Uninitialised(torch.overrides.TorchFunctionMode):
         self.budget = 4 * elements + _SPARE_ELEMENTS
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Called by torch in place of each of its functions."""
+        """Intercept the functions of torch that allocate tensors."""
         if func in self._by_size:
             size = args[0] if isinstance(args[0], (tuple, list)) else args
             self.budget -= math.prod(size)
@@ -261,7 +261,7 @@ def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, n
 
 
 def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tuple[tuple, dict[str, Any]]:
-    """Recorded arguments in terms of our constructors. Raises ValueError for what no constructor takes."""
+    """Recorded arguments translated for our constructors. Raises ValueError for values that no constructor takes."""
     if len(stored.init_args) > _MOST_ARGUMENTS:
         raise ValueError(f"{len(stored.init_args)} arguments")
     args = tuple(_plain(value, len(tensor_names), 1) for value in stored.init_args)
@@ -273,9 +273,9 @@ def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tup
 
 
 def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:
-    """A copy of a constructor argument: numbers of sane size, short text, short flat lists of them, dicts in a dict.
+    """A copy of a constructor argument: bounded numbers, short text, short flat lists of these, two levels of dicts.
 
-    Arguments come out of a file, and a network of a billion empty layers would take its time and memory too.
+    Arguments come from an untrusted file, and even a billion empty layers would take time and memory.
     """
     if isinstance(value, np.generic):
         value = value.item()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of the TensorFlow codebases (StyleGAN2, StyleGAN2-ADA), put in the terms of ours.
+"""Translate networks of the TensorFlow codebases (StyleGAN2, StyleGAN2-ADA) to our stored form.
 
-Such a network lies in its pickle as constructor arguments and named variables. Both are translated by the tables
-below into what our own pickles hold, and `training.files.snapshot.rebuild` makes the network, with all its checks.
+Their pickles hold constructor arguments and named variables. The tables below translate both to the contents of our own
+pickles, and `training.files.snapshot.rebuild` constructs and checks the network.
 """
 
 import numbers
@@ -21,7 +21,7 @@ _MOST_VARIABLES = 2000  # the largest networks have a few hundred
 _LONGEST_NAME = 200
 _ENTRIES = ("G", "D", "G_ema")
 
-# Our argument, the TensorFlow one, and its default there.
+# Our argument, the TensorFlow argument, and its default in TensorFlow.
 _BOTH_ARGUMENTS = (
     ("c_dim", "label_size", 0),
     ("img_resolution", "resolution", 1024),
@@ -102,25 +102,25 @@ def _outputs_first(value: torch.Tensor) -> torch.Tensor:
     return value.movedim((-1, -2), (0, 1)) if value.ndim >= 2 else value
 
 
-# What a layer holds: the TensorFlow variable, our tensor, and how the one becomes the other.
+# TensorFlow variable of a layer -> our tensor and the conversion.
 _TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "weight": ("weight", _outputs_first),
     "bias": ("bias", _as_it_is),
     "mod_weight": ("affine.weight", _outputs_first),
-    "mod_bias": ("affine.bias", lambda value: value + 1),  # there, the 1 is added where styles are used
+    "mod_bias": ("affine.bias", lambda value: value + 1),  # TensorFlow adds the 1 when it uses the styles
     "noise_strength": ("noise_strength", _as_it_is),
     "noise": ("noise_const", lambda value: value.squeeze(0).squeeze(0)),  # [1, 1, H, W]
     "const": ("const", lambda value: value.squeeze(0)),  # [1, C, 4, 4]
     "dlatent_avg": ("w_avg", _as_it_is),
 }
-# Up-sampling layers there are transposed convolutions, which apply their kernels mirrored.
+# TensorFlow's upsampling layers are transposed convolutions, which mirror their kernels.
 _MIRRORED = re.compile(r"synthesis/\d+x\d+/(Conv0_up|Skip)/weight")
 _NOISE_MAP = re.compile(r"synthesis/noise(\d{1,2})")
 _LEVEL_OF_DETAIL = re.compile(r"(.*)(ToRGB|FromRGB)_lod(\d{1,2})(/.*)")
 
 
 def entries(networks: tuple | list, name: str) -> dict[str, Any]:
-    """Snapshot entries out of the (G, D, Gs) that a TensorFlow pickle holds. `name` is what messages call the pickle.
+    """Snapshot entries from the (G, D, Gs) of a TensorFlow pickle, which messages call `name`.
 
     Raises UserError for another number of networks.
     """
@@ -130,11 +130,11 @@ def entries(networks: tuple | list, name: str) -> dict[str, Any]:
 
 
 def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> StoredObject:
-    """A TensorFlow network as one of our own pickles would hold it, for `training.files.snapshot.rebuild`.
+    """A TensorFlow network in the form of our own pickles, for `training.files.snapshot.rebuild`.
 
-    `class_name` is 'Generator' or 'Discriminator', `name` what messages call the network. Variables that our networks
-    have no place for keep their TensorFlow names. Raises UserError for a network that is too old or damaged, or has
-    arguments that ours do not.
+    `class_name` is 'Generator' or 'Discriminator'; messages call the network `name`. Variables without a counterpart in
+    our networks keep their TensorFlow names. Raises UserError if the network is too old, damaged, or has arguments
+    without a counterpart.
     """
     version = network.state.get("version")
     if not isinstance(version, int) or version < _OLDEST_VERSION:
@@ -147,7 +147,7 @@ def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> St
     layers = _GENERATOR_LAYERS if is_generator else _DISCRIMINATOR_LAYERS
     variables = _variables(network, name)
     if any(_LEVEL_OF_DETAIL.fullmatch(key) for key, _ in variables):
-        # Networks that were grown name their image layers by level of detail; they know no other architecture.
+        # Progressively grown networks name image layers by level of detail and have no other architecture.
         (kwargs["synthesis_kwargs"] if is_generator else kwargs)["architecture"] = "orig"
     tensors: dict[str, torch.Tensor] = {}
     for key, value in variables:
@@ -161,7 +161,7 @@ def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> St
 
 
 def _arguments(network: StoredTFNetwork, table: tuple, name: str) -> dict[str, Any]:
-    """Our constructor arguments. Raises UserError for a TensorFlow one that is not in the table."""
+    """Our constructor arguments. Raises UserError for TensorFlow arguments that are not in the table."""
     given = network.state.get("static_kwargs")
     if not isinstance(given, dict):
         raise UserError(f"{name} is damaged: its TensorFlow arguments (static_kwargs) are not a dict")
@@ -176,25 +176,25 @@ def _arguments(network: StoredTFNetwork, table: tuple, name: str) -> dict[str, A
         if theirs == "fmap_base":
             if not isinstance(value, numbers.Real):
                 raise UserError(f"{name} has a TensorFlow argument fmap_base that is not a number")
-            value *= 2  # there, feature maps are counted from half the resolution on
+            value *= 2  # TensorFlow counts feature maps from half the resolution
         elif theirs == "w_avg_beta" and value is None:
-            value = 1  # None there means that the average stays as it is
+            value = 1  # None: the average does not move
         (kwargs.setdefault(group[0], {}) if group else kwargs)[key] = value
     return kwargs
 
 
 def _variables(network: StoredTFNetwork, name: str) -> list[tuple[str, torch.Tensor]]:
-    """Values of a network and its components with their TensorFlow names. Raises UserError unless they are arrays."""
+    """(TensorFlow name, value) of a network and its components. Raises UserError if a value is not an array."""
     found = []
     try:
         parts = {"": network, **{f"{key}/": part for key, part in network.state.get("components", {}).items()}}
         for prefix, part in parts.items():
             for key, value in part.state["variables"]:
-                # Single numbers may come as arrays without dimensions or as numpy scalars.
+                # Scalars may be arrays without dimensions or numpy scalars.
                 if not isinstance(value, (np.ndarray, np.generic)):
                     raise TypeError(f"one holds a {type(value).__name__}")
                 if len(prefix) + len(key) > _LONGEST_NAME or len(found) == _MOST_VARIABLES:
-                    raise ValueError("no network has so many, or such long names")
+                    raise ValueError("too many variables, or too long a name")
                 found.append((prefix + key, torch.from_numpy(np.asarray(value))))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -204,17 +204,17 @@ def _variables(network: StoredTFNetwork, name: str) -> list[tuple[str, torch.Ten
 
 
 def _is_leftover(key: str, value: torch.Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether a variable served training alone, so that the finished network computes the same without it."""
-    if key in ("lod", "synthesis/lod"):  # how far growth is from its end
+    """Whether a variable was used only in training and has no effect on the trained network."""
+    if key in ("lod", "synthesis/lod"):  # remaining growth
         return value.numel() == 1 and value.item() == 0
     if _NOISE_MAP.fullmatch(key):
         return kwargs.get("synthesis_kwargs", {}).get("use_noise") is False
     level = _LEVEL_OF_DETAIL.fullmatch(key)
-    return level is not None and int(level[3]) > 0  # showed the image, or read it, while it was smaller
+    return level is not None and int(level[3]) > 0  # an image layer of a smaller resolution, used during growth
 
 
 def _named_by_resolution(key: str, img_resolution: Any) -> str:
-    """The name of a variable with its layer's resolution in it, where TensorFlow counted layers instead."""
+    """The name of a variable with the resolution of its layer in place of a TensorFlow layer index."""
     if match := _NOISE_MAP.fullmatch(key):
         index = int(match[1])
         resolution = 2 ** ((index + 5) // 2)
@@ -227,7 +227,7 @@ def _named_by_resolution(key: str, img_resolution: Any) -> str:
 
 
 def _translated(key: str, value: torch.Tensor, layers: tuple) -> tuple[str, torch.Tensor]:
-    """Our name and tensor for a TensorFlow variable; the variable itself where ours have no such thing."""
+    """Our name and tensor for a TensorFlow variable; unchanged if it has no counterpart."""
     scope, _, variable = key.rpartition("/")
     for pattern, module in layers:
         match = re.fullmatch(pattern, scope)

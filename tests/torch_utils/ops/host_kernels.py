@@ -16,12 +16,12 @@ KERNELS = ("any, 32-bit", "any, 64-bit", "plane", "channel")
 
 
 class HostKernels:
-    """Stands in for the plugin's module; `chosen` collects which kernel each call was given to."""
+    """Replaces the plugin's module; `chosen` collects the kernel of each call."""
 
     def __init__(self, library: pathlib.Path):
         self.library = ctypes.CDLL(str(library))
         self.chosen = []
-        self.wide = False  # True: 64-bit numbers even where 32 bits suffice
+        self.wide = False  # True: 64-bit indices even where 32 bits are enough
 
     def bias_act(self, type_, order, out, x, b, g, dy, count, step, size, act, alpha, gain, clamp, stream):
         pointers = [ctypes.c_void_p(address) for address in (out, x, b, g, dy)]
@@ -40,7 +40,7 @@ class HostKernels:
 
 
 def build(folder: pathlib.Path) -> HostKernels:
-    """Compile into `folder`, with the flags of HOST_KERNEL_FLAGS added (for sanitizers)."""
+    """Compile into `folder`, with the additional flags in HOST_KERNEL_FLAGS (for sanitizers)."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     library = folder / "kernels_on_host.so"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation is chosen for what."""
+"""Which implementation is chosen for which tensor."""
 
 import types
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import special
 
+from tests import tolerances
 from tests.support import rnd
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 
@@ -24,7 +25,7 @@ NAIVE = {  # name: (function of x and alpha, default alpha, default gain), writt
     "softplus": (lambda x, a: np.logaddexp(x, 0), 0, 1),
     "swish": (lambda x, a: x * special.expit(x), 0, math.sqrt(2)),
 }
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = tolerances.BIAS_ACT
 
 
 def naive(x, b, dim, act, alpha, gain, clamp):
@@ -82,7 +83,7 @@ def test_implementations_agree():
     assert torch.equal(bias_act(x, b, act="swish", impl="ref"), bias_act(x, b, act="swish", impl="cuda"))
 
 
-def test_activations_tell_their_defaults():
+def test_defaults_of_the_activations():
     assert set(activation_funcs) == set(NAIVE)
     for name, (func, def_alpha, def_gain) in NAIVE.items():
         spec = activation_funcs[name]

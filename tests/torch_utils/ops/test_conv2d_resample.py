@@ -5,12 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import tolerances
 from tests.support import rnd
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter
 
 FILTERS = {"none": None, "4x4": setup_filter([1, 3, 3, 1]), "3x2": rnd("taps", (2, 3)), "8": rnd("taps", (8,))}
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = tolerances.CONV2D_RESAMPLE
 
 
 def stuff(x, up):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels compile wherever nvcc is found; no GPU is needed for that."""
+"""The kernels compile wherever nvcc is found, without a GPU."""
 
 import importlib.util
 import pathlib
@@ -24,8 +24,8 @@ FLAGS = [*PYTORCH_FLAGS, "-std=c++17"]
 @pytest.mark.parametrize(
     "source", [path for path in _plugin.SOURCES if path.suffix == ".cu"], ids=lambda path: path.name
 )
-def test_kernels_translate_without_a_warning(source, tmp_path):
-    """To the intermediate code, unoptimised, which takes a fifth of the time."""
+def test_kernels_compile_without_warnings(source, tmp_path):
+    """To intermediate code without optimisation, which takes a fifth of the time."""
     command = ["nvcc", *FLAGS, "-O0", "-Xcicc=-O0", "-arch=sm_80", "-Werror=all-warnings", "-ptx", str(source)]
     subprocess.run([*command, "-o", str(tmp_path / "out.ptx")], check=True)
     assert ".entry" in (tmp_path / "out.ptx").read_text()

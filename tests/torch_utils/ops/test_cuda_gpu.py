@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from tests import tolerances
 from torch_utils.ops import _plugin, backend
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
@@ -15,8 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-# Norm of the difference over the norm of the result. A result is rounded once, second derivatives a few times.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+TOLERANCE = tolerances.KERNELS_ON_GPU
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -36,7 +36,7 @@ def randn():
 
 
 def derivatives(fn, x, g):
-    """Output, first derivative along `g`, and the derivative of that one's square, as fn(x) gives them."""
+    """Output of fn(x), its first derivative along `g`, and the derivative of that derivative's square."""
     x = x.detach().requires_grad_()
     y = fn(x)
     (first,) = torch.autograd.grad(y, x, g.to(y.dtype), create_graph=True)
@@ -87,7 +87,7 @@ def test_bias_act_of_any_rank(shape, randn):
         compare(lambda x: bias_act(x, b, dim=dim, act="swish"), randn(*shape), randn)  # noqa: B023
 
 
-def test_bias_act_passes_on_what_is_not_a_number():
+def test_bias_act_passes_nan_and_infinity_on():
     x = torch.tensor([float("nan"), float("inf"), -float("inf")], device="cuda")
     for act in ("linear", "relu", "lrelu"):
         y = bias_act(x, act=act, gain=1, clamp=4)
@@ -181,7 +181,7 @@ def test_more_than_2_to_the_31_elements(layout, randn):
     with backend.reference_path():
         expected = bias_act(corner, b, act="lrelu")
     torch.testing.assert_close(y[1:, :, -16:, -16:], expected, rtol=1e-2, atol=1e-2)
-    if layout == torch.contiguous_format:  # elements that fill no packs are counted one by one
+    if layout == torch.contiguous_format:  # the elements after the last pack are computed one by one
         y = bias_act(x.view(-1)[1:], act="relu", gain=2)
         torch.testing.assert_close(y[-16:], x.view(-1)[-16:].relu() * 2)
     del y

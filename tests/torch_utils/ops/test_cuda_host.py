@@ -13,6 +13,7 @@ import types
 import pytest
 import torch
 
+from tests import tolerances
 from tests.support import ROOT, rnd
 from tests.torch_utils.ops import host_kernels
 from tests.torch_utils.ops.cuda_ops_on_cpu import OPS, SMOOTH, launched
@@ -21,8 +22,7 @@ from torch_utils.ops.bias_act_ref import activation_funcs, bias_act_ref
 from torch_utils.ops.upfirdn2d import setup_filter
 from torch_utils.ops.upfirdn2d_ref import resample_ref
 
-# Results are rounded once, from float32 or better: half a unit of bfloat16's last place is 2^-9.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8}
+TOLERANCE = tolerances.KERNELS_ON_HOST
 LAST = torch.channels_last
 PACK = {torch.float64: 1, torch.float32: 4, torch.bfloat16: 8}
 
@@ -34,7 +34,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def kernels(library, monkeypatch):
-    """The launching code believes that it has a GPU and its kernels."""
+    """The kernels on the host, behind the code that launches them on a GPU."""
     library.chosen, library.wide = [], False
     monkeypatch.setattr(_plugin, "load", lambda: library)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -51,7 +51,7 @@ def assert_close(actual, expected, dtype):
 
 
 def bias_act_orders(x, b, dim, act, alpha, gain, clamp, g, dy):
-    """Value, first and second derivative as the reference has them, in double precision."""
+    """Value, first and second derivative of the reference, in double precision."""
     x = x.double().requires_grad_()
     y = bias_act_ref(x, None if b is None else b.double(), dim, act, alpha, gain, clamp)
     first = torch.autograd.grad(y, x, g.double(), retain_graph=True)[0]
@@ -72,7 +72,7 @@ def check_bias_act(x, b, dim, act, alpha, gain, clamp):
         assert_close(OPS.bias_act_grad2(g, dy, x, b, *attributes), second, x.dtype)
         return
     dx = OPS.bias_act_grad(g, y, None, *attributes)
-    # What rounds to the bound counts as clamped.
+    # Values that round to the bound count as clamped.
     at_bound = torch.zeros_like(value, dtype=torch.bool) if clamp is None else y.double().abs() >= clamp * (1 - 2**-9)
     assert_close(dx.masked_fill(at_bound, 0), first.masked_fill(at_bound, 0), x.dtype)
     beyond = torch.zeros_like(at_bound) if clamp is None else value.abs() >= clamp
@@ -97,7 +97,7 @@ def test_bias_act_far_from_zero(kernels):
         check_bias_act(x, None, 0, act, 0.2, 1.0, None)
 
 
-def test_bias_act_passes_on_what_is_not_a_number(kernels):
+def test_bias_act_passes_nan_on(kernels):
     x = torch.tensor([float("nan"), 1.0])
     for act in activation_funcs:
         y = OPS.bias_act(x, None, 0, act, 0.2, 1.0, 0.5)
@@ -120,7 +120,7 @@ def test_bias_act_passes_on_what_is_not_a_number(kernels):
         ((0, 4), 1, None),
     ],
 )
-def test_where_the_bias_lies(shape, dim, packed, dtype, kernels):
+def test_every_position_of_the_bias(shape, dim, packed, dtype, kernels):
     x, b = rnd("x", shape).to(dtype), rnd("b", (shape[dim],)).to(dtype)
     check_bias_act(x, b, dim, "lrelu", 0.2, 1.25, None)
     kernels.chosen = []
@@ -129,7 +129,7 @@ def test_where_the_bias_lies(shape, dim, packed, dtype, kernels):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_what_fills_no_pack_and_what_does_not_start_at_one(dtype, kernels):
+def test_incomplete_and_unaligned_packs(dtype, kernels):
     for count in (1, 7, 8, 9, 31, 32, 33):
         memory = rnd("x", (count + 1,)).to(dtype)
         for x, packed in ((memory[:-1], PACK[dtype]), (memory[1:], 1)):
@@ -275,7 +275,7 @@ def test_upfirdn2d_of_samples_far_apart(taps, width, kernel, kernels):
 
 @pytest.mark.slow
 def test_nothing_outside_the_tensors_is_touched():
-    """The tests of this file again, with a compiler that watches every access to memory and every overflow."""
+    """The tests of this file again, compiled with sanitizers for memory accesses and overflows."""
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not pathlib.Path(library).is_absolute():
         pytest.skip("no address sanitizer")

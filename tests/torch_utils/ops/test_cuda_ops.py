@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations of the dispatcher, on the CPU: values, derivatives, tracing, and the way to them."""
+"""The operations of the dispatcher, on a CPU: values, derivatives, tracing, and when they are used."""
 
 import itertools
 import re
@@ -151,7 +151,7 @@ def test_the_derivatives_of_upfirdn2d_are_those_of_its_values():
     assert torch.autograd.gradcheck(fn, (x,)) and torch.autograd.gradgradcheck(fn, (x,))
 
 
-def test_upfirdn2d_derivatives_go_on():
+def test_upfirdn2d_has_derivatives_of_any_order():
     (x,) = doubles(("x", (1, 1, 4, 4)))
     f = setup_filter([1, 3, 3, 1])
     grad = upfirdn2d(x, f, 2, 1, (2, 1, 2, 1)).pow(4).sum()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import tolerances
 from tests.support import rnd
 from tests.torch_utils.ops.implementations import chosen
 from torch_utils.ops import backend, bias_act, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, layout, upfirdn2d
@@ -16,7 +17,7 @@ LAYOUTS = {"standard": torch.contiguous_format, "channels_last": torch.channels_
 
 
 def derivatives(func, *inputs):
-    """func's value, its derivatives in one direction, and the derivatives of those by the inputs and the direction."""
+    """Value of `func`, derivatives along a direction, and their derivatives in the inputs and in that direction."""
     inputs = [value.detach().clone(memory_format=torch.preserve_format).requires_grad_() for value in inputs]
     y = func(*inputs)
     direction = rnd("direction", y.shape, y.dtype).requires_grad_()
@@ -34,7 +35,7 @@ def assert_same(func, *inputs):
         with chosen(implementation):
             found = derivatives(func, *inputs)
         for actual, wanted in zip(found, expected):
-            torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(actual, wanted, rtol=tolerances.FAST_PATHS, atol=tolerances.FAST_PATHS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -56,7 +57,7 @@ def test_bias_act_leaves_its_input_alone(act):
     assert torch.equal(x, before)
 
 
-def test_bias_act_clamps_beside_a_nan():
+def test_bias_act_clamps_next_to_a_nan():
     x = torch.tensor([[float("nan"), 5.0, -5.0]])
     y = bias_act.bias_act(x, act="linear", clamp=1)
     assert y[0, 0].isnan() and y[0, 1:].tolist() == [1, -1]
@@ -93,12 +94,12 @@ def test_conv2d_resample(up, down, kernel, channels, flip_weight):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 3)])
 def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups, kernel):
-    """At size 2 the kernel is large beside the image, so its gradient goes by matrix products."""
+    """At size 2 the kernel is large compared to the image, so that its gradient is computed by matrix products."""
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     x = rnd("x", (1, 24, size + 4, size + 5), torch.float64)
     w = rnd("w", (26, 24 // groups, *kernel), torch.float64)
     assert_same(lambda x, w: conv2d_gradfix.conv2d(x, w, **geometry), x, w)
-    bias = rnd("bias", (26,), torch.float64)  # without gradients there is a way of its own
+    bias = rnd("bias", (26,), torch.float64)  # without gradients, another route is taken
     torch.testing.assert_close(conv2d_gradfix.conv2d(x, w, bias, **geometry), F.conv2d(x, w, bias, **geometry))
     g, w = rnd("g", (1, 24, size, size), torch.float64), rnd("w", (24, 10, *kernel), torch.float64)
     assert_same(lambda g, w: conv2d_gradfix.conv_transpose2d(g, w, **geometry), g, w)
@@ -109,15 +110,15 @@ def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups,
 
 @pytest.mark.parametrize("up", [1, 2])
 @pytest.mark.parametrize("taps", [None, [1, 3, 3, 1]])
-def test_upfirdn2d_that_shows_nothing_but_padding(taps, up):
-    """Wide padding, cropped on the other side, leaves a stride that steps over all pixels."""
+def test_upfirdn2d_of_nothing_but_padding(taps, up):
+    """With wide padding on one side and cropping on the other, the stride skips all pixels."""
     f = None if taps is None else upfirdn2d.setup_filter(taps).double()
     x = rnd("x", (1, 2, 3, 2), torch.float64)
     for padding in ([14, -5, -2, 15], [-4, 20, 13, -4]):
         assert_same(lambda x, p=padding: upfirdn2d.upfirdn2d(x, f, up, 7, p), x)
 
 
-def test_upfirdn2d_with_a_filter_that_is_trained():
+def test_upfirdn2d_with_a_trained_filter():
     x, f = rnd("x", (2, 3, 6, 5), torch.float64), rnd("f", (3, 2), torch.float64)
     for up, down in ((1, 1), (2, 1), (1, 2)):
         assert_same(lambda x, f, up=up, down=down: upfirdn2d.upfirdn2d(x, f, up, down, padding=2), x, f)
@@ -129,12 +130,12 @@ def test_grid_sample():
     fast = derivatives(lambda x: grid_sample_gradfix.grid_sample(x, grid), x)
     elementary = derivatives(lambda x: grid_sample_gradfix.grid_sample(x, grid.requires_grad_()), x)
     for actual, wanted in zip(fast, elementary, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual, wanted, rtol=tolerances.FAST_PATHS, atol=tolerances.FAST_PATHS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_low_precision_stays_near_the_reference(dtype):
-    tolerance = {torch.bfloat16: 0.05, torch.float32: 1e-5}[dtype]
+    tolerance = tolerances.FAST_LAYER[dtype]
     x, w, b = rnd("x", (2, 16, 8, 8)).to(dtype), rnd("w", (16, 16, 3, 3)).to(dtype) / 12, rnd("b", (16,)).to(dtype)
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
 
@@ -170,12 +171,12 @@ def test_networks_can_be_compiled_as_one_graph():
         ("conv_transpose2d", (2, 4, 5, 5), {"stride": 1, "output_padding": 1, "dilation": 2}),
     ],
 )
-def test_what_is_left_to_pytorch(name, shape, arguments):
+def test_arguments_that_only_pytorch_supports(name, shape, arguments):
     x, w = rnd("x", shape, torch.float64), rnd("w", (4, 4, 3, 3), torch.float64)
     assert_same(lambda x, w: getattr(conv2d_gradfix, name)(x, w, **arguments), x, w)
 
 
-def test_autocast_is_left_to_pytorch():
+def test_autocast():
     x, w = rnd("x", (2, 4, 5, 5)).requires_grad_(), rnd("w", (4, 4, 3, 3)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = conv2d_gradfix.conv2d(x, w)

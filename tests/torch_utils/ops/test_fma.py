@@ -4,11 +4,12 @@ import itertools
 import pytest
 import torch
 
+from tests import tolerances
 from tests.support import rnd
 from torch_utils.ops.fma import fma
 
 SHAPES = [(2, 3, 4, 4), (2, 3, 1, 1), (2, 1, 4, 4), (4, 1), ()]
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = tolerances.FMA
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

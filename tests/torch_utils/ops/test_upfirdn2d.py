@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy import signal
 
+from tests import tolerances
 from tests.support import rnd
 from torch_utils.ops import upfirdn2d as ops
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = tolerances.UPFIRDN2D
 
 
 def naive(x, f, up, down, padding, flip_filter, gain):
@@ -107,7 +108,7 @@ def test_wrappers_keep_proportions_and_brightness(taps):
         if taps >= max(fx, fy):
             assert ops.upsample2d(x, f, factor).shape == (1, 1, 24 * fy, 30 * fx)
             assert ops.downsample2d(x, f, factor).shape == (1, 1, 24 // fy, 30 // fx)
-        if taps % fx == taps % fy == 0:  # Else a box filter ripples on a zero-stuffed signal.
+        if taps % fx == taps % fy == 0:  # Otherwise a box filter causes ripples on the inserted zeros.
             centre = ops.upsample2d(x, f, factor)[..., 12 * fy, 15 * fx]
             torch.testing.assert_close(centre, torch.ones(1, 1))
     torch.testing.assert_close(ops.downsample2d(x, f)[..., 6, 7], torch.ones(1, 1))

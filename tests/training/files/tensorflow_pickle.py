@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pickles as the TensorFlow codebases write them: the golden ones, and any of our networks turned back into one."""
+"""Pickles as the TensorFlow codebases write them: the golden networks, and our networks converted back."""
 
 import pathlib
 import pickle
@@ -19,7 +19,7 @@ from training.files import snapshot, tf_import
 
 
 class Network:
-    """Stand-in for the class whose instances lie in TensorFlow pickles. `changes` replaces parts of its state."""
+    """Stand-in for the class of networks in TensorFlow pickles; `changes` replace parts of its state."""
 
     def __init__(self, static_kwargs={}, values={}, components={}, **changes):
         state = {
@@ -38,7 +38,7 @@ Network.__module__ = "dnnlib.tflib.network"
 
 
 def dumps(networks, protocol: int = 4) -> bytes:
-    """Pickle of `networks`, written where the class seems to live in its TensorFlow module."""
+    """Pickle of `networks`, written while the class is importable from its TensorFlow module."""
     module = types.ModuleType("dnnlib.tflib.network")
     module.Network = Network
     with mock.patch.dict(sys.modules, {module.__name__: module}):
@@ -52,7 +52,7 @@ def write(path: pathlib.Path, networks, protocol: int = 4) -> str:
 
 
 def golden_value(key: str, shape: list[int]) -> np.ndarray:
-    """What the golden numbers were made with (tests/golden/README.md); `key` is net/component/name."""
+    """A value of the golden recipe (tests/golden/README.md); `key` is net/component/name."""
     value = rnd(key, tuple(shape)).numpy()
     if key.endswith(("bias", "noise_strength")):
         return value * np.float32(0.1)
@@ -81,7 +81,7 @@ def golden_networks(name: str) -> tuple[Network, Network, Network]:
 
 
 def stored(network: Network) -> safe_pickle.StoredTFNetwork:
-    """A network as the loader hands it on."""
+    """A network as the loader returns it."""
     return safe_pickle.loads(dumps(network))
 
 
@@ -90,7 +90,7 @@ def rebuilt(network: Network, class_name: str) -> torch.nn.Module:
 
 
 def refusal(network: Network, class_name: str = "Generator") -> str:
-    """The one sentence with which a network is refused."""
+    """The message of the error that refuses a network."""
     with pytest.raises(UserError, match=r"^net .*") as caught:
         rebuilt(network, class_name)
     return str(caught.value)
@@ -101,7 +101,7 @@ def tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def in_tensorflow(G: networks.Generator, **static_kwargs) -> Network:
-    """A generator of ours as TensorFlow would have stored it; the inverse of what is tested."""
+    """A generator of ours as TensorFlow would store it; the inverse of the tested code."""
     own, mapping, synthesis = {}, {}, {}
     layers = {"conv0": "Conv0_up", "conv1": "Conv1", "torgb": "ToRGB", "skip": "Skip"}
     for name, tensor in tensors(G).items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks in safetensors files: the same networks come back; nothing else gets in."""
+"""Networks in safetensors files: they survive a round trip; other contents are refused."""
 
 import json
 import pathlib
@@ -62,7 +62,7 @@ def test_networks_come_back_the_same(tmp_path, channels, c_dim, name):
     assert torch.equal(snap["D"](images, c), data["D"].eval()(images, c))
 
 
-def test_networks_that_are_not_there_stay_away(tmp_path):
+def test_missing_networks_stay_missing(tmp_path):
     path = write(tmp_path / "x.safetensors", {**make_data(), "D": None, "augment_pipe": None})
     snap = snapshot.load_snapshot(path)
     assert list(snap) == ["G", "G_ema", "training_set_kwargs"]
@@ -95,7 +95,7 @@ def test_the_header_says_what_is_inside(tmp_path):
     assert config["networks"]["G"]["init_kwargs"]["img_resolution"] == 8
 
 
-def test_a_teacher_is_taken_from_it(tmp_path):
+def test_a_teacher_opens_from_safetensors(tmp_path):
     data = make_data()
     opened = teacher.open_teacher(write(tmp_path / "x.safetensors", data), device=torch.device("cpu"))
     images = rnd("images", (2, 3, 8, 8))
@@ -103,14 +103,14 @@ def test_a_teacher_is_taken_from_it(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickles_do_not_look_like_it(protocol):
+def test_pickles_are_not_taken_for_safetensors(protocol):
     for content in ({}, {"a": 1}, [b"{" * 300] * 200, "{" * 70_000, {"G": torch.zeros(100_000)}):
         assert not safetensors_io.starts_like_safetensors(pickle.dumps(content, protocol))
     assert not safetensors_io.starts_like_safetensors(b"")
 
 
 def with_config(path, change):
-    """The file's bytes after `change(config)`, which may give another config."""
+    """The file's bytes after `change(config)`, which may return another config."""
     tensors = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["config"])
@@ -127,22 +127,22 @@ def description(**changes):
 
 
 REFUSED = {
-    "another format": (lambda config: {"format": "other"}, "not one of networks"),
-    "no object": (lambda config: [], "not one of networks"),
+    "another format": (lambda config: {"format": "other"}, "not one written by export"),
+    "not an object": (lambda config: [], "not one written by export"),
     "a later version": (lambda config: {**config, "version": 2}, "version 2"),
     "no networks": (lambda config: {**config, "networks": None}, "damaged"),
     "a network without tensors' names": (lambda config: config["networks"].pop("G_ema") and None, "damaged"),
-    "a description that is none": (lambda config: config["networks"].update(D=3), "damaged"),
-    "arguments that are none": (description(init_kwargs=[]), "damaged"),
-    "a class of others": (description(class_name="os.system"), "os.system"),
-    "arguments of others": (description(init_kwargs={"colour": "red"}), "arguments"),
-    "a network too large": (description(init_kwargs={"z_dim": 1 << 40}), "arguments"),
+    "an invalid description": (lambda config: config["networks"].update(D=3), "damaged"),
+    "invalid arguments": (description(init_kwargs=[]), "damaged"),
+    "a foreign class": (description(class_name="os.system"), "os.system"),
+    "unknown arguments": (description(init_kwargs={"colour": "red"}), "arguments"),
+    "too large a network": (description(init_kwargs={"z_dim": 1 << 40}), "arguments"),
     "tensors of another network": (description(class_name="AugmentPipe", init_kwargs={}), "does not fit"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_ours_is_refused_in_one_sentence(tmp_path, case):
+def test_invalid_configs_are_refused_in_one_sentence(tmp_path, case):
     change, words = REFUSED[case]
     path = tmp_path / "x.safetensors"
     data = with_config(write(path), change)
@@ -195,7 +195,7 @@ def test_foreign_networks_and_arguments_are_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_package_one_sentence_names_it(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "x.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for attempt in (lambda: snapshot.load_snapshot(path), lambda: write(tmp_path / "y.safetensors")):

@@ -103,7 +103,7 @@ def test_stored_form_is_that_of_stylegan2_ada(path):
     assert block.class_name == "SynthesisBlock" and "conv0" in block.state["_modules"]
 
 
-def test_plain_pickle_reads_it_where_only_the_support_packages_are(data, path, tmp_path):
+def test_plain_pickle_reads_it_with_only_the_support_packages(data, path, tmp_path):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "__init__.py").write_text("raise ImportError('not ours')")
     for package in ("dnnlib", "torch_utils"):
@@ -121,7 +121,7 @@ def test_plain_pickle_reads_it_where_only_the_support_packages_are(data, path, t
     assert np.allclose(eval(run.stdout), pictures(data["G_ema"]).flatten().tolist(), atol=2e-4)
 
 
-def test_opening_runs_nothing_and_draws_nothing(path, monkeypatch):
+def test_opening_runs_no_code_and_draws_no_random_numbers(path, monkeypatch):
     monkeypatch.setattr(persistence, "_find_class", None)
     monkeypatch.setattr(pickle, "loads", None)
     torch.manual_seed(3)
@@ -166,7 +166,7 @@ def test_entries_of_the_wrong_type(data, tmp_path):
         pickle.dumps([]),
     ],
 )
-def test_files_that_are_no_snapshots(tmp_path, content, trust):
+def test_files_that_are_not_snapshots(tmp_path, content, trust):
     path = tmp_path / "net.pkl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"net\.pkl"):
@@ -207,7 +207,7 @@ def test_tensorflow_pickle_without_arguments_is_a_user_error(tmp_path):
 
 
 def stored_again(network, **changes):
-    """A network as it lies in a file, with other meta data."""
+    """A network as stored in a file, with other metadata."""
     stored = safe_pickle.loads(pickle.dumps(network))
     for name, value in changes.items():
         setattr(stored, name, value)
@@ -259,7 +259,7 @@ def test_unknown_classes_and_versions():
         {"block_kwargs": {"activation": "nonsense"}},
     ],
 )
-def test_false_constructor_arguments_cost_nothing(changes):
+def test_invalid_constructor_arguments_are_refused(changes):
     stored = stored_again(make_D())
     stored.state["_init_kwargs"].update(changes)
     with pytest.raises(UserError, match="D in x"):
@@ -290,7 +290,7 @@ def test_generator_of_stylegan3s_repository(source):
     assert not G.synthesis.b8.use_fp16 and G.synthesis.b8.conv1.conv_clamp is None
 
 
-def test_generator_of_stylegan3s_repository_with_defaults_alone():
+def test_generator_of_stylegan3s_repository_with_only_defaults():
     G = networks.Generator(4, 0, 4, 8, 1, {"num_layers": 1}, {})
     assert not snapshot.rebuild(stored_again(G), "G").synthesis.b8.use_fp16
     stored = stored_again(G, module_src=STYLEGAN3_SOURCE)
@@ -307,7 +307,7 @@ def test_discriminator_of_stylegan3s_repository():
     assert not D.b8.use_fp16
 
 
-def test_alias_free_generator_is_refused_only_when_asked_for(data, tmp_path):
+def test_alias_free_generator_is_refused_on_access(data, tmp_path):
     path = tmp_path / "net.pkl"
     snapshot.save_snapshot(path, data)
     snap = snapshot.load_snapshot(path)
@@ -335,7 +335,7 @@ def test_keeping_the_newest(tmp_path):
     assert sorted(os.listdir(tmp_path)) == left
 
 
-def test_mutated_snapshots_never_fail_in_another_way(path):
+def test_mutated_snapshots_raise_only_user_errors(path):
     content = pathlib.Path(path).read_bytes()
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)
@@ -382,7 +382,7 @@ def test_a_large_snapshot_opens_quickly_in_little_memory(tmp_path):
     assert seconds < 5 and 1 < peak / path.stat().st_size < 2.5
 
 
-def test_the_layout_that_a_cpu_works_in_is_not_stored(tmp_path):
+def test_the_cpu_layout_is_not_stored(tmp_path):
     G = layout.prepare(make_G(), torch.device("cpu"))
     assert not G.synthesis.b8.conv0.weight.is_contiguous() and not G.synthesis.b8.conv1.weight.is_contiguous()
     snapshot.save_snapshot(tmp_path / "G.pkl", {"G_ema": G})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorFlow pickles: the golden ones give the golden numbers, wherever a network is taken; every argument arrives."""
+"""TensorFlow pickles: golden networks give the golden numbers in every tool; every argument is translated."""
 
 import os
 
@@ -10,6 +10,7 @@ import torch
 import generate
 from dgl.teacher import open_teacher
 from dnnlib.util import UserError
+from tests import tolerances
 from tests.support import golden_arrays, golden_json, make_image_zip, rnd
 from tests.training.files import tensorflow_pickle
 from tests.training.files.tensorflow_pickle import Network, rebuilt, refusal, stored, tensors
@@ -38,17 +39,19 @@ def test_golden_images(golden, fused):
         G = snapshot.load_snapshot(path)[key]
         z, c = golden_inputs(G)
         img = G(z, c, noise_mode="const", fused_modconv=fused)
-        assert np.allclose(img, expected[f"{name}.img_const"], rtol=0, atol=1e-4)
+        assert np.allclose(img, expected[f"{name}.img_const"], **tolerances.TENSORFLOW)
         # The network's own truncation_psi, 0.5, is not stored: it is chosen with each image.
         img = G(z, c, noise_mode="none", truncation_psi=0.5, fused_modconv=fused)
-        assert np.allclose(img, expected[f"{name}.img_trunc"], rtol=0, atol=1e-4)
+        assert np.allclose(img, expected[f"{name}.img_trunc"], **tolerances.TENSORFLOW)
 
 
 def test_golden_scores(golden):
     name, path = golden
     D = snapshot.load_snapshot(path)["D"]
     img = rnd("img", (4, 3, D.img_resolution, D.img_resolution)) * 0.5
-    assert np.allclose(D(img, torch.eye(4)[:, : D.c_dim]), golden_arrays("legacy_tf")[f"{name}.logits"], atol=1e-4)
+    assert np.allclose(
+        D(img, torch.eye(4)[:, : D.c_dim]), golden_arrays("legacy_tf")[f"{name}.logits"], **tolerances.TENSORFLOW
+    )
 
 
 def test_golden_constructor_arguments(golden):
@@ -67,7 +70,7 @@ def test_the_third_network_is_the_average(tmp_path):
     assert torch.equal(snap["G"].mapping.w_avg, snap["G_ema"].mapping.w_avg + 1)
 
 
-def test_networks_are_still_and_opening_draws_nothing(golden):
+def test_networks_are_frozen_and_opening_draws_no_random_numbers(golden):
     before = torch.get_rng_state()
     snap = snapshot.load_snapshot(golden[1])
     for key in snap:
@@ -98,16 +101,16 @@ def test_numbers_of_other_types():
     for dtype in ("<f8", ">f8", ">f4"):
         other = changed(lambda value, dtype=dtype: np.array(value, dtype, order="F"))
         assert all(torch.equal(plain[name], other[name]) for name in plain)
-    # TensorFlow hands out single numbers as numpy scalars.
+    # TensorFlow returns scalars as numpy scalars.
     other = changed(lambda value: np.float32(value) if value.ndim == 0 else value)
     assert isinstance(dict(G.components["synthesis"].variables)["8x8/Conv1/noise_strength"], np.float32)
     assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
-# Entries on demand, and the flags that take a pickle
+# Entries on access, and the flags that take a pickle
 
 
-def test_a_discriminator_serves_beside_generators_that_cannot_be_read(tmp_path):
+def test_a_discriminator_opens_beside_unreadable_generators(tmp_path):
     G, D, Gs = tensorflow_pickle.golden_networks("uncond")
     G.version = 2
     Gs.static_kwargs["nonsense"] = 1
@@ -116,7 +119,7 @@ def test_a_discriminator_serves_beside_generators_that_cannot_be_read(tmp_path):
     assert teacher.G is None and teacher.group_size == 4
     expected = golden_arrays("legacy_tf")["uncond.logits"]
     scores = teacher.scores(rnd("img", (4, 3, 16, 16)) * 0.5, torch.zeros(4, 0))
-    assert np.allclose(scores, expected, rtol=0, atol=1e-4)
+    assert np.allclose(scores, expected, **tolerances.TENSORFLOW)
     snap = snapshot.load_snapshot(path)
     with pytest.raises(UserError, match=r"^G in .*network\.pkl .*version 2"):
         snap["G"]
@@ -124,7 +127,7 @@ def test_a_discriminator_serves_beside_generators_that_cannot_be_read(tmp_path):
         snap["G_ema"]
 
 
-def test_a_discriminator_that_cannot_be_read_leaves_the_generator(tmp_path):
+def test_a_generator_opens_without_a_discriminator(tmp_path):
     G, _, Gs = tensorflow_pickle.golden_networks("uncond")
     path = tensorflow_pickle.write(tmp_path / "network.pkl", (G, None, Gs))
     snap = snapshot.load_snapshot(path)
@@ -204,7 +207,7 @@ D_DEFAULTS = {
 
 
 def arguments(class_name: str, **static_kwargs) -> dict:
-    """Our constructor arguments, those in groups by dotted name, that come of TensorFlow's."""
+    """Our constructor arguments for TensorFlow's, nested ones by dotted name."""
     network = stored(Network(static_kwargs))
     kwargs = tf_import.to_stored_object(network, class_name, "net").init_kwargs
     flat = {}
@@ -222,12 +225,12 @@ def test_default_arguments(class_name, defaults):
     ("class_name", "defaults", "renamed"),
     [("Generator", G_DEFAULTS, G_RENAMED), ("Discriminator", D_DEFAULTS, D_RENAMED)],
 )
-def test_each_argument_lands_in_its_place_alone(class_name, defaults, renamed):
+def test_each_argument_changes_only_its_counterpart(class_name, defaults, renamed):
     for theirs, (ours, value) in renamed.items():
         assert arguments(class_name, **{theirs: value}) == {**defaults, ours: value}
 
 
-def test_arguments_with_more_to_them():
+def test_converted_and_shared_arguments():
     assert arguments("Generator", fmap_base=100)["synthesis_kwargs.channel_base"] == 200
     assert arguments("Discriminator", fmap_base=100)["channel_base"] == 200
     assert arguments("Generator", w_avg_beta=None)["mapping_kwargs.w_avg_beta"] == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorFlow pickles: every variable finds its place in ours, and what is damaged or does not fit is refused."""
+"""TensorFlow pickles: every variable is translated; damaged and mismatched networks are refused."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def test_discriminators_of_every_architecture(architecture, c_dim):
 
 
 def grown(variables, layer: str, resolution: int) -> list:
-    """Variables named as by networks that were grown, with what growth leaves behind."""
+    """Variables named as in progressively grown networks, with the leftovers of growth."""
     renamed = [(name.replace(f"{resolution}x{resolution}/{layer}/", f"{layer}_lod0/"), v) for name, v in variables]
     leftovers = [(f"{layer}_lod{level}/bias", rnd("bias", (1,)).numpy()) for level in (1, 2)]
     return [("lod", np.float32(0)), *renamed, *leftovers]
@@ -79,7 +79,7 @@ def test_a_network_still_growing_is_refused():
     assert "lod [] is unknown here" in refusal(network, "Discriminator")
 
 
-def test_noise_maps_of_a_network_without_noise_have_no_meaning():
+def test_noise_maps_of_a_network_without_noise_are_ignored():
     G = tiny_G(use_noise=False)
     network = in_tensorflow(G, use_noise=False, **G_SIZES)
     network.components["synthesis"].variables.append(("noise1", np.zeros([1, 1, 8, 8], np.float32)))
@@ -120,7 +120,7 @@ def test_two_variables_for_one_tensor_are_refused():
     assert "more than one TensorFlow variable for b16.fromrgb.weight" in refusal(network, "Discriminator")
 
 
-# Damage and malice
+# Damaged and malicious networks
 
 
 def cyclic() -> Network:
@@ -168,7 +168,7 @@ def test_damaged_networks_are_refused_in_one_sentence(network, class_name):
         {"resample_kernel": [[[[1]]]]},
     ],
 )
-def test_false_arguments_cost_nothing(static_kwargs):
+def test_invalid_arguments_are_refused(static_kwargs):
     network = in_tensorflow(tiny_G(), **{**G_SIZES, **static_kwargs})
     refusal(network)
 
@@ -181,12 +181,12 @@ def test_another_number_of_networks_is_refused(tmp_path, count):
         snapshot.load_snapshot(path)
 
 
-def test_mutated_pickles_never_fail_in_another_way(tmp_path):
+def test_mutated_pickles_raise_only_user_errors(tmp_path):
     G = in_tensorflow(tiny_G(), **G_SIZES)
     networks = (G, discriminator_in_tensorflow(tiny_D(), **D_SIZES), G)
     path = tensorflow_pickle.write(tmp_path / "network.pkl", networks)
     content = pathlib.Path(path).read_bytes()
-    # What is not a number in an array: there, a changed byte changes nothing but a value.
+    # Outside the data of arrays, where a changed byte only changes a value.
     names = [m.start() for m in re.finditer(rb"[A-Za-z_/0-9]{4,}|numpy|version", content)]
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)

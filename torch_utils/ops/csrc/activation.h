@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nine activations a(u) with their first and second derivatives, as in torch_utils/ops/bias_act.py.
+// The nine activations a(u) with their first and second derivatives, as in torch_utils/ops/bias_act_ref.py.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@ namespace ops {
 
 enum class Act : int { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
 
-// Straight on either side of 0: the sign of the output tells the slope, and the second derivative vanishes.
+// Linear on either side of 0: the sign of the output gives the slope, and the second derivative is 0.
 template <Act act> constexpr bool kPiecewise = act == Act::linear || act == Act::relu || act == Act::lrelu;
 
 // Klambauer et al., Self-Normalizing Neural Networks (arXiv 1706.02515), section 2.
@@ -21,7 +21,7 @@ template <class R> HD R sigmoid(R u) { return R(1) / (R(1) + std::exp(-u)); }
 
 // The activation itself.
 template <Act act, class R> HD R activate(R u, R alpha) {
-    if constexpr (act == Act::relu) return u < R(0) ? R(0) : u;  // in this order a NaN stays one
+    if constexpr (act == Act::relu) return u < R(0) ? R(0) : u;  // this comparison lets a NaN through
     if constexpr (act == Act::lrelu) return u > R(0) ? u : u * alpha;
     if constexpr (act == Act::tanh) return std::tanh(u);
     if constexpr (act == Act::sigmoid) return sigmoid(u);
@@ -32,7 +32,7 @@ template <Act act, class R> HD R activate(R u, R alpha) {
     return u;
 }
 
-// First derivative. The piecewise activations accept any `u` of the right sign.
+// First derivative. For the piecewise activations only the sign of `u` matters.
 template <Act act, class R> HD R slope(R u, R alpha) {
     if constexpr (act == Act::relu) return u > R(0) ? R(1) : R(0);
     if constexpr (act == Act::lrelu) return u > R(0) ? R(1) : alpha;
@@ -54,7 +54,7 @@ template <Act act, class R> HD R slope(R u, R alpha) {
     return R(1);
 }
 
-// Second derivative; at the bend of elu and selu 0, as in PyTorch.
+// Second derivative; 0 at the kink of elu and selu, as in PyTorch.
 template <Act act, class R> HD R curvature(R u) {
     if constexpr (act == Act::tanh) {
         const R t = std::tanh(u);

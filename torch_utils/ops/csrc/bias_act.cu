@@ -5,7 +5,7 @@ namespace ops {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // at a time on a multiprocessor: room for 64 registers, so that nothing spills
+constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for each thread, so that nothing spills
 
 template <Order order, int N, class T, class Index>
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // y = p(x + b) with p(u) = clamp(gain * a(u)), and its first and second derivatives, element by element.
 //
-// Every tensor is a dense run of memory in one common order of the axes, so that one number addresses an element in
-// all of them, and the bias of element i is b[i / step % size] with `step` the stride of the bias's axis.
+// All tensors are dense and have their axes in the same order in memory, so that one index addresses an element in all
+// of them. The bias of element i is b[i / step % size], where `step` is the stride of the bias's axis.
 #pragma once
 
 #include "activation.h"
@@ -24,11 +24,11 @@ struct BiasActArgs {
     double clamp;      // negative = none
 };
 
-// What a launch needs beside the arguments. Work is counted in packs of `width` elements.
+// What a launch needs in addition to the arguments. Work is counted in packs of `width` elements.
 template <class R> struct BiasActPlan {
     int width;         // 1 or kPackSize
-    bool wide_index;   // 64-bit numbers
-    bool bias_packs;   // a pack of x meets a pack of biases rather than one bias
+    bool wide_index;   // 64-bit indices
+    bool bias_packs;   // a pack of x has a pack of biases instead of a single bias
     int64_t packs, tail;
     int64_t step, size;  // in the same units: the bias, or pack of biases, of pack i is i / step % size
     R alpha, gain;
@@ -76,7 +76,7 @@ HD T bias_act_element(const BiasActPlan<Math<T>>& p, T x, Math<T> b, T g, T dy) 
     }
 }
 
-// Pack number i of `N` elements; the bias's place comes in units of the plan.
+// Pack number i of `N` elements. The position of the bias is in units of the plan.
 template <Act act, Order order, int N, class T, class Index>
 HD void bias_act_pack(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index i) {
     using R = Math<T>;
@@ -101,7 +101,7 @@ HD void bias_act_pack(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index
     store_pack<N>(static_cast<T*>(a.out) + at, out);
 }
 
-// A thread's share: pack `i`, or, one past the last pack, the elements that fill none.
+// The work of one thread: pack `i` or, one past the last pack, the elements that remain.
 template <Act act, Order order, int N, class T, class Index>
 HD void bias_act_item(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index i) {
     if (int64_t(i) < p.packs) return bias_act_pack<act, order, N, T>(a, p, i);
@@ -110,7 +110,7 @@ HD void bias_act_item(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index
     }
 }
 
-// The choice of activation stands outside the loop over a pack: one uniform branch a pack, and no kernel for each.
+// The activation is chosen outside the loop over a pack: one uniform branch per pack, instead of a kernel for each.
 template <Order order, int N, class T, class Index>
 HD void bias_act_item(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index i) {
     switch (a.act) {
@@ -126,7 +126,7 @@ HD void bias_act_item(const BiasActArgs& a, const BiasActPlan<Math<T>>& p, Index
     }
 }
 
-// Hands the arguments to `run`, whose template arguments say which kernel serves them.
+// Passes the arguments to `run`, whose template arguments select the kernel.
 template <Order order, class T, class Run> auto dispatch_bias_act(const BiasActArgs& a, Run&& run) {
     const auto p = plan_bias_act<T>(a);
     if (p.wide_index) return run.template operator()<order, 1, T, uint64_t>(a, p);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels as a Python module. Tensors come as addresses, sizes and strides, so that nothing here depends on the
-// version of PyTorch; the caller (torch_utils/ops/*_cuda.py) checks, allocates and sets the current device.
+// The kernels as a Python module. Tensors are passed as addresses, sizes and strides, so that nothing here depends on
+// the version of PyTorch. The caller (torch_utils/ops/*_cuda.py) checks, allocates and sets the current device.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

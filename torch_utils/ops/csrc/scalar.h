@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Element types, the type each is computed in, and 16-byte packs of them.
+// Element types, the types in which they are computed, and 16-byte packs of them.
 //
 // The headers of this folder compile as CUDA and as plain C++: a kernel's body is a function of its block and thread
 // numbers, which tests run in loops on a CPU.
@@ -32,7 +32,7 @@ HD double widen(double v) { return v; }
 template <class T> struct Narrow { static HD T from(T v) { return v; } };
 
 #ifdef __CUDACC__
-// By name, because PyTorch's build flags switch the implicit conversions off.
+// Explicit, because PyTorch's build flags disable the implicit conversions.
 HD float widen(__half v) { return __half2float(v); }
 HD float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 template <> struct Narrow<__half> { static HD __half from(float v) { return __float2half_rn(v); } };
@@ -43,7 +43,7 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
     T at[N];
 };
 
-// Elements in the widest access that a thread can make; doubles, which serve gradient checks, go one by one.
+// Elements in the widest access of a thread. Doubles, which are for gradient checks, are accessed one by one.
 template <class T> constexpr int kPackSize = sizeof(T) > 4 ? 1 : 16 / static_cast<int>(sizeof(T));
 
 template <int N, class T> HD Pack<T, N> load_pack(const T* p) { return *reinterpret_cast<const Pack<T, N>*>(p); }

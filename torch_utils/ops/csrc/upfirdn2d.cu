@@ -8,7 +8,7 @@ namespace ops {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // at a time on a multiprocessor: room for 64 registers, so that nothing spills
+constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for each thread, so that nothing spills
 
 template <class T, class I> __global__ void __launch_bounds__(kThreads, kBlocks) any_kernel(Upfirdn2dArgs a, I items) {
     using Unsigned = std::make_unsigned_t<I>;  // the last step may pass the largest I

@@ -3,8 +3,8 @@
 //
 //   y[o] = gain * sum over k of f[k] * x[(first + k) / up]     where (first + k) is a multiple of up, inside x.
 //
-// Inserted zeros are never read: the body for any shape steps over them, and the fast cases know at compile time which
-// taps meet a pixel. The filter is taken as a correlation with `flip`, as a convolution otherwise.
+// Inserted zeros are never read: the body for any shape skips them, and the fast cases know at compile time which taps
+// meet a pixel. The filter is applied as a correlation with `flip`, otherwise as a convolution.
 #pragma once
 
 #include "scalar.h"
@@ -13,12 +13,12 @@ namespace ops {
 
 struct Upfirdn2dArgs {
     const void* x;
-    const void* f;                           // [taps_y, taps_x], of the type that T is computed in
+    const void* f;                           // [taps_y, taps_x], of the type in which T is computed
     void* y;
     int64_t batch, channels, in_h, in_w, out_h, out_w;
     int64_t x_stride[4], y_stride[4];        // in elements: batch, channel, row, pixel
     int up_x, up_y, down_x, down_y;
-    int pad_x, pad_y;                        // before the first pixel; what follows the last is told by out_w, out_h
+    int pad_x, pad_y;                        // before the first pixel; out_w, out_h give the padding after the last
     int taps_x, taps_y;
     bool flip;
     double gain;
@@ -30,7 +30,7 @@ template <class T> HD Math<T> filter_tap(const Upfirdn2dArgs& a, int ky, int kx)
     return a.flip ? f[ky * a.taps_x + kx] : f[(a.taps_y - 1 - ky) * a.taps_x + (a.taps_x - 1 - kx)];
 }
 
-// ---- Any shape: one output a thread, in the order of the output's memory.
+// ---- Any shape: one output per thread, in the order of the output's memory.
 
 // Where the filter of an output first meets a pixel: tap `k`, pixel `i`.
 template <class I> struct Meeting { I i, k; };
@@ -64,7 +64,7 @@ template <class T, class I> HD void upfirdn2d_element(const Upfirdn2dArgs& a, I 
 
 inline int64_t item_count(const Upfirdn2dArgs& a) { return a.batch * a.channels * a.out_h * a.out_w; }
 
-// Whether every number that the body above forms stays below 2^31.
+// Whether all integers that the body above computes are below 2^31.
 inline bool fits_32_bits(const Upfirdn2dArgs& a) {
     const int64_t x_size[4] = {a.batch, a.channels, a.in_h, a.in_w};
     const int64_t y_size[4] = {a.batch, a.channels, a.out_h, a.out_w};
@@ -76,7 +76,7 @@ inline bool fits_32_bits(const Upfirdn2dArgs& a) {
     }
     const int64_t along_x = a.in_w * a.up_x + a.out_w * a.down_x + magnitude(a.pad_x) + a.taps_x + a.up_x;
     const int64_t along_y = a.in_h * a.up_y + a.out_h * a.down_y + magnitude(a.pad_y) + a.taps_y + a.up_y;
-    // The grid's last step over the items passes their count by less than as much again: half the range for them.
+    // The last step of the loop over items can end at almost twice their count, so the count gets half the range.
     const int64_t limit = int64_t(1) << 31;
     return x_span < limit && y_span < limit && along_x < limit && along_y < limit && item_count(a) < limit / 2;
 }

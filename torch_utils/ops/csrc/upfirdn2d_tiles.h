@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast cases of upfirdn2d: factors and taps known at compile time, several outputs a thread in registers.
+// The fast cases of upfirdn2d: factors and taps known at compile time, several outputs per thread in registers.
 #pragma once
 
 #include "upfirdn2d.h"
@@ -8,8 +8,8 @@ namespace ops {
 
 HD int floor_div(int a, int b) { return a / b - (a % b < 0); }
 
-// One axis of a case. Outputs come in groups of `up`; output number q of a group meets at most `window` pixels, the
-// first of which is that of the whole group. Tap up * t - phase - q falls on pixel t of the window, where it exists.
+// One axis of a case. Outputs form groups of `up`. Output q of a group depends on at most `window` pixels, which start
+// at the same pixel for the whole group. Tap up * t - phase - q, if it exists, falls on pixel t of the window.
 template <int Up, int Down, int Taps> struct Axis {
     static_assert(Up == 1 || Down == 1, "one factor at a time");
     static constexpr int up = Up, down = Down, taps = Taps;
@@ -27,7 +27,7 @@ template <class AX, class AY> struct Weights {
     static constexpr int rows = AY::up * AY::window, cols = AX::up * AX::window, count = rows * cols;
     alignas(16) float at[count];
 
-    // Thread `thread` of `threads` fills in its share.
+    // The part of thread `thread` of `threads`.
     template <class T> HD void fill(const Upfirdn2dArgs& a, int thread, int threads) {
         for (int i = thread; i < count; i += threads) {
             const int row = i / cols, col = i % cols;
@@ -50,12 +50,12 @@ template <class T, class AX, class AY> struct PlaneTile {
     static constexpr int N = kPackSize<T>;
     static constexpr int threads = 128;
     static constexpr bool shrinks = AX::down > 1 || AY::down > 1;
-    static constexpr int patch_w = N, patch_h = !shrinks ? 4 : AY::taps > 4 ? 2 : 1;  // outputs a thread
-    static constexpr int width = AX::down > 1 ? 32 : 64;                             // outputs a block
+    static constexpr int patch_w = N, patch_h = !shrinks ? 4 : AY::taps > 4 ? 2 : 1;  // outputs per thread
+    static constexpr int width = AX::down > 1 ? 32 : 64;                             // outputs per block
     static constexpr int lanes = width / patch_w;
     static constexpr int height = threads / lanes * patch_h;
     static constexpr int rows = AY::reach(height), cols = AX::reach(width);  // pixels under them
-    // Rows are staged from a multiple of N on, so that they can be read in packs.
+    // Staged rows start at a multiple of N, so that they can be read in packs.
     static constexpr int packs = (cols + N - 1 + N - 1) / N;
     static constexpr int pitch = packs * (N + 1);
 
@@ -65,7 +65,7 @@ template <class T, class AX, class AY> struct PlaneTile {
     };
     static_assert(sizeof(Shared) <= 48 * 1024, "more than a block gets without asking");
 
-    // A gap after each pack keeps threads that stand N pixels apart on different banks.
+    // A gap after each pack keeps threads whose pixels are N apart on different banks.
     static HD int place(int column) { return column + column / N; }
 
     int n, c, x, y;        // sample, channel, first output
@@ -94,7 +94,7 @@ template <class T, class AX, class AY> struct PlaneTile {
             float* to = shared.pixels + r * pitch + p * (N + 1);
             const bool row_inside = iy >= 0 && iy < a.in_h;
             const T* from = plane + (iy * a.x_stride[2] + ix);
-            if (a.packed_x) {  // then a pack lies either inside its row or outside
+            if (a.packed_x) {  // then a pack is either inside its row or outside
                 const bool inside = row_inside && ix >= 0 && ix < a.in_w;
                 Pack<T, N> pack{};
                 if (inside) pack = load_pack<N>(from);
@@ -141,16 +141,16 @@ template <class T, class AX, class AY> struct PlaneTile {
     }
 };
 
-// ---- Images pixel by pixel (channels last): a thread takes a pack of channels of a patch of outputs. What threads of
-// a block read twice comes from the first-level cache.
+// ---- Images pixel by pixel (channels last): a thread computes a pack of channels of a patch of outputs. Pixels that
+// several threads of a block read come from the first-level cache.
 
 template <class T, class AX, class AY> struct ChannelTile {
     static constexpr int N = kPackSize<T>;
     static constexpr int threads = 256, ranks = 8;                         // ranks: patches of a block along y
-    static constexpr int patch_w = 2, patch_h = 2;                         // outputs a thread
+    static constexpr int patch_w = 2, patch_h = 2;                         // outputs per thread
     static constexpr int height = ranks * patch_h;
 
-    // Neighbouring threads take up to 8 packs, as many as divide the channels, then patches along x.
+    // Neighbouring threads take up to 8 packs of a pixel (a number that divides its packs), then patches along x.
     static HD int packs_together(const Upfirdn2dArgs& a) {
         const int packs = int(a.channels / N);
         return packs % 8 == 0 ? 8 : packs % 4 == 0 ? 4 : packs % 2 == 0 ? 2 : 1;
@@ -214,7 +214,7 @@ template <class T, class AX, class AY> struct ChannelTile {
     }
 };
 
-// ---- Which kernel serves a call.
+// ---- Selection of the kernel.
 
 using Same4 = Axis<1, 1, 4>;
 using Up4 = Axis<2, 1, 4>;
@@ -228,19 +228,19 @@ template <class AX, class AY> bool is_case(const Upfirdn2dArgs& a) {
            a.down_y == AY::down && a.taps_y == AY::taps;
 }
 
-// Whether all axes but `run`, along which elements are adjacent, step by whole packs of `n` elements.
+// Whether the strides of all axes are whole packs of `n` elements, except along `run`, where elements are adjacent.
 inline bool steps_by_packs(const void* p, const int64_t (&size)[4], const int64_t (&stride)[4], int run, int n) {
     bool whole = is_aligned(p) && size[run] % n == 0;
     for (int d = 0; d < 4; d++) whole = whole && (d == run || size[d] == 1 || stride[d] % n == 0);
     return whole;
 }
 
-// Hands the arguments to `run`, whose template arguments say which kernel serves them.
+// Passes the arguments to `run`, whose template arguments select the kernel.
 template <class T, class Run> auto dispatch_upfirdn2d(Upfirdn2dArgs a, Run&& run) {
     if constexpr (kPackSize<T> > 1) {
         const int64_t x_size[4] = {a.batch, a.channels, a.in_h, a.in_w};
         const int64_t y_size[4] = {a.batch, a.channels, a.out_h, a.out_w};
-        const int64_t most = int64_t(1) << 29;  // coordinates are 32-bit numbers here, offsets are not
+        const int64_t most = int64_t(1) << 29;  // coordinates are 32-bit integers here, offsets are not
         const auto small = [most](int64_t v) { return v > -most && v < most; };
         const bool coordinates_fit = small(a.in_h) && small(a.in_w) && small(a.out_h) && small(a.out_w) &&
                                      small(a.pad_x) && small(a.pad_y) && small(a.batch) && small(a.channels);
