@@ -28,11 +28,9 @@ def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> 
     """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor."""
     for name, network in networks.items():
         source, file = snapshot[name], f"--resume={snapshot.path}"
-        if source.img_resolution != network.img_resolution:
-            raise UserError(
-                f"{file}: its {name} is for {source.img_resolution}x{source.img_resolution} images, and the "
-                f"dataset has {network.img_resolution}x{network.img_resolution}"
-            )
+        theirs, ours = (getattr(net, "img_resolution", None) for net in (source, network))
+        if None not in (theirs, ours) and theirs != ours:
+            raise UserError(f"{file}: its {name} is for {theirs}x{theirs} images, and the dataset has {ours}x{ours}")
         there = dict(misc.named_params_and_buffers(source))
         for key, tensor in misc.named_params_and_buffers(network):
             if key in there and there[key].shape != tensor.shape:

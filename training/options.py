@@ -109,6 +109,18 @@ def _teacher_word(f: Flags) -> str:
     return f"dgl{f.dgl_weight:g}" + (f"-teachers{count}" if count > 1 else "")
 
 
+class _Cfg(click.ParamType):
+    """A preset of any family that is registered when the command line is read."""
+
+    name = "preset"
+
+    def convert(self, value: str, param, ctx) -> str:
+        """The name of the preset."""
+        if value not in families.presets():
+            self.fail(f"{value!r} is not one of {', '.join(families.presets())}", param, ctx)
+        return value
+
+
 COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
 INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
 _OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
@@ -130,9 +142,9 @@ OPTIONS = [
     Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
     Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),
     Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
-    Option("--cfg", _BASE, click.Choice(families.presets()), "auto", "Preset.", word=_cfg_word),
+    Option("--cfg", _BASE, _Cfg(), "auto", "Preset.", word=_cfg_word, metavar=f"[{'|'.join(families.presets())}]"),
     Option("--gamma", _BASE, POSITIVE, None, "R1 weight.",
-           lands=("loss_kwargs.r1_gamma",), word="gamma", unset="from --cfg"),
+           word="gamma", unset="from --cfg"),
     Option("--kimg", _BASE, COUNT, None, "Length of training in thousand images.",
            lands=("total_kimg",), word="kimg", unset="from --cfg"),
     Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.",
@@ -147,7 +159,7 @@ OPTIONS = [
            f"Start from this network: file, URL, {', '.join(families.aliases())}, noresume.",
            word=_resume_word, metavar="PKL"),
     Option("--freezed", _FROM, INDEX, None, "Freeze this many of D's first layers.",
-           lands=("D_kwargs.block_kwargs.freeze_layers",), word="freezed", unset="0"),
+           word="freezed", unset="0"),
     Option("--trust-pickle", _FROM, SWITCH, False, "Run the code in pickles. Only for files you made yourself.",
            lands=("trust_pickle",)),
     Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
@@ -234,6 +246,9 @@ def resolve(**flags) -> Plan:
     check_flags(f)
     training_set, data = _open_data(f)
     family, preset = families.preset(f.cfg, data.resolution, f.gpus)
+    for name in families.flags() - family.flags:
+        if f.given(name):
+            raise UserError(f"{BY_NAME[name].flag} has no meaning for the family {family.name} of --cfg={f.cfg}")
     options = {
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
@@ -284,7 +299,7 @@ def _run_name(dataset: str, f: Flags) -> str:
     words = [dataset]
     for option in OPTIONS:
         value = getattr(f, option.name)
-        if option.word is None or value is False or not (f.given(option.name) or option.name == "cfg"):
+        if option.word is None or value is False or value == [] or not (f.given(option.name) or option.name == "cfg"):
             continue
         if callable(option.word):
             words.append(option.word(f))
@@ -356,21 +371,22 @@ def _add_teachers(f: Flags, data: Data, family: Family, plan: Plan) -> None:
     """Open and check every teacher, select the guided loss, and add the table of sizes to the notices."""
     from dgl.student import size_table
     from dgl.teacher import check_teacher, open_teacher
-    from training.initial import new_network
+    from training.initial import network_shape, new_network
 
     options, opened = plan.options, plan.opened
     opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
     for teacher in opened.teachers:
         check_teacher(teacher, data.resolution, data.channels, data.c_dim, options["batch_gpu"])
-    base = options["loss_kwargs"]["class_name"]
-    if base != "training.loss.StyleGAN2Loss":  # the default of DGLLoss
-        options["loss_kwargs"].update(base_class=base, dgl_form=family.adversarial_form)
     options["loss_kwargs"].update(
         class_name="dgl.loss.DGLLoss",
+        base_class=options["loss_kwargs"]["class_name"],
+        dgl_form=family.adversarial_form,
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in opened.teachers],
         trust_pickle=f.trust_pickle,
     )
-    plan.notices.append(size_table(opened.teachers[0].G, new_network(options["G_kwargs"], data.network_shape)))
+    plan.notices.append(
+        size_table(opened.teachers[0].G, new_network(options["G_kwargs"], network_shape(opened.training_set)))
+    )
     if f.dgl_start >= options["total_kimg"]:
         plan.notices.append(
             f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part."

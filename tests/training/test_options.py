@@ -195,6 +195,8 @@ def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
     assert teacher["path"] == teacher_pkl and len(teacher["sha256"]) == 64
     assert options["loss_kwargs"] == {
         "class_name": "dgl.loss.DGLLoss",
+        "base_class": "training.loss.StyleGAN2Loss",
+        "dgl_form": "logistic",
         "r1_gamma": 3.0,
         "dgl_weight": 0.1,
         "dgl_start": 0,
@@ -240,3 +242,8 @@ def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
     torch.manual_seed(7)
     build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("flags", [{"dgl_teacher": []}, {"mirror": False, "cond": False}, {"metrics": []}])
+def test_flags_given_with_nothing_are_not_named(flags, datasets):
+    assert build(data=datasets["toy64"], **flags)[0] == "toy64-auto1"

@@ -31,11 +31,6 @@ class Data(NamedTuple):
     has_labels: bool
     c_dim: int  # of the networks: 0 without --cond
 
-    @property
-    def network_shape(self) -> dict[str, int]:
-        """Constructor arguments of all networks that depend on the data."""
-        return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -43,12 +38,13 @@ class Family:
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
     presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
+    flags:              flags of train.py, as Python names, that only some families have, and this one reads.
     options:            (flags, hyper-parameters, Data) -> options of the training loop: G_kwargs, D_kwargs, their
                         optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
                         our class. Raises UserError if our class cannot represent it.
-    half_precision:     (class name, constructor kwargs, num_fp16_res, conv_clamp) -> kwargs of the same network with
-                        that many half-precision resolutions; a clamp of None keeps the network's own.
+    half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
+                        half precision where the other has it; None for the other is the published setting.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
@@ -58,6 +54,7 @@ class Family:
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
+    derived_tensors:    endings of tensors that follow from constructor arguments, which files may leave out.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
     export_kwargs:      further arguments of `sample` in exported programs.
@@ -68,9 +65,10 @@ class Family:
     generators: dict[str, str]
     discriminators: dict[str, str]
     presets: dict[str, Any]
+    flags: frozenset[str]
     options: Callable[[Any, Any, Data], dict[str, Any]]
     stored_arguments: Callable[[str, str, tuple, dict, list[str]], tuple[tuple, dict]]
-    half_precision: Callable[[str, dict, int, float | None], dict]
+    half_precision: Callable[[str, dict, dict | None], dict]
     loss_arguments: Callable[[torch.nn.Module, torch.nn.Module], dict[str, torch.nn.Module]]
     phases: Callable[[torch.nn.Module, torch.nn.Module, Any], list]
     sample: Callable[..., torch.Tensor]
@@ -79,6 +77,7 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
+    derived_tensors: tuple[str, ...] = ()
     has_w: bool = False
     export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
