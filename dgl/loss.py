@@ -11,11 +11,9 @@ import torch
 from dgl.teacher import Teacher, open_teacher
 from dgl.terms import AdversarialTerm
 from dnnlib.util import UserError, construct_class_by_name
-from training.loss import Loss
-from training.phases import Phase
 
 
-class DGLLoss(Loss):
+class DGLLoss:
     """A base loss whose generator is also guided by teachers: own loss + λ Σ_i w_i f(s̄_i), see dgl.terms.
 
     teachers:      one {'path', 'sha256'} per teacher, or an opened one; with a SHA-256, the file must match it.
@@ -25,14 +23,17 @@ class DGLLoss(Loss):
     dgl_form:      f: 'logistic' or 'hinge', as in the base loss.
     dgl_augment:   show the teachers augmented fakes, in a separate draw of the base loss's augmentation.
     trust_pickle:  open the teachers with their own code.
+    terms:         further terms, each {'class_name', ...}: a `training.loss.Term` made with `teachers` and the rest.
     base_class:    name of the base loss; all other arguments are passed to it.
 
-    The discriminator's loss and the lazy regularisers are those of the base. No optimiser or snapshot holds a teacher.
-    Raises UserError if a teacher cannot be opened or its file has changed, and for a base loss that takes no terms.
+    Everything else is asked of the base: phases, attributes, the discriminator's loss, the lazy regularisers. No
+    optimiser or snapshot holds a teacher. Raises UserError if a teacher cannot be opened or its file has changed, and
+    for a base loss that takes no terms.
     """
 
     def __init__(
         self,
+        device: torch.device,
         *args,
         teachers: Sequence[dict | Teacher],
         dgl_weight: float = 0.1,
@@ -41,30 +42,29 @@ class DGLLoss(Loss):
         dgl_form: str = "logistic",
         dgl_augment: bool = False,
         trust_pickle: bool = False,
+        terms: Sequence[dict] = (),
         base_class: str = "training.loss.StyleGAN2Loss",
         **kwargs,
     ):
-        self.base = construct_class_by_name(*args, class_name=base_class, **kwargs)
-        if not isinstance(self.base, Loss):
-            raise UserError(
-                f"--dgl-teacher: guidance cannot be added to {base_class}, which is not a training.loss.Loss"
-            )
+        self.base = construct_class_by_name(device, *args, class_name=base_class, **kwargs)
+        if not getattr(self.base, "takes_terms", False):
+            raise UserError(f"--dgl-teacher: guidance cannot be added to {base_class}, which takes no terms")
         self.dgl_weight = dgl_weight
-        self.teachers = [_open_for_run(spec, self.base.device, trust_pickle) for spec in teachers]
+        self.teachers = [_open_for_run(spec, device, trust_pickle) for spec in teachers]
         for teacher in self.teachers:
             teacher.match_precision(self.base.D)
         augment = self.base.augment if dgl_augment else None
         guidance = AdversarialTerm(self.teachers, dgl_weight, dgl_start, dgl_form, dgl_weighting, augment)
-        self.base.terms = [*self.base.terms, guidance]
+        added = [guidance, *(construct_class_by_name(teachers=self.teachers, **spec) for spec in terms)]
+        self.base.add_terms(added)
+        if not any(term.needs_teacher_G for term in added):
+            for teacher in self.teachers:
+                teacher.without_G()
 
-    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
-        self.base.accumulate_gradients(phase, real_img, real_c, gen_z, gen_c, sync, gain)
-
-    def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
-        self.base.begin_iteration(cur_nimg, new_tick)
-
-    def extra_phases(self) -> list[Phase]:
-        return self.base.extra_phases()
+    def __getattr__(self, name: str):
+        if name == "base":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
     def state_dict(self) -> dict:
         """State of the base loss with its terms, and which teachers guide it with which weight."""
@@ -83,9 +83,9 @@ class DGLLoss(Loss):
 
 
 def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Teacher:
-    """The teacher of `spec`, or an opened one, on `device`, with only its D in memory."""
+    """The teacher of `spec`, or an opened one, on `device`."""
     if isinstance(spec, Teacher):
-        return spec.without_G().to(device)
+        return spec.to(device)
     teacher = open_teacher(spec["path"], trust=trust, device=device)
     expected = spec.get("sha256")
     if expected is not None and teacher.sha256 != expected:
@@ -93,4 +93,4 @@ def _open_for_run(spec: dict | Teacher, device: torch.device, trust: bool) -> Te
             f"--dgl-teacher: {teacher.path} has changed since this run was set up (its SHA-256 was {expected}, "
             f"now {teacher.sha256}); restore the original file or start a new run"
         )
-    return teacher.without_G()
+    return teacher

@@ -80,23 +80,30 @@ def scale_bias(bias: torch.Tensor) -> torch.Tensor:
     return bias * (bias.norm() + 1e-8).rsqrt()
 
 
-def check_source(source: torch.nn.Module, student: torch.nn.Module, name: str) -> None:
-    """Raises UserError, naming the file `name`, unless the generator `student` can start from `source`."""
+def check_source(source: torch.nn.Module | None, student: torch.nn.Module, name: str, parts: str = "teacher") -> None:
+    """Raises UserError, naming the file `name`, unless the generator `student` can inherit `parts` of `source`.
+
+    A `source` of None stands for a file without a usable generator.
+    """
+    if source is None:
+        raise UserError(f"--dgl-init: {name} has no generator to start from; use --dgl-init=random")
     family = families.of(student)
     if families.of(source) is not family:
         raise UserError(f"--dgl-init: G of {name} is of the family {families.of(source).name}, not {family.name}")
-    for attribute, what in (("z_dim", "z"), ("c_dim", "labels"), ("w_dim", "w")):
-        theirs, ours = getattr(source, attribute, None), getattr(student, attribute, None)
-        if theirs != ours:
-            raise UserError(
-                f"--dgl-init: G of {name} has {what} of {theirs} numbers and the student has {ours}; use "
-                "--dgl-init=random, or leave these sizes to the teacher"
-            )
     there, here = (dict(misc.named_params_and_buffers(net)) for net in (source, student))
-    if there.keys() != here.keys():
-        differing = sorted(there.keys() ^ here.keys())[0]
-        raise UserError(f"--dgl-init: G of {name} and the student have other layers, such as {differing}")
-    for width in family.prune_plan(source):
+    plan = family.prune_plan(source) if parts == "teacher" else []
+    pruned = {(axis.tensor, axis.axis) for width in plan for axis in width}
+    for key in sorted(there.keys() | here.keys()):
+        if parts == "mapping" and not key.startswith(family.mapping_prefix):
+            continue
+        theirs, ours = (tuple(tensors[key].shape) if key in tensors else None for tensors in (there, here))
+        fixed = [t == o for dim, (t, o) in enumerate(zip(theirs or (), ours or ())) if (key, dim) not in pruned]
+        if None in (theirs, ours) or len(theirs) != len(ours) or not all(fixed):
+            raise UserError(
+                f"--dgl-init: {key} is {theirs or 'missing'} in G of {name} and {ours or 'missing'} in the student; leave "
+                "--cfg, --cond, --z-dim and --w-dim to the teacher, or use --dgl-init=random"
+            )
+    for width in plan:
         C, n = _size(there, width), _size(here, width)
         if n > C:
             layer = width[0].tensor

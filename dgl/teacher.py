@@ -57,13 +57,9 @@ class Teacher:
         self.D = layout.prepare(self.D, device)
         return self
 
-    def release_file(self) -> None:
-        """Frees the rest of the pickle. A `G` that was not accessed before is None from then on."""
-        self._snapshot = None
-
     def without_G(self) -> "Teacher":
         """Frees all but `D`, which is all that scores need, and returns this teacher; `G` is None from then on."""
-        self.release_file()
+        self._snapshot = None
         vars(self).pop("G", None)
         return self
 
@@ -74,13 +70,12 @@ class Teacher:
         whose own class supports fp16 only (from a trusted pickle) runs in fp32 where the run has another type.
         """
         dtype = precision.get_half_dtype(student_D)
-        student = getattr(student_D, "init_kwargs", {})
-        num_fp16_res = student.get("num_fp16_res", 0)
+        like = getattr(student_D, "init_kwargs", {})
         if not precision.is_supported(self.D) and not self._is_fp16(dtype):
-            if num_fp16_res > 0 and dtype == torch.bfloat16:
+            if dtype == torch.bfloat16 and precision.has_half_blocks(student_D):
                 distributed.print0(f"The teacher {self.path} runs in fp32: its own class supports fp16 only.")
-            num_fp16_res = 0
-        self._set_half_resolutions(num_fp16_res, student.get("conv_clamp"))
+            like = {}
+        self._rebuild(families.of(self.D).half_precision(type(self.D).__name__, self.D.init_kwargs, like))
         precision.set_half_dtype(self.D, dtype)
 
     @property
@@ -90,14 +85,11 @@ class Teacher:
     def _is_fp16(self, dtype: torch.dtype | None) -> bool:
         return self._device.type == "cuda" if dtype is None else dtype == torch.float16
 
-    def _set_half_resolutions(self, num_fp16_res: int, conv_clamp: float | None) -> None:
+    def _rebuild(self, kwargs: dict) -> None:
+        """Build D with other constructor arguments, unless they are what it has or its class does not take them."""
         own = self.D.init_kwargs
-        if own.get("num_fp16_res") == num_fp16_res:
-            return  # unrecorded, the default depends on the class
-        if "num_fp16_res" not in inspect.signature(type(self.D)).parameters:
-            return  # a class of another project, always in one precision
-        clamp = conv_clamp if num_fp16_res > 0 and own.get("conv_clamp") is None else None
-        kwargs = families.of(self.D).half_precision(type(self.D).__name__, own, num_fp16_res, clamp)
+        if kwargs == own or not kwargs.keys() - own.keys() <= inspect.signature(type(self.D)).parameters.keys():
+            return
         with _rng_untouched():
             D = type(self.D)(*self.D.init_args, **kwargs)
         misc.copy_params_and_buffers(self.D, D, require_all=True)

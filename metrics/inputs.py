@@ -11,21 +11,25 @@ from typing import Any
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, metric_utils, saved_stats
 from metrics.catalogue import Metric
-from training.files.snapshot import load_snapshot
+from training.files.snapshot import Snapshot
 
 _DATASET_CLASS = "training.dataset.ImageFolderDataset"
 
 
 def of_network(
-    network: str, metrics: Sequence[Metric], data: str | None, mirror: bool | None, detector: str | None, trust: bool
+    snapshot: Snapshot,
+    metrics: Sequence[Metric],
+    data: str | None,
+    mirror: bool | None,
+    detector: str | None,
+    trust: bool,
 ) -> dict[str, Any]:
-    """For the network pickle `network`, and images or saved statistics `data` (None: the network's training set).
+    """For a network pickle, and images or saved statistics `data` (None: the network's training set).
 
     Empty if `metrics` need nothing but the network. Raises UserError for inputs that cannot be opened, contradict each
     other, or are not enough for `metrics`.
     """
-    snapshot = load_snapshot(network, trust=trust)
-    G = snapshot["G_ema"]
+    network, G = snapshot.path, snapshot["G_ema"]
     if G.c_dim == 0 and not any(metric.uses_reals for metric in metrics):
         return {}
     if data is not None and data.endswith(saved_stats.ENDING):

@@ -7,7 +7,7 @@ from typing import Any
 from dnnlib.util import UserError, is_url
 from metrics import catalogue, detectors, inputs, metric_main, metric_utils
 from torch_utils import distributed
-from training.files.snapshot import load_snapshot
+from training.files.snapshot import Snapshot, load_snapshot
 
 
 def measure(
@@ -36,8 +36,10 @@ def measure(
         raise UserError(f"--metrics={','.join(metrics) or 'none'} can only contain the following values: {valid}.")
     for rank in range(gpus):
         distributed.resolve_device(device, rank)
+    snapshot = None
     if network is not None:
-        compared = inputs.of_network(network, found, data, mirror, detector, trust_pickle)
+        snapshot = load_snapshot(network, trust=trust_pickle)
+        compared = inputs.of_network(snapshot, found, data, mirror, detector, trust_pickle)
     elif fakes is not None:
         compared = inputs.of_images(fakes, found, data, mirror, detector)
     else:
@@ -45,19 +47,22 @@ def measure(
         compared = inputs.of_reals(data, found, mirror, detector)
     detectors.ensure_available(metrics, detector)
     options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
-    distributed.launch(_process, gpus, metrics, network, trust_pickle, save_stats, device, options | compared)
+    if gpus > 1:
+        snapshot = None  # each process opens the file itself
+    distributed.launch(_process, gpus, metrics, network, snapshot, trust_pickle, save_stats, device, options | compared)
 
 
 def _process(
     rank: int,
     metrics: list[str],
     network: str | None,
+    snapshot: Snapshot | None,
     trust: bool,
     save_stats: str | None,
     device_name: str,
     options: dict[str, Any],
 ) -> None:
-    """The work of one process. `options`: further arguments of MetricOptions."""
+    """The work of one process. `snapshot`: `network`, if this process has opened it. `options`: of MetricOptions."""
     device = distributed.configure_device(distributed.resolve_device(device_name, rank))
     distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
     options = {**options, "rank": rank, "device": device}
@@ -65,7 +70,9 @@ def _process(
         found = [catalogue.find(name) for name in metrics]
         inputs.save_reals(metric_utils.MetricOptions(**options), found, save_stats)
         return
-    G = None if network is None else load_snapshot(network, trust=trust)["G_ema"]
+    if snapshot is None and network is not None:
+        snapshot = load_snapshot(network, trust=trust)
+    G = None if snapshot is None else snapshot["G_ema"]
     for metric in metrics:
         result = metric_main.calc_metric(metric, G=G, **options)
         if rank == 0:

@@ -25,6 +25,7 @@ RANKS = [  # first prefix that matches
     ("training.checkpoint", 5),
     ("training.options", 6),
     ("training.preflight", 6),
+    ("training.guidance", 6),
     ("training", 3),
     ("metrics", 4),
     ("dgl", 4),

@@ -52,6 +52,11 @@ def is_supported(network: torch.nn.Module) -> bool:
     return bool(_blocks(network))
 
 
+def has_half_blocks(network: torch.nn.Module) -> bool:
+    """Whether some resolutions of `network` run in half precision where the device and the run allow it."""
+    return any(getattr(module, "use_fp16", False) for module in network.modules())
+
+
 def set_half_dtype(network: torch.nn.Module, dtype: torch.dtype | None) -> None:
     """Run the half-precision resolutions of `network` in `dtype`. None restores the default: fp16 on CUDA, else fp32.
 
@@ -83,7 +88,7 @@ def _words(network: torch.nn.Module, dtype: torch.dtype) -> str | None:
         return None
     if dtype == torch.float32:
         return "fp32"
-    if not any(getattr(block, "use_fp16", False) for block in blocks):
+    if not has_half_blocks(network):
         return "fp32 (no half-precision resolutions)"
     return f"{'bf16' if dtype == torch.bfloat16 else 'fp16'} (lower resolutions in fp32)"
 

@@ -28,11 +28,9 @@ def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> 
     """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor."""
     for name, network in networks.items():
         source, file = snapshot[name], f"--resume={snapshot.path}"
-        if source.img_resolution != network.img_resolution:
-            raise UserError(
-                f"{file}: its {name} is for {source.img_resolution}x{source.img_resolution} images, and the "
-                f"dataset has {network.img_resolution}x{network.img_resolution}"
-            )
+        theirs, ours = (getattr(net, "img_resolution", None) for net in (source, network))
+        if None not in (theirs, ours) and theirs != ours:
+            raise UserError(f"{file}: its {name} is for {theirs}x{theirs} images, and the dataset has {ours}x{ours}")
         there = dict(misc.named_params_and_buffers(source))
         for key, tensor in misc.named_params_and_buffers(network):
             if key in there and there[key].shape != tensor.shape:
@@ -55,8 +53,8 @@ def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> N
 def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
     """Start G and G_ema of `networks` from the teacher's generator in `snapshot` (--dgl-init).
 
-    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError where the file
-    has changed since the options were made, has no generator, or has one that does not fit.
+    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError if the file has
+    changed since the options were made, has no generator, or has one that does not fit.
     """
     from dgl import prune
 
@@ -64,6 +62,6 @@ def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict
     if snapshot.sha256 != init_kwargs["sha256"]:
         raise UserError(f"--dgl-init: {snapshot.path} has changed since this run was set up; restore the original file")
     source = snapshot["G_ema" if "G_ema" in snapshot else "G"]
-    prune.check_source(source, networks["G"], str(snapshot.path))
+    prune.check_source(source, networks["G"], str(snapshot.path), arguments["parts"])
     for name in ("G", "G_ema"):
         prune.inherit(source, networks[name], **arguments)

@@ -64,6 +64,7 @@ class Term:
     """
 
     active = True
+    needs_teacher_G = False  # whether it draws images from the teachers' generators, which otherwise are freed
 
     def __call__(self, fakes: Fakes) -> torch.Tensor:
         """The addition to the generator's loss per sample [N, 1], its weight included."""
@@ -93,10 +94,11 @@ class Term:
 class Loss:
     """Interface of a loss for the training loop. For losses of other projects only `accumulate_gradients` is needed.
 
-    `terms` are added to the generator's main loss. A family that takes terms calls `add_terms` there and `train_term`
-    for phases that are not its own, implements `run_G`, and has the attributes `device` and `D`.
+    `terms` are added to the generator's main loss. A family that `takes_terms` calls `with_terms` there, `train_term`
+    for phases that are not its own, implements `run_G`, and has an attribute `D`.
     """
 
+    takes_terms = False
     terms: Sequence[Term] = ()
     augment_pipe: torch.nn.Module | None = None
 
@@ -125,7 +127,11 @@ class Loss:
         """The phases in which terms train networks, to be run after those of G and D."""
         return [phase for term in self.terms for phase in term.phases()]
 
-    def add_terms(self, fakes: Fakes) -> torch.Tensor:
+    def add_terms(self, terms: Sequence[Term]) -> None:
+        """Add `terms` to those that the loss has."""
+        self.terms = [*self.terms, *terms]
+
+    def with_terms(self, fakes: Fakes) -> torch.Tensor:
         """The generator's main loss per sample [N, 1]: the family's own plus every active term."""
         loss = fakes.loss
         for term in self.terms:
@@ -169,6 +175,8 @@ class StyleGAN2Loss(Loss):
     Subclasses of other projects override `run_G(z, c, sync)` and `run_D(img, c, sync)`. `sync` has no effect here:
     gradients are averaged over processes after the last micro-batch (training.phases).
     """
+
+    takes_terms = True
 
     def __init__(
         self,
@@ -243,7 +251,7 @@ class StyleGAN2Loss(Loss):
         gen_logits = self.run_D(gen_img, gen_c, sync=True)
         report("Loss/scores/fake", gen_logits)
         report("Loss/signs/fake", gen_logits.sign())
-        loss = self.add_terms(Fakes(gen_z, gen_c, ws, gen_img, gen_logits, g_nonsaturating(gen_logits)))
+        loss = self.with_terms(Fakes(gen_z, gen_c, ws, gen_img, gen_logits, g_nonsaturating(gen_logits)))
         report("Loss/G/loss", loss)
         loss.mean().mul(gain).backward()
 

@@ -18,7 +18,7 @@ from dnnlib.cli import BOOL, CommaList
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
-from training.families.family import Data, Family, Like
+from training.families.family import Data
 
 # fmt: off
 _BLIT   = ("xflip", "rotate90", "xint")
@@ -109,6 +109,18 @@ def _teacher_word(f: Flags) -> str:
     return f"dgl{f.dgl_weight:g}" + (f"-teachers{count}" if count > 1 else "")
 
 
+class _Cfg(click.ParamType):
+    """A preset of any family that is registered when the command line is read."""
+
+    name = "preset"
+
+    def convert(self, value: str, param, ctx) -> str:
+        """The name of the preset."""
+        if value not in families.presets():
+            self.fail(f"{value!r} is not one of {', '.join(families.presets())}", param, ctx)
+        return value
+
+
 COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
 INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
 _OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
@@ -130,9 +142,9 @@ OPTIONS = [
     Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
     Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),
     Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
-    Option("--cfg", _BASE, click.Choice(families.presets()), "auto", "Preset.", word=_cfg_word),
+    Option("--cfg", _BASE, _Cfg(), "auto", "Preset.", word=_cfg_word, metavar=f"[{'|'.join(families.presets())}]"),
     Option("--gamma", _BASE, POSITIVE, None, "R1 weight.",
-           lands=("loss_kwargs.r1_gamma",), word="gamma", unset="from --cfg"),
+           word="gamma", unset="from --cfg"),
     Option("--kimg", _BASE, COUNT, None, "Length of training in thousand images.",
            lands=("total_kimg",), word="kimg", unset="from --cfg"),
     Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.",
@@ -147,13 +159,14 @@ OPTIONS = [
            f"Start from this network: file, URL, {', '.join(families.aliases())}, noresume.",
            word=_resume_word, metavar="PKL"),
     Option("--freezed", _FROM, INDEX, None, "Freeze this many of D's first layers.",
-           lands=("D_kwargs.block_kwargs.freeze_layers",), word="freezed", unset="0"),
+           word="freezed", unset="0"),
     Option("--trust-pickle", _FROM, SWITCH, False, "Run the code in pickles. Only for files you made yourself.",
            lands=("trust_pickle",)),
     Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
            word="batchgpu", unset="from --cfg"),
-    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 (of the teacher's), or a channel_base from 64.", word="cbase"),
-    Option("--cbase-d", _DGL, float, None, "The same for D.", word="cbased", unset="--cbase"),
+    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 of the teacher's or --cfg's, or a channel_base.",
+           word="cbase"),
+    Option("--cbase-d", _DGL, float, None, "Width of D, likewise.", word="cbased", unset="--cbase"),
     Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),
     Option("--w-dim", _DGL, COUNT, None, "Numbers in an intermediate latent w.", word="w",
            unset="512, or the teacher's"),
@@ -244,8 +257,15 @@ def resolve(**flags) -> Plan:
     check_flags(f)
     training_set, data = _open_data(f)
     opened = Opened(training_set)
-    teacher = _open_teachers(f, opened) if f.dgl_teacher else None
+    teacher = None
+    if f.dgl_teacher:
+        from training import guidance
+
+        teacher = guidance.open_teachers([_location(name) for name in f.dgl_teacher], f.trust_pickle, opened)
     family, preset = families.preset(f.cfg, data.resolution, f.gpus)
+    for name in families.flags() - family.flags:
+        if f.given(name):
+            raise UserError(f"{BY_NAME[name].flag} has no meaning for the family {family.name} of --cfg={f.cfg}")
     options = {
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
@@ -260,7 +280,7 @@ def resolve(**flags) -> Plan:
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
     if f.dgl_teacher:
-        _add_guidance(f, data, family, plan)
+        plan.notices.extend(guidance.add_guidance(f, data, family, options, opened))
     return plan
 
 
@@ -300,7 +320,7 @@ def _run_name(dataset: str, f: Flags) -> str:
     words = [dataset]
     for option in OPTIONS:
         value = getattr(f, option.name)
-        if option.word is None or value is False or not (f.given(option.name) or option.name == "cfg"):
+        if option.word is None or value is False or value == [] or not (f.given(option.name) or option.name == "cfg"):
             continue
         if callable(option.word):
             words.append(option.word(f))
@@ -366,45 +386,3 @@ def _augment_options(f: Flags) -> dict[str, Any]:
     pipe = {"class_name": "training.augment.AugmentPipe", **dict.fromkeys(AUGPIPES[f.augpipe], 1)}
     strength = {"augment_p": f.p} if f.aug == "fixed" else {"ada_target": f.target}
     return {**strength, "augment_kwargs": pipe}
-
-
-def _open_teachers(f: Flags, opened: Opened) -> Like:
-    """Open every teacher; returns what a student takes from the first."""
-    from dgl.teacher import open_teacher
-
-    opened.teachers = [open_teacher(_location(name), f.trust_pickle, load=opened.snapshot) for name in f.dgl_teacher]
-    first = opened.teachers[0]
-    G_kwargs = getattr(first.G, "init_kwargs", None)
-    return Like(G_kwargs, first.D.init_kwargs)
-
-
-def _add_guidance(f: Flags, data: Data, family: Family, plan: Plan) -> None:
-    """Check every teacher, turn the loss into the guided one, start G from the first, and show the sizes of both."""
-    from dgl.prune import check_source
-    from dgl.student import check_smaller, size_table
-    from dgl.teacher import check_teacher
-    from training.initial import new_network
-
-    options, teachers = plan.options, plan.opened.teachers
-    for teacher in teachers:
-        check_teacher(teacher, data.resolution, data.channels, data.c_dim, options["batch_gpu"])
-    base = options["loss_kwargs"]["class_name"]
-    if base != "training.loss.StyleGAN2Loss":  # the default of DGLLoss
-        options["loss_kwargs"].update(base_class=base, dgl_form=family.adversarial_form)
-    options["loss_kwargs"].update(
-        class_name="dgl.loss.DGLLoss",
-        teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
-        trust_pickle=f.trust_pickle,
-    )
-    first, student = teachers[0], new_network(options["G_kwargs"], data.network_shape)
-    check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
-    if f.dgl_init != "random":
-        check_source(first.G, student, first.path)
-        source = {"path": first.path, "sha256": first.sha256}
-        how = {"parts": f.dgl_init, "ranking": f.dgl_prune, "svs": f.dgl_svs, "seed": f.seed}
-        options["init_kwargs"] = {**source, **how}
-    plan.notices.append(size_table(first.G, student))
-    if f.dgl_start >= options["total_kimg"]:
-        plan.notices.append(
-            f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part."
-        )

@@ -191,6 +191,9 @@ class Trainer:
             **{**opt.loss_kwargs, **opened_arguments},
         )
         self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
+        first = self.phases[0]
+        if first.interval != 1 or not first.fresh_reals:
+            raise ValueError(f"the first phase of the family {self.family.name} must take fresh reals every iteration")
 
     def run(self, abort_fn=None, progress_fn=None) -> None:
         """Train until `total_kimg` is reached or `abort_fn` returns true."""

@@ -13,6 +13,7 @@ from tests import tolerances
 from tests.dgl.tiny import BATCH, NoisyPipe, Student, make_D, same, save_teacher
 from tests.support import rnd
 from torch_utils import training_stats
+from training.loss import Term
 
 DGL_STATS = "Loss/DGL/.*"
 
@@ -336,3 +337,56 @@ def test_the_base_loss_gets_the_other_arguments(teacher):
         Student([teacher], r1_gamma=r1_gamma).gradients("Dreg")
         stats.update()
         assert stats.num("Loss/D/reg") == reported
+
+
+# Further terms, and what the loss shares with its base
+
+
+class Matching(Term):
+    """Mean squared difference to the matching images of the first teacher."""
+
+    needs_teacher_G = True
+
+    def __init__(self, teachers, weight):
+        self.teacher, self.weight = teachers[0], weight
+
+    def __call__(self, fakes):
+        difference = fakes.img - self.teacher.matching_images(fakes)
+        return self.weight * difference.square().mean(dim=(1, 2, 3)).unsqueeze(1)
+
+
+def test_a_term_named_in_the_options_draws_images_of_the_teacher(tmp_path):
+    teacher = save_teacher(tmp_path)
+    gradients = []
+    for weight in (0, 1):
+        terms = [{"class_name": f"{__name__}.Matching", "weight": weight}]
+        student = Student([teacher], dgl_weight=0, terms=terms)
+        assert student.loss.teachers[0].G is not None
+        gradients.append(student.gradients("Gmain")["G.synthesis.b16.torgb.weight"])
+    assert not torch.equal(*gradients)
+
+
+def test_generators_of_teachers_are_freed_where_no_term_needs_them(tmp_path):
+    assert Student([save_teacher(tmp_path)]).loss.teachers[0].G is None
+
+
+def test_what_is_not_guidance_is_asked_of_the_base(tmp_path):
+    pipe = NoisyPipe()
+    student = Student([save_teacher(tmp_path)], augment_pipe=pipe)
+    loss = student.loss
+    assert len(loss.terms) == 1 and loss.terms is loss.base.terms
+    assert loss.augment_pipe is pipe and loss.D is student.D and loss.pl_mean is loss.base.pl_mean
+    with pytest.raises(AttributeError):
+        loss.nonsense  # noqa: B018
+
+
+class Deaf:
+    """A loss of another project, which takes no terms."""
+
+    def __init__(self, device, **parts):
+        self.device = device
+
+
+def test_a_base_that_takes_no_terms_is_refused():
+    with pytest.raises(UserError, match=r"--dgl-teacher: .*Deaf, which takes no terms"):
+        DGLLoss(torch.device("cpu"), teachers=[], base_class=f"{__name__}.Deaf")

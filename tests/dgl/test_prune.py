@@ -159,20 +159,30 @@ def test_singular_value_scaling_reaches_the_synthesis_network_only():
     assert weights <= changed and not any(name.startswith("mapping.") for name in changed)
 
 
+LAYERS = {"mapping_kwargs": {"num_layers": 2}}
+
+
 @pytest.mark.parametrize(
-    "student, sentence",
+    ("student", "sentence"),
     [
         (lambda: make_G(1, channel_base=512, channel_max=32), "wider than G of t.pkl"),
-        (lambda: make_G(1, c_dim=0), "labels of 3 numbers and the student has 0"),
-        (lambda: Generator(5, C_DIM, Z_DIM, 16, 3, {"num_layers": 2}), "z of 8 numbers and the student has 5"),
-        (lambda: Generator(Z_DIM, C_DIM, 9, 16, 3, {"num_layers": 2}), "w of 8 numbers and the student has 9"),
-        (lambda: Generator(Z_DIM, C_DIM, Z_DIM, 16, 3, {"num_layers": 3}), "other layers, such as mapping.fc2"),
+        (lambda: make_G(1, c_dim=0), "mapping.embed.bias is .* and missing in the student"),
+        (lambda: Generator(5, C_DIM, Z_DIM, 16, 3, **LAYERS), r"mapping.fc0.weight is \(8, 16\) .* and \(8, 13\)"),
+        (lambda: Generator(Z_DIM, C_DIM, 9, 16, 3, **LAYERS), r"mapping.embed.bias is \(8,\) .* and \(9,\)"),
+        (lambda: Generator(Z_DIM, C_DIM, Z_DIM, 16, 3, {"num_layers": 3}), "mapping.fc2.bias is missing in G of"),
+        (lambda: Generator(Z_DIM, C_DIM, Z_DIM, 32, 3, **LAYERS), "synthesis.b32.conv0.affine.bias is missing"),
     ],
 )
 def test_what_cannot_be_inherited_is_refused(student, sentence):
     with pytest.raises(UserError, match=f"--dgl-init: .*{sentence}"):
         prune.check_source(wide_G(), student(), "t.pkl")
+
+
+def test_what_can_be_inherited():
     prune.check_source(wide_G(), make_G(2), "t.pkl")
+    prune.check_source(wide_G(), make_G(1, channel_base=512, channel_max=32), "t.pkl", parts="mapping")
+    with pytest.raises(UserError, match="t.pkl has no generator to start from"):
+        prune.check_source(None, make_G(2), "t.pkl")
 
 
 @pytest.mark.slow

@@ -124,17 +124,10 @@ def test_matching_images_draw_nothing_and_have_no_graph(tmp_path):
 
 def test_matching_images_need_a_generator(tmp_path):
     teacher = open_teacher(save_teacher(tmp_path))
-    teacher.release_file()
+    teacher.without_G()
     with pytest.raises(UserError) as error:
         teacher.matching_images(fakes())
     assert "teacher.pkl holds no generator" in sentence(error)
-
-
-def test_a_generator_in_use_survives_the_release_of_the_file(tmp_path):
-    teacher = open_teacher(save_teacher(tmp_path))
-    img = teacher.matching_images(fakes())
-    teacher.release_file()
-    assert torch.equal(teacher.matching_images(fakes()), img)
 
 
 def test_a_teacher_without_its_generator_scores_as_before(tmp_path):

@@ -16,6 +16,8 @@ ADAM = {"class_name": "torch.optim.Adam", "lr": 0.05, "betas": [0, 0.99], "eps":
 class HingeLoss(Loss):
     """A GAN with hinge losses, without ws, regularisers or statistics; phases Gboth and Dboth."""
 
+    takes_terms = True
+
     def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None):
         self.device, self.D, self.augment_pipe = device, D, augment_pipe
         self.G_mapping, self.G_synthesis = G_mapping, G_synthesis
@@ -30,7 +32,7 @@ class HingeLoss(Loss):
         img, ws = self.run_G(gen_z, gen_c, sync)
         logits = self.D(self.augment(img), gen_c)
         if phase == "Gboth":
-            loss = self.add_terms(Fakes(gen_z, gen_c, ws, img, logits, -logits))
+            loss = self.with_terms(Fakes(gen_z, gen_c, ws, img, logits, -logits))
         else:
             loss = relu(1 + logits) + relu(1 - self.D(self.augment(real_img), real_c))
         loss.mean().mul(gain).backward()

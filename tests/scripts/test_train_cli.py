@@ -275,7 +275,7 @@ def test_interrupt_leaves_the_run_directory(run_cli, outdir, datasets, loop_call
 def test_the_loop_takes_every_option(datasets, teacher_pkl):  # noqa: F811
     """Whatever flags are given, the options are names that the training loop knows."""
     everything = {"resume": "ffhq256", "aug": "fixed", "p": 0.1, "nobench": True, "allow_tf32": True, "keep": 1}
-    ours = {"device": "cpu", "detector": "mnist", "trust_pickle": True, "dgl_teacher": [teacher_pkl]}
+    ours = {"device": "cpu", "detector": "mnist", "trust_pickle": True, "dgl_teacher": [teacher_pkl], "cbase": 1}
     _, options = build(data=datasets["toy64"], **everything, **ours)
     training_loop.TrainingOptions(run_dir="runs", **options)
 

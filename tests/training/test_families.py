@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The family interface: a third family, known only to this test, works with every tool unchanged."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,17 +19,18 @@ from tests.support import make_image_zip
 from tests.training.toy_family import TOY
 from training import families
 from training.files import snapshot
-from training.networks import Generator
 from training.options import build
+from training.training_loop import training_loop
+
+SHAPE = {"c_dim": 0, "img_resolution": 16, "img_channels": 1}
 
 
 @pytest.fixture
-def toy(monkeypatch):
-    """The family is registered, and --cfg of train.py knows its preset, until the test ends."""
-    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+def toy():
+    """The toy family is registered until the test ends."""
     families.register(TOY)
-    (cfg,) = (parameter for parameter in train.main.params if parameter.name == "cfg")
-    monkeypatch.setattr(cfg, "type", type(cfg.type)(families.presets()))
+    yield
+    families.unregister(TOY.name)
 
 
 @pytest.fixture
@@ -63,6 +65,8 @@ def test_a_third_family_trains_resumes_generates_and_is_measured(toy, run, tmp_p
     status, out, err = run(train, outdir=tmp_path / "second", resume=first, seed=1, **flags)
     assert status == 0, err
     assert f"Resuming from {first}" in out
+    resumed = snapshot.load_snapshot(snapshot_of(tmp_path / "second"))["G_ema"]
+    assert not torch.equal(resumed.l0.weight, trained["G_ema"].l0.weight)
 
     status, _, err = run(generate, network=first, seeds="0-1", outdir=tmp_path / "images", device="cpu")
     assert status == 0, err
@@ -80,8 +84,7 @@ def test_a_third_family_trains_resumes_generates_and_is_measured(toy, run, tmp_p
 
 def test_resume_starts_from_the_weights_of_the_file(toy, run, tmp_path, monkeypatch):
     data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)
-    shape = {"c_dim": 0, "img_resolution": 16, "img_channels": 1}
-    nets = {name: families.class_of(f"Toy{name}")(**shape) for name in ("G", "D")}
+    nets = {name: families.class_of(f"Toy{name}")(**SHAPE) for name in ("G", "D")}
     snapshot.save_snapshot(tmp_path / "start.pkl", {**nets, "G_ema": nets["G"]})
     trainers = []
     monkeypatch.setattr("training.training_loop.Trainer.run", lambda self, *_: trainers.append(self))
@@ -91,14 +94,43 @@ def test_resume_starts_from_the_weights_of_the_file(toy, run, tmp_path, monkeypa
         assert torch.equal(trainers[0].G.state_dict()[name], tensor)
 
 
-def test_guidance_wraps_the_loss_of_the_family(toy, tmp_path):
+def test_guidance_reaches_the_generator_of_the_family(toy, run, tmp_path):
+    """The same run with a heavy teacher ends with other weights of G, and says so in its statistics."""
     data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)
-    shape = {"c_dim": 0, "img_resolution": 16, "img_channels": 1}
-    snapshot.save_snapshot(tmp_path / "teacher.pkl", {"D": families.class_of("ToyD")(**shape)})
-    _, made = build(data=str(data), cfg="toy", dgl_teacher=[str(tmp_path / "teacher.pkl")])
-    assert made["loss_kwargs"]["class_name"] == "dgl.loss.DGLLoss"
-    assert made["loss_kwargs"]["base_class"] == "tests.training.toy_family.ToyLoss"
-    assert made["loss_kwargs"]["dgl_form"] == "logistic"
+    torch.manual_seed(1)
+    snapshot.save_snapshot(tmp_path / "teacher.pkl", {"D": families.class_of("ToyD")(**SHAPE)})
+    flags = {"data": data, "cfg": "toy", "aug": "noaug", "metrics": "none", "device": "cpu", "workers": 1}
+    weights = []
+    for guidance in ({}, {"dgl_teacher": tmp_path / "teacher.pkl", "dgl_weight": 1000}):
+        outdir = tmp_path / f"runs{len(weights)}"
+        status, _, err = run(train, outdir=outdir, **flags, **guidance)
+        assert status == 0, err
+        weights.append(snapshot.load_snapshot(snapshot_of(outdir))["G"].l0.weight)
+        stats = json.loads((snapshot_of(outdir).parent / "stats.jsonl").read_text().splitlines()[-1])
+        assert ("Loss/DGL/scores0" in stats) == bool(guidance)
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("gamma", 1), ("freezed", 1), ("cbase", 0.5), ("fp32", 1), ("nhwc", 1)])
+def test_flags_of_other_families_are_refused(toy, run, tmp_path, flag, value):
+    data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)
+    status, _, err = run(train, outdir=tmp_path / "runs", data=data, cfg="toy", metrics="none", **{flag: value})
+    assert status == 2 and f"--{flag} has no meaning for the family toy" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_presets_are_known_while_their_family_is(run, tmp_path):
+    data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)
+    status, _, err = run(train, outdir=tmp_path / "runs", data=data, cfg="toy", metrics="none")
+    assert status == 2 and "'toy' is not one of auto, stylegan2" in err
+
+
+def test_a_schedule_that_starts_without_real_images_is_refused(toy, run, tmp_path):
+    data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)
+    families.register(dataclasses.replace(TOY, phases=lambda *args: TOY.phases(*args)[::-1]))
+    options = build(data=str(data), cfg="toy", aug="noaug", device="cpu", metrics=[])[1]
+    with pytest.raises(ValueError, match="the first phase of the family toy must take fresh reals"):
+        training_loop(run_dir=str(tmp_path), **{**options, "data_loader_kwargs": {}})
 
 
 def test_names_are_not_shared_between_families(toy):
@@ -107,16 +139,19 @@ def test_names_are_not_shared_between_families(toy):
 
 
 def test_a_network_of_unknown_name_counts_as_stylegan2(toy):
-    class Renamed(Generator):
+    class Renamed(torch.nn.Module):
         pass
 
-    G = Renamed(4, 0, 4, 8, 1, synthesis_kwargs={"channel_max": 2})
+    G = Renamed()
     assert families.of(G).name == "stylegan2"
     families.require_w(G, "Projection")
 
 
 def test_a_family_without_w_is_named(toy):
-    G = families.class_of("ToyG")(c_dim=0, img_resolution=16, img_channels=1)
-    assert families.of(G) is TOY
+    class Renamed(families.class_of("ToyG")):
+        pass
+
+    G = families.class_of("ToyG")(**SHAPE)
+    assert families.of(G) is TOY and families.of(Renamed(**SHAPE)) is TOY
     with pytest.raises(UserError, match=r"Projection needs a latent space w, which a ToyG \(toy\) does not have"):
         families.require_w(G, "Projection")

@@ -190,11 +190,13 @@ def test_metric_with_a_count_in_its_name(datasets):
 
 
 def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
-    desc, options = build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0)
+    desc, options = build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0, cbase=0.5)
     (teacher,) = options["loss_kwargs"].pop("teachers")
     assert teacher["path"] == teacher_pkl and len(teacher["sha256"]) == 64
     assert options["loss_kwargs"] == {
         "class_name": "dgl.loss.DGLLoss",
+        "base_class": "training.loss.StyleGAN2Loss",
+        "dgl_form": "logistic",
         "r1_gamma": 3.0,
         "dgl_weight": 0.1,
         "dgl_start": 0,
@@ -202,7 +204,7 @@ def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
         "dgl_augment": False,
         "trust_pickle": False,
     }
-    assert desc == "toy64-auto1-gamma3-batch8-dgl0.1"
+    assert desc == "toy64-auto1-gamma3-batch8-cbase0.5-dgl0.1"
     json.dumps(options)
 
 
@@ -217,7 +219,7 @@ def test_two_teachers_with_every_choice(datasets, teacher_pkl):
 
 
 def test_size_table_and_late_start_are_shown(datasets, teacher_pkl):
-    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "kimg": 10}
+    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "kimg": 10, "cbase": 0.5}
     shown = "\n".join(resolve(**flags, dgl_start=10.0).notices)
     assert "parameters" in shown and "ratio" in shown
     assert "--dgl-start=10" in shown
@@ -240,3 +242,8 @@ def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
     torch.manual_seed(7)
     build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("flags", [{"dgl_teacher": []}, {"mirror": False, "cond": False}, {"metrics": []}])
+def test_flags_given_with_nothing_are_not_named(flags, datasets):
+    assert build(data=datasets["toy64"], **flags)[0] == "toy64-auto1"

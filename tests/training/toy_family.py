@@ -7,7 +7,7 @@ from torch import nn
 
 from torch_utils import persistence
 from training.families.family import Data, Family, batch_sizes
-from training.loss import Loss, d_logistic_fake, d_logistic_real, g_nonsaturating
+from training.loss import Fakes, Loss, d_logistic_fake, d_logistic_real, g_nonsaturating
 from training.phases import Phase
 
 
@@ -59,17 +59,20 @@ class ToyD(nn.Module):
 
 
 class ToyLoss(Loss):
-    """Phases D, on real images, and G."""
+    """Phases D, on real images, and G, to whose loss terms may be added."""
+
+    takes_terms = True
 
     def __init__(self, device, G, D, augment_pipe=None):
         self.G, self.D = G, D
 
     def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
-        fakes = self.G(gen_z, gen_c)
+        img = self.G(gen_z, gen_c)
         if phase == "G":
-            loss = g_nonsaturating(self.D(fakes, gen_c))
+            logits = self.D(img, gen_c)
+            loss = self.with_terms(Fakes(gen_z, gen_c, None, img, logits, g_nonsaturating(logits)))
         else:
-            loss = d_logistic_fake(self.D(fakes.detach(), gen_c)) + d_logistic_real(self.D(real_img, real_c))
+            loss = d_logistic_fake(self.D(img.detach(), gen_c)) + d_logistic_real(self.D(real_img, real_c))
         loss.mean().mul(gain).backward()
 
 
@@ -110,9 +113,10 @@ TOY = Family(
     generators={"ToyG": f"{__name__}.ToyG"},
     discriminators={"ToyD": f"{__name__}.ToyD"},
     presets={"toy": 8},
+    flags=frozenset(),
     options=options,
     stored_arguments=lambda class_name, module_src, args, kwargs, tensor_names: (args, kwargs),
-    half_precision=lambda class_name, kwargs, num_fp16_res, conv_clamp: kwargs,
+    half_precision=lambda class_name, kwargs, like: kwargs,
     loss_arguments=lambda G, D: {"G": G, "D": D},
     phases=phases,
     sample=sample,

@@ -26,7 +26,7 @@ def prepare(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     for module in network.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.ndim == 4:
-            transposed = getattr(module, "up", 1) != 1 and weight.shape[2:] != (1, 1)
+            transposed = getattr(module, "up", 1) > 1 and weight.shape[2:] != (1, 1)
             if transposed:
                 weight.data = channels_last(weight.data.transpose(0, 1)).transpose(0, 1)
             else:

@@ -30,6 +30,16 @@ def register(family: Family) -> Family:
     return family
 
 
+def unregister(name: str) -> None:
+    """Make the family called `name` unknown again. Raises KeyError if it is."""
+    del _FAMILIES[name]
+
+
+def flags() -> frozenset[str]:
+    """Flags, as Python names, that only some families have."""
+    return frozenset().union(*(family.flags for family in _FAMILIES.values()))
+
+
 def presets() -> list[str]:
     """Values of --cfg."""
     return [name for family in _FAMILIES.values() for name in family.presets]
@@ -48,11 +58,12 @@ def aliases() -> dict[str, str]:
 
 
 def of(network: torch.nn.Module) -> Family:
-    """The family of a network, by the name of its class.
+    """The family of a network, by the name of its class or of a base class.
 
-    Unknown names count as StyleGAN2: other projects name their drop-in replacements freely.
+    A class of an unknown name counts as StyleGAN2's: drop-in replacements of other projects name theirs as they like.
     """
-    return find(type(network).__name__) or STYLEGAN2
+    found = (find(cls.__name__) for cls in type(network).__mro__)
+    return next((family for family in found if family is not None), STYLEGAN2)
 
 
 def find(class_name: str) -> Family | None:

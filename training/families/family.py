@@ -31,11 +31,6 @@ class Data(NamedTuple):
     has_labels: bool
     c_dim: int  # of the networks: 0 without --cond
 
-    @property
-    def network_shape(self) -> dict[str, int]:
-        """Constructor arguments of all networks that depend on the data."""
-        return {"c_dim": self.c_dim, "img_resolution": self.resolution, "img_channels": self.channels}
-
 
 class Like(NamedTuple):
     """Recorded constructor arguments of a teacher's networks, by keyword; None where its file does not have one."""
@@ -59,12 +54,13 @@ class Family:
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
     presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
+    flags:              flags of train.py, as Python names, that only some families have, and this one reads.
     options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
                         D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
                         our class. Raises UserError if our class cannot represent it.
-    half_precision:     (class name, constructor kwargs, num_fp16_res, conv_clamp) -> kwargs of the same network with
-                        that many half-precision resolutions; a clamp of None keeps the network's own.
+    half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
+                        half precision where the other has it; None for the other is the published setting.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
@@ -75,6 +71,7 @@ class Family:
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
+    derived_tensors:    endings of tensors that follow from constructor arguments, which files may leave out.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
     mapping_prefix:     start of the names of G's tensors from z and c to its intermediate latent.
@@ -86,9 +83,10 @@ class Family:
     generators: dict[str, str]
     discriminators: dict[str, str]
     presets: dict[str, Any]
+    flags: frozenset[str]
     options: Callable[[Any, Any, Data, Like | None], dict[str, Any]]
     stored_arguments: Callable[[str, str, tuple, dict, list[str]], tuple[tuple, dict]]
-    half_precision: Callable[[str, dict, int, float | None], dict]
+    half_precision: Callable[[str, dict, dict | None], dict]
     loss_arguments: Callable[[torch.nn.Module, torch.nn.Module], dict[str, torch.nn.Module]]
     phases: Callable[[torch.nn.Module, torch.nn.Module, Any], list]
     sample: Callable[..., torch.Tensor]
@@ -98,6 +96,7 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
+    derived_tensors: tuple[str, ...] = ()
     has_w: bool = False
     mapping_prefix: str = "mapping."
     export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 CHANNEL_BASE, CHANNEL_MAX = 32768, 512
-HALF_PRECISION_CLAMP = 256  # bound on activations in half-precision blocks (arXiv 2006.06676, appendix)
+# Resolutions that may run in half precision, and the bound on activations there (arXiv 2006.06676, appendix).
+_PUBLISHED_PRECISION = {"num_fp16_res": 4, "conv_clamp": 256}
 
 
 class Preset(NamedTuple):
@@ -70,13 +71,14 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     G, D = _shape_of(preset, teacher)
     group = D["epilogue_kwargs"].get("mbstd_group_size", 4)
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
-    precision = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
-    if flags.fp32:
-        precision = {"num_fp16_res": 0, "conv_clamp": None}
+    precision = {"num_fp16_res": 0, "conv_clamp": None} if flags.fp32 else _PUBLISHED_PRECISION
     layout = {"fp16_channels_last": True} if flags.nhwc else {}
     d_width = ("--cbase", flags.cbase) if flags.cbase_d is None else ("--cbase-d", flags.cbase_d)
     adam = {"class_name": "torch.optim.Adam", "lr": preset.lr, "betas": [0, 0.99], "eps": 1e-8}
-    loss = {"class_name": "training.loss.StyleGAN2Loss", "r1_gamma": preset.gamma}
+    loss = {
+        "class_name": "training.loss.StyleGAN2Loss",
+        "r1_gamma": preset.gamma if flags.gamma is None else flags.gamma,
+    }
     if preset.plain:
         loss.update(pl_weight=0, style_mixing_prob=0)
     return {
@@ -94,7 +96,11 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
         "D_kwargs": {
             "class_name": "training.networks.Discriminator",
             **_scaled(D, data.resolution, *d_width),
-            "block_kwargs": {**D["block_kwargs"], **layout},
+            "block_kwargs": {
+                **D["block_kwargs"],
+                **layout,
+                **({} if flags.freezed is None else {"freeze_layers": flags.freezed}),
+            },
             **precision,
         },
         "G_opt_kwargs": dict(adam),
@@ -116,7 +122,7 @@ _BLOCK_SHAPE = ("resample_filter", "activation")
 
 
 def _shape_of(preset: Preset, teacher: Like | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constructor arguments of G and D at full width: the teacher's where its file has the network, else the preset's."""
+    """Constructor arguments of G and D at full width: the teacher's if its file has the network, else the preset's."""
     full = {"channel_base": int(preset.fmaps * CHANNEL_BASE), "channel_max": CHANNEL_MAX}
     G = {"z_dim": 512, "w_dim": 512, "mapping_kwargs": {"num_layers": preset.layers}, "synthesis_kwargs": full}
     D = {**full, "block_kwargs": {}, "mapping_kwargs": {}, "epilogue_kwargs": {"mbstd_group_size": preset.mbstd}}
@@ -155,7 +161,6 @@ _GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
 _GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_PARTS)
 # StyleGAN3's repository stores StyleGAN2 networks under the same class names, with other arguments.
 _STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
-_STYLEGAN3_DEFAULTS = {"num_fp16_res": 4, "conv_clamp": HALF_PRECISION_CLAMP}
 _STYLEGAN3_W_AVG_BETA = 0.998
 
 
@@ -173,20 +178,30 @@ def stored_arguments(
             # StyleGAN3 passes synthesis arguments directly, among them two switches that have no effect here.
             synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
             kwargs["mapping_kwargs"] = {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})}
-            kwargs["synthesis_kwargs"] = {**_STYLEGAN3_DEFAULTS, **synthesis}
+            kwargs["synthesis_kwargs"] = {**_PUBLISHED_PRECISION, **synthesis}
         return (), kwargs
     if class_name == "Discriminator" and from_stylegan3:
-        kwargs = {**_STYLEGAN3_DEFAULTS, **kwargs}
+        kwargs = {**_PUBLISHED_PRECISION, **kwargs}
     return args, kwargs
 
 
-def half_precision(
-    class_name: str, kwargs: dict[str, Any], num_fp16_res: int, conv_clamp: float | None
-) -> dict[str, Any]:
-    """`kwargs` of a Generator or Discriminator with `num_fp16_res` half-precision resolutions."""
-    changes = {"num_fp16_res": num_fp16_res, **({} if conv_clamp is None else {"conv_clamp": conv_clamp})}
+def half_precision(class_name: str, kwargs: dict[str, Any], like: dict[str, Any] | None) -> dict[str, Any]:
+    """`kwargs` of a Generator or Discriminator with the half-precision resolutions of a network with arguments `like`.
+
+    None is the published setting (arXiv 2006.06676, appendix). A network without an activation clamp takes that of
+    `like` along with half precision.
+    """
     if class_name == "Generator":
-        return {**kwargs, "synthesis_kwargs": {**kwargs.get("synthesis_kwargs", {}), **changes}}
+        synthesis, other = (
+            kwargs.get("synthesis_kwargs", {}),
+            None if like is None else like.get("synthesis_kwargs", {}),
+        )
+        return {**kwargs, "synthesis_kwargs": half_precision("SynthesisNetwork", synthesis, other)}
+    if like is None:
+        return {**kwargs, **_PUBLISHED_PRECISION}
+    changes = {"num_fp16_res": like.get("num_fp16_res", 0)}
+    if changes["num_fp16_res"] not in (0, kwargs.get("num_fp16_res")) and kwargs.get("conv_clamp") is None:
+        changes["conv_clamp"] = like.get("conv_clamp")
     return {**kwargs, **changes}
 
 
@@ -287,6 +302,7 @@ STYLEGAN2 = Family(
     generators={"Generator": "training.networks.Generator"},
     discriminators={"Discriminator": "training.networks.Discriminator"},
     presets=PRESETS,
+    flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "fp32", "nhwc"}),
     options=options,
     stored_arguments=stored_arguments,
     half_precision=half_precision,
@@ -298,6 +314,7 @@ STYLEGAN2 = Family(
     macs=macs,
     batch_group=batch_group,
     differs_by_process=r".*\.w_avg",
+    derived_tensors=("resample_filter",),
     has_w=True,
     # One shared kernel per layer instead of one per sample: many runtimes need constant kernels.
     export_kwargs={"fused_modconv": False},

@@ -46,5 +46,5 @@ def _entries(snapshot: Snapshot, force_fp16: bool) -> dict[str, Any]:
 
 def _in_half_precision(network: torch.nn.Module, name: str) -> torch.nn.Module:
     """A copy of the network with its four highest resolutions in half precision."""
-    kwargs = families.of(network).half_precision(type(network).__name__, network.init_kwargs, 4, 256)
+    kwargs = families.of(network).half_precision(type(network).__name__, network.init_kwargs, None)
     return with_arguments(network, name, **kwargs)

@@ -32,7 +32,6 @@ KEYS = (*NETWORK_KEYS, "training_set_kwargs")
 _LARGEST_ARGUMENT = 1 << 20
 _MOST_ARGUMENTS = 32  # AugmentPipe takes 28
 _SPARE_ELEMENTS = 1 << 24
-_FOLLOWS_FROM_ARGUMENTS = "resample_filter"  # a buffer computed by the constructor; files may omit it
 _PICKLE_PROTOCOL = 4  # the newest that Python 3.7 reads, which StyleGAN2-ADA's code runs on
 
 
@@ -247,9 +246,9 @@ class _Uninitialised(torch.overrides.TorchFunctionMode):
 
 
 def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, name: str) -> None:
-    ours = dict(misc.named_params_and_buffers(network))
+    ours, derived = dict(misc.named_params_and_buffers(network)), families.of(network).derived_tensors
     faults = [f"{key} {list(tensors[key].shape)} is unknown here" for key in tensors.keys() - ours.keys()]
-    missing = [key for key in ours.keys() - tensors.keys() if not key.endswith(_FOLLOWS_FROM_ARGUMENTS)]
+    missing = [key for key in ours.keys() - tensors.keys() if not key.endswith(derived)]
     faults += [f"{key} {list(ours[key].shape)} is missing there" for key in missing]
     for key in tensors.keys() & ours.keys():
         if tensors[key].shape != ours[key].shape:
