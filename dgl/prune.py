@@ -100,8 +100,8 @@ def check_source(source: torch.nn.Module | None, student: torch.nn.Module, name:
         fixed = [t == o for dim, (t, o) in enumerate(zip(theirs or (), ours or ())) if (key, dim) not in pruned]
         if None in (theirs, ours) or len(theirs) != len(ours) or not all(fixed):
             raise UserError(
-                f"--dgl-init: {key} is {theirs or 'missing'} in G of {name} and {ours or 'missing'} in the student; leave "
-                "--cfg, --cond, --z-dim and --w-dim to the teacher, or use --dgl-init=random"
+                f"--dgl-init: {key} is {theirs or 'missing'} in G of {name} and {ours or 'missing'} in the student; "
+                "leave --z-dim and --w-dim to the teacher, or use --dgl-init=random"
             )
     for width in plan:
         C, n = _size(there, width), _size(here, width)

@@ -24,7 +24,7 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     """Make `options` those of a guided run; returns the lines to show at the start: sizes and notices.
 
     `f` are the flags of `training.options`. The loss is guided by all teachers; G starts from the first as --dgl-init
-    says. Raises UserError if a teacher does not fit the run, or if the student is not smaller though no flag asks for it.
+    says. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag asks for it.
     """
     teachers: list[Teacher] = opened.teachers
     for teacher in teachers:

@@ -53,8 +53,8 @@ def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> N
 def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
     """Start G and G_ema of `networks` from the teacher's generator in `snapshot` (--dgl-init).
 
-    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError if the file has
-    changed since the options were made, has no generator, or has one that does not fit.
+    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError if the file
+    has changed since the options were made, has no generator, or has one that does not fit.
     """
     from dgl import prune
 

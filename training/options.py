@@ -164,7 +164,7 @@ OPTIONS = [
            lands=("trust_pickle",)),
     Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
            word="batchgpu", unset="from --cfg"),
-    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 of the teacher's or --cfg's, or a channel_base.",
+    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 of the teacher's or --cfg's, or channel_base.",
            word="cbase"),
     Option("--cbase-d", _DGL, float, None, "Width of D, likewise.", word="cbased", unset="--cbase"),
     Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),

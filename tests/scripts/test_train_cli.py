@@ -305,8 +305,8 @@ def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monk
         self.training_set.close()
 
     monkeypatch.setattr(training_loop.Trainer, "run", run)
-    flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.02, "workers": 1}
-    _, options = build(**flags)
+    flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.5, "workers": 1}
+    _, options = build(**flags, dgl_teacher=[teacher_pkl])
     G, D = (new_network(options[name], SHAPE_64) for name in ("G_kwargs", "D_kwargs"))
     own = str(tmp_path / "own.pkl")
     snapshot.save_snapshot(own, {"G": G, "D": D, "G_ema": G})

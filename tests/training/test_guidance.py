@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a student takes from its teacher: widths, sizes of the latents, the first weights; and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from tests.support import make_image_zip
+from training.families.family import Data, Like
+from training.families.stylegan2 import STYLEGAN2
+from training.files.snapshot import load_snapshot, save_snapshot
+from training.networks import Discriminator, Generator
+from training.options import Flags, build
+from training.training_loop import Trainer, TrainingOptions
+
+WIDTHS = {"channel_base": 256, "channel_max": 24}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(make_image_zip(tmp_path_factory.mktemp("data") / "toy.zip", resolution=16, num_images=8, num_labels=3))
+
+
+def save(path, G=True, **G_kwargs):
+    torch.manual_seed(5)
+    shape = {"c_dim": 3, "img_resolution": 16, "img_channels": 3}
+    made = Generator(z_dim=12, w_dim=20, **shape, mapping_kwargs={"num_layers": 3}, synthesis_kwargs=WIDTHS, **G_kwargs)
+    D = Discriminator(
+        **shape,
+        **WIDTHS,
+        architecture="skip",
+        epilogue_kwargs={"mbstd_group_size": 2},
+        mapping_kwargs={"num_layers": 4},
+    )
+    save_snapshot(path, {"D": D, **({"G": made, "G_ema": made} if G else {})})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("teacher") / "teacher.pkl")
+
+
+def options(data, teacher, **flags):
+    return build(data=data, cond=True, dgl_teacher=[teacher], batch=2, aug="noaug", metrics=[], device="cpu", **flags)[
+        1
+    ]
+
+
+def test_widths_and_shapes_come_from_the_teacher(data, teacher):
+    made = options(data, teacher, cbase=0.5, cbase_d=0.25)
+    G, D = made["G_kwargs"], made["D_kwargs"]
+    assert (G["z_dim"], G["w_dim"], G["mapping_kwargs"]) == (12, 20, {"num_layers": 3})
+    assert (G["synthesis_kwargs"]["channel_base"], G["synthesis_kwargs"]["channel_max"]) == (128, 12)
+    assert (D["channel_base"], D["channel_max"], D["architecture"]) == (64, 6, "skip")
+    assert (D["epilogue_kwargs"], D["mapping_kwargs"]) == ({"mbstd_group_size": 2}, {"num_layers": 4})
+    json.dumps(made)
+
+
+def test_given_sizes_win(data, teacher):
+    G = options(data, teacher, cbase=128.0, z_dim=7, w_dim=9)["G_kwargs"]
+    assert (G["z_dim"], G["w_dim"]) == (7, 9)
+    assert (G["synthesis_kwargs"]["channel_base"], G["synthesis_kwargs"]["channel_max"]) == (128, 24)
+
+
+def test_latent_sizes_without_a_teacher(data):
+    desc, made = build(data=data, z_dim=32, w_dim=64)
+    assert (made["G_kwargs"]["z_dim"], made["G_kwargs"]["w_dim"]) == (32, 64) and desc == "toy-auto1-z32-w64"
+
+
+def test_a_teacher_without_a_generator_leaves_g_to_the_preset(data, tmp_path):
+    made = options(data, save(tmp_path / "d.pkl", G=False), cbase=0.1)
+    assert made["G_kwargs"]["z_dim"] == 512 and made["D_kwargs"]["architecture"] == "skip"
+
+
+def test_arguments_that_a_file_does_not_record_are_those_of_the_classes():
+    """Published networks of full width record no widths; the student's count from the classes' own."""
+    data = Data("toy", resolution=16, channels=3, num_images=8, has_labels=True, c_dim=3)
+    made = STYLEGAN2.options(Flags(cbase=0.5, batch=4), STYLEGAN2.presets["cifar"], data, Like({}, {}))
+    for kwargs in (made["G_kwargs"]["synthesis_kwargs"], made["D_kwargs"]):
+        assert (kwargs["channel_base"], kwargs["channel_max"]) == (16384, 256)
+    assert "architecture" not in made["D_kwargs"] and made["G_kwargs"]["mapping_kwargs"] == {}
+
+
+@pytest.mark.parametrize("flags", [{}, {"cbase": 256.0}, {"cbase": 1024.0}])
+def test_a_student_that_is_not_smaller_is_refused(data, teacher, flags):
+    with pytest.raises(UserError, match=r"--cbase: the student's G would have .*--cbase=0.5 .*--cbase=1 trains"):
+        options(data, teacher, **flags)
+
+
+@pytest.mark.parametrize("cbase", [1, 1.5])
+def test_a_student_as_wide_as_the_teacher_can_be_asked_for(data, teacher, cbase):
+    assert options(data, teacher, cbase=cbase)["G_kwargs"]["synthesis_kwargs"]["channel_base"] == 256 * cbase
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"dgl_init": "teacher", "z_dim": 5}, "--dgl-init: mapping.fc0.weight"),
+        ({"dgl_init": "teacher", "cbase": 2}, "--dgl-init: the student is wider"),
+        ({"dgl_prune": "random"}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
+        ({"dgl_init": "mapping", "dgl_svs": True}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
+        ({"dgl_init": "teacher", "resume": "x.pkl"}, "--dgl-init=teacher and --resume"),
+    ],
+)
+def test_contradictions_are_refused(data, teacher, flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        options(data, teacher, **{"cbase": 0.5, **flags})
+
+
+def test_a_file_without_generator_has_nothing_to_inherit(data, tmp_path):
+    with pytest.raises(UserError, match="has no generator to start from"):
+        options(data, save(tmp_path / "d.pkl", G=False), cbase=0.1, dgl_init="teacher")
+
+
+def trainer(made, folder, **changes):
+    made = {**made, "data_loader_kwargs": {}, "num_gpus": 1, **changes}
+    return Trainer(TrainingOptions(run_dir=str(folder), **made))
+
+
+def test_training_starts_from_the_teachers_images(data, teacher, tmp_path):
+    """At the teacher's width G and its average make the teacher's images; the options say where they come from."""
+    made = options(data, teacher, cbase=1, dgl_init="teacher")
+    assert made["init_kwargs"]["path"] == teacher and len(made["init_kwargs"]["sha256"]) == 64
+    run = trainer(made, tmp_path, precision="fp32")
+    z, c = torch.randn(4, 12), torch.eye(3)[[0, 1, 2, 0]]
+    with torch.no_grad():
+        wanted = load_snapshot(teacher)["G_ema"](z, c, noise_mode="const")
+        for G in (run.G, run.G_ema):
+            assert (G.eval()(z, c, noise_mode="const") - wanted).abs().max() < 1e-5
+
+
+def test_mapping_alone_is_inherited(data, teacher, tmp_path):
+    run = trainer(options(data, teacher, cbase=0.5, dgl_init="mapping"), tmp_path)
+    source = load_snapshot(teacher)["G_ema"].mapping.state_dict()
+    assert all(torch.equal(tensor, source[name]) for name, tensor in run.G.mapping.state_dict().items())
+
+
+def test_a_changed_file_is_not_inherited(data, teacher, tmp_path):
+    made = options(data, teacher, cbase=0.5, dgl_init="teacher")
+    made["init_kwargs"]["sha256"] = "0" * 64
+    with pytest.raises(UserError, match=r"--dgl-init: .* has changed since"):
+        trainer(made, tmp_path)
+
+
+def test_random_start_is_the_run_without_the_flag(data, teacher, tmp_path):
+    """--dgl-init=random draws what a run draws that was never told of it."""
+    made = options(data, teacher, cbase=0.5, dgl_init="random")
+    assert "init_kwargs" not in made and made == options(data, teacher, cbase=0.5)
+
+
+def test_the_average_follows_at_the_pace_of_the_preset(data, teacher):
+    """Unlike --resume, inheriting keeps the ramp of the half-life: a short run of --cfg=cifar moves its average."""
+    assert options(data, teacher, cfg="cifar", cbase=0.5, dgl_init="teacher")["ema_rampup"] == 0.05
