@@ -184,13 +184,16 @@ def _peaks(job: Job, on_round) -> list[Result]:
 
 def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:
     """`peak` in a new process, which earlier work cannot have influenced. Raises UserError if that fails."""
-    context = multiprocessing.get_context("spawn")
-    threads = torch.get_num_threads()
-    with concurrent.futures.ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(peak, case, setting, variant).result()
+            return pool.submit(_peak_with, torch.get_num_threads(), case, setting, variant).result()
         except Exception as error:
             raise UserError(f"measuring the memory of {case.name} ({variant.name}) failed: {error}") from error
+
+
+def _peak_with(threads: int, *args) -> int:
+    torch.set_num_threads(threads)
+    return peak(*args)
 
 
 def peak(case: Case, setting: Setting, variant: Variant) -> int:
