@@ -22,7 +22,7 @@ from tests.training.files import tensorflow_pickle
 from torch_utils import images
 from training import families
 from training.files.snapshot import save_snapshot
-from training.networks import Discriminator
+from training.networks import Discriminator, Generator
 
 # Flags added to keep examples short; their own flags are not changed.
 EXTRA_FLAGS = {"projector": ["--num-steps=3"], "train": ["--dry-run"]}
@@ -84,7 +84,9 @@ def make_files(script: str, folder: pathlib.Path) -> None:
     (run_dir / "training_options.json").write_text("{}")
     key = hashlib.md5(families.aliases()["ffhq1024"].encode()).hexdigest()
     teacher = folder / "cache" / "downloads" / f"{key}_ffhq1024.pkl"
-    save_snapshot(teacher, {"D": Discriminator(0, 32, 3, channel_base=64, channel_max=4), "G_ema": G})
+    widths = {"channel_base": 128, "channel_max": 4}  # half of which is still a network
+    G = Generator(8, 0, 8, 32, 3, synthesis_kwargs=widths)
+    save_snapshot(teacher, {"D": Discriminator(0, 32, 3, **widths), "G_ema": G})
     write_photos(folder, "me.png")
     write_photos(folder, "four.png", channels=1)
     write_photos(folder / "photos", "a.png", "b.png", "c.png", "d.png", "e.png")
