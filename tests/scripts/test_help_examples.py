@@ -85,8 +85,8 @@ def make_files(script: str, folder: pathlib.Path) -> None:
     key = hashlib.md5(families.aliases()["ffhq1024"].encode()).hexdigest()
     teacher = folder / "cache" / "downloads" / f"{key}_ffhq1024.pkl"
     widths = {"channel_base": 128, "channel_max": 4}  # half of which is still a network
-    G = Generator(8, 0, 8, 32, 3, synthesis_kwargs=widths)
-    save_snapshot(teacher, {"D": Discriminator(0, 32, 3, **widths), "G_ema": G})
+    teacher_G = Generator(8, 0, 8, 32, 3, synthesis_kwargs=widths)
+    save_snapshot(teacher, {"D": Discriminator(0, 32, 3, **widths), "G_ema": teacher_G})
     write_photos(folder, "me.png")
     write_photos(folder, "four.png", channels=1)
     write_photos(folder / "photos", "a.png", "b.png", "c.png", "d.png", "e.png")
