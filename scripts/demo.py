@@ -40,7 +40,7 @@ class Network:
 
     key: str
     title: str
-    cbase: float
+    cbase: int
     guided: bool
     plan: float
 
@@ -52,7 +52,6 @@ NETWORKS = [
     Network("control", "control student",   128, False,   380),
     Network("guided",  "guided student",    128, True,    390),
 ]
-QUICK_CBASE = 64
 MEASURE_PLAN = 20
 # fmt: on
 
@@ -164,7 +163,7 @@ def remove_older_runs(outdir: pathlib.Path, keep: pathlib.Path) -> None:
 def main(outdir: str, quick: bool) -> None:
     """Train a teacher and two narrow students on digits, and compare them in a report."""
     budget = QUICK_BUDGET if quick else BUDGET
-    networks = [dataclasses.replace(net, cbase=QUICK_CBASE, plan=20) for net in NETWORKS] if quick else NETWORKS
+    networks = [dataclasses.replace(net, cbase=net.cbase // 2, plan=20) for net in NETWORKS] if quick else NETWORKS
     home = pathlib.Path(outdir).resolve()
     folder = make_folder(home / time.strftime("%Y%m%d-%H%M%S"), "--outdir")
     start = time.monotonic()
