@@ -3,21 +3,28 @@
 
 from typing import Any
 
+import torch
+
 from dgl.prune import check_source
 from dgl.student import check_smaller, size_table
 from dgl.teacher import Teacher, check_teacher, open_teacher
+from training import families
 from training.families.family import Data, Family, Like
 from training.initial import network_shape, new_network
 
 
-def open_teachers(paths: list[str], trust: bool, opened) -> Like:
-    """Open every teacher, files or URLs, into `opened`; returns what a student takes from the first.
+def open_teachers(paths: list[str], trust: bool, family: Family, opened) -> Like:
+    """Open every teacher, files or URLs, into `opened`; returns what a student of `family` takes from the first.
 
     Raises UserError as `open_teacher` does.
     """
     opened.teachers = [open_teacher(path, trust, load=opened.snapshot) for path in paths]
-    first = opened.teachers[0]
-    return Like(getattr(first.G, "init_kwargs", None), first.D.init_kwargs)
+    networks = (opened.teachers[0].G, opened.teachers[0].D)
+    return Like(*(net.init_kwargs if _is_of(family, net) else None for net in networks))
+
+
+def _is_of(family: Family, network: torch.nn.Module | None) -> bool:
+    return hasattr(network, "init_kwargs") and families.of(network) is family
 
 
 def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened) -> list[str]:

@@ -256,16 +256,16 @@ def resolve(**flags) -> Plan:
     f = Flags(**flags)
     check_flags(f)
     training_set, data = _open_data(f)
+    family, preset = families.preset(f.cfg, data.resolution, f.gpus)
+    for name in families.flags() - family.flags:
+        if f.given(name):
+            raise UserError(f"{BY_NAME[name].flag} has no meaning for the family {family.name} of --cfg={f.cfg}")
     opened = Opened(training_set)
     teacher = None
     if f.dgl_teacher:
         from training import guidance
 
-        teacher = guidance.open_teachers([_location(name) for name in f.dgl_teacher], f.trust_pickle, opened)
-    family, preset = families.preset(f.cfg, data.resolution, f.gpus)
-    for name in families.flags() - family.flags:
-        if f.given(name):
-            raise UserError(f"{BY_NAME[name].flag} has no meaning for the family {family.name} of --cfg={f.cfg}")
+        teacher = guidance.open_teachers([_location(name) for name in f.dgl_teacher], f.trust_pickle, family, opened)
     options = {
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},

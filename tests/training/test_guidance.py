@@ -8,6 +8,8 @@ import torch
 
 from dnnlib.util import UserError
 from tests.support import make_image_zip
+from tests.training.toy_family import TOY
+from training import families
 from training.families.family import Data, Like
 from training.families.stylegan2 import STYLEGAN2
 from training.files.snapshot import load_snapshot, save_snapshot
@@ -82,6 +84,24 @@ def test_arguments_that_a_file_does_not_record_are_those_of_the_classes():
     for kwargs in (made["G_kwargs"]["synthesis_kwargs"], made["D_kwargs"]):
         assert (kwargs["channel_base"], kwargs["channel_max"]) == (16384, 256)
     assert "architecture" not in made["D_kwargs"] and made["G_kwargs"]["mapping_kwargs"] == {}
+
+
+def test_a_teacher_of_one_group_of_any_size_fits_any_batch():
+    data = Data("toy", resolution=16, channels=3, num_images=8, has_labels=True, c_dim=3)
+    like = Like({}, {"epilogue_kwargs": {"mbstd_group_size": None}})
+    made = STYLEGAN2.options(Flags(cbase=0.5, batch=3), STYLEGAN2.presets["cifar"], data, like)
+    assert made["batch_size"] == 3 and made["D_kwargs"]["epilogue_kwargs"] == {"mbstd_group_size": None}
+
+
+def test_a_teacher_of_another_family_leaves_the_networks_to_the_preset(tmp_path, data):
+    families.register(TOY)
+    try:
+        D = families.class_of("ToyD")(c_dim=3, img_resolution=16, img_channels=3)
+        save_snapshot(tmp_path / "toy.pkl", {"D": D})
+        made = options(data, str(tmp_path / "toy.pkl"), cbase=0.1, cfg="cifar")
+    finally:
+        families.unregister(TOY.name)
+    assert made["D_kwargs"]["channel_base"] == 3276 and made["D_kwargs"]["architecture"] == "orig"
 
 
 @pytest.mark.parametrize("flags", [{}, {"cbase": 256.0}, {"cbase": 1024.0}])

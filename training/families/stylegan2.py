@@ -69,7 +69,7 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     multipliers of --cbase and --cbase-d count from its widths.
     """
     G, D = _shape_of(preset, teacher)
-    group = D["epilogue_kwargs"].get("mbstd_group_size", 4)
+    group = D["epilogue_kwargs"].get("mbstd_group_size", 4) or 1  # None is one group of any size
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
     precision = {"num_fp16_res": 0, "conv_clamp": None} if flags.fp32 else _PUBLISHED_PRECISION
     layout = {"fp16_channels_last": True} if flags.nhwc else {}
