@@ -37,15 +37,8 @@ class Teacher:
 
     @functools.cached_property
     def G(self) -> torch.nn.Module | None:
-        """The moving average if the file has one, else the trained generator, else None."""
-        for key in ("G_ema", "G"):
-            if self._snapshot is not None and key in self._snapshot:
-                try:
-                    with _rng_untouched():
-                        return self._snapshot[key]
-                except UserError:
-                    continue  # D alone makes a teacher; without G the size table is shorter
-        return None
+        """See `generator_of`."""
+        return None if self._snapshot is None else generator_of(self._snapshot)
 
     @property
     def group_size(self) -> int | None:
@@ -117,6 +110,18 @@ class Teacher:
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
         return self.D(img, c)
+
+
+def generator_of(snapshot: Snapshot) -> torch.nn.Module | None:
+    """The moving average if the file has one, else the trained generator, else None. Draws no random numbers."""
+    for key in ("G_ema", "G"):
+        if key in snapshot:
+            try:
+                with _rng_untouched():
+                    return snapshot[key]
+            except UserError:
+                continue  # D alone makes a teacher; without G the size table is shorter
+    return None
 
 
 def open_teacher(

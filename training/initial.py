@@ -57,11 +57,12 @@ def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict
     has changed since the options were made, has no generator, or has one that does not fit.
     """
     from dgl import prune
+    from dgl.teacher import generator_of
 
     arguments = {name: init_kwargs[name] for name in ("parts", "ranking", "svs", "seed")}
     if snapshot.sha256 != init_kwargs["sha256"]:
         raise UserError(f"--dgl-init: {snapshot.path} has changed since this run was set up; restore the original file")
-    source = snapshot["G_ema" if "G_ema" in snapshot else "G"]
+    source = generator_of(snapshot)
     prune.check_source(source, networks["G"], str(snapshot.path), arguments["parts"])
-    for name in ("G", "G_ema"):
-        prune.inherit(source, networks[name], **arguments)
+    prune.inherit(source, networks["G"], **arguments)
+    misc.copy_params_and_buffers(networks["G"], networks["G_ema"], require_all=True)

@@ -255,7 +255,16 @@ def resolve(**flags) -> Plan:
     """As `build`, with the notices and the size table for start-up, and the opened files."""
     f = Flags(**flags)
     check_flags(f)
-    training_set, data = _open_data(f)
+    training_set = _open_data(f)
+    try:
+        return _plan(f, training_set)
+    except BaseException:
+        training_set.close()
+        raise
+
+
+def _plan(f: Flags, training_set: Any) -> Plan:
+    data = _describe(f, training_set)
     family, preset = families.preset(f.cfg, data.resolution, f.gpus)
     for name in families.flags() - family.flags:
         if f.given(name):
@@ -351,19 +360,22 @@ def _location(name: str) -> str:
     return families.aliases().get(name, name)
 
 
-def _open_data(f: Flags) -> tuple[Any, Data]:
-    """The training set, and its properties that the options depend on."""
+def _open_data(f: Flags) -> Any:
+    """The training set."""
     from training.dataset import ImageFolderDataset
 
-    dataset = ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
-    num_images = dataset.num_files
-    size = (dataset.resolution, dataset.num_channels, num_images)
+    return ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
+
+
+def _describe(f: Flags, dataset: Any) -> Data:
+    """The properties of the training set that the options depend on. Raises UserError if the flags do not fit them."""
+    size = (dataset.resolution, dataset.num_channels, dataset.num_files)
     data = Data(dataset.name, *size, dataset.labels_available, dataset.label_dim)
     if f.cond and not data.c_dim:
         raise UserError(f"--cond=1 needs labels in dataset.json, and {f.data} has none")
-    if f.subset is not None and not 1 <= f.subset <= num_images:
-        raise UserError(f"--subset must be between 1 and {num_images}, the images of {f.data}, not {f.subset}")
-    return dataset, data
+    if f.subset is not None and not 1 <= f.subset <= data.num_images:
+        raise UserError(f"--subset must be between 1 and {data.num_images}, the images of {f.data}, not {f.subset}")
+    return data
 
 
 def _training_set_kwargs(f: Flags, data: Data) -> dict[str, Any]:

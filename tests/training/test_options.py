@@ -11,6 +11,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from tests.support import golden_json
+from training.dataset import ImageFolderDataset
 from training.families.family import scale_width
 from training.files.snapshot import save_snapshot
 from training.initial import new_network
@@ -247,3 +248,11 @@ def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
 @pytest.mark.parametrize("flags", [{"dgl_teacher": []}, {"mirror": False, "cond": False}, {"metrics": []}])
 def test_flags_given_with_nothing_are_not_named(flags, datasets):
     assert build(data=datasets["toy64"], **flags)[0] == "toy64-auto1"
+
+
+def test_a_refusal_closes_the_dataset(datasets, monkeypatch):
+    closed = []
+    monkeypatch.setattr(ImageFolderDataset, "close", lambda self: closed.append(self))
+    with pytest.raises(UserError, match="--subset must be between"):
+        resolve(data=datasets["toy64"], subset=1000)
+    assert len(closed) == 1
