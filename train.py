@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a GAN: flags -> options (training.options) -> checks -> run directory -> training loop."""
+"""Train a GAN: flags (training.flags) -> options (training.options) -> checks -> run directory -> training loop."""
 
 import contextlib
 import json
@@ -11,7 +11,8 @@ import click
 
 from dnnlib.cli import BOOL, run
 from dnnlib.util import Logger, UserError, open_atomic
-from training.options import OPTIONS, SWITCH, Option, resolve
+from training.flags import OPTIONS, SWITCH, Option
+from training.options import resolve
 
 
 class _Flag(click.Option):

@@ -30,7 +30,7 @@ def _is_of(family: Family, network: torch.nn.Module | None) -> bool:
 def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened) -> list[str]:
     """Make `options` those of a guided run; returns the lines to show at the start: sizes and notices.
 
-    `f` are the flags of `training.options`. The loss is guided by all teachers; G starts from the first as --dgl-init
+    `f` are the values of the flags. The loss is guided by all teachers; G starts from the first as --dgl-init
     says. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag asks for it.
     """
     teachers: list[Teacher] = opened.teachers

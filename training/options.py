@@ -1,207 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a run: a table of flags, and their conversion to keyword arguments of the training loop.
+"""The options of a run: the values of the flags, converted to keyword arguments of the training loop.
 
-`OPTIONS` declares each flag once: name, type, default, help, the keys of the loop's options that take its value, and
-its word in the name of the run directory. `resolve` starts from the network family's options for the --cfg preset and
-overrides them with the values of the flags. Importing this module is cheap: torch is loaded only by `resolve`.
+`resolve` starts from the network family's options for the --cfg preset and overrides them with the values of the flags,
+which `training.flags` declares. Importing this module is cheap: torch is loaded only by `resolve`.
 """
 
 import dataclasses
 import math
-import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import click
-
-from dnnlib.cli import BOOL, CommaList
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
 from training.families.family import Data
+from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags
 
-# fmt: off
-_BLIT   = ("xflip", "rotate90", "xint")
-_GEOM   = ("scale", "rotate", "aniso", "xfrac")
-_COLOR  = ("brightness", "contrast", "lumaflip", "hue", "saturation")
-_FILTER, _NOISE, _CUTOUT = ("imgfilter",), ("noise",), ("cutout",)
-
-AUGPIPES = {
-    "blit":   _BLIT,
-    "geom":   _GEOM,
-    "color":  _COLOR,
-    "filter": _FILTER,
-    "noise":  _NOISE,
-    "cutout": _CUTOUT,
-    "bg":     _BLIT + _GEOM,
-    "bgc":    _BLIT + _GEOM + _COLOR,
-    "bgcf":   _BLIT + _GEOM + _COLOR + _FILTER,
-    "bgcfn":  _BLIT + _GEOM + _COLOR + _FILTER + _NOISE,
-    "bgcfnc": _BLIT + _GEOM + _COLOR + _FILTER + _NOISE + _CUTOUT,
-}
-# fmt: on
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of torch_utils.precision, which imports torch
 _ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One flag of train.py; `default` is its value if it is not given.
-
-    lands:  keys of the loop's options that take the value, with dots between nested keys; empty if a function below
-            uses the value. A value equal to the default is stored only if `always` is set.
-    stores: conversion of the value before it is stored.
-    word:   part of the run directory's name if the flag is given: a label before the value, or a function of all flags.
-    needs:  another flag, without which this one is refused and not stored.
-    unset:  default shown in the help, if it is not `default`.
-    """
-
-    flag: str
-    group: str
-    type: Any
-    default: Any
-    help: str
-    lands: tuple[str, ...] = ()
-    always: bool = False
-    stores: Callable[[Any], Any] = lambda value: value
-    word: "str | Callable[[Flags], str] | None" = None
-    needs: str | None = None
-    unset: str | None = None
-    metavar: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The flag as a Python name."""
-        return self.flag.lstrip("-").replace("-", "_")
-
-
-class Flags:
-    """Values of the flags by name; flags not given have their defaults. Raises TypeError for an unknown name."""
-
-    def __init__(self, **given: Any):
-        unknown = given.keys() - BY_NAME.keys()
-        if unknown:
-            raise TypeError(f"unknown flags: {', '.join(sorted(unknown))}")
-        self._given = {name: value for name, value in given.items() if value is not None}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in BY_NAME:
-            raise AttributeError(name)
-        return self._given.get(name, BY_NAME[name].default)
-
-    def given(self, name: str) -> bool:
-        """Whether the flag was given, even if with its default value."""
-        return name in self._given
-
-
-def _cfg_word(f: Flags) -> str:
-    return f"auto{f.gpus}" if f.cfg == "auto" else f.cfg
-
-
-def _resume_word(f: Flags) -> str:
-    if f.resume == "noresume":
-        return f.resume
-    return f"resume{f.resume}" if f.resume in families.aliases() else "resumecustom"
-
-
-def _teacher_word(f: Flags) -> str:
-    count = len(f.dgl_teacher)
-    return f"dgl{f.dgl_weight:g}" + (f"-teachers{count}" if count > 1 else "")
-
-
-class _Cfg(click.ParamType):
-    """A preset of any family that is registered when the command line is read."""
-
-    name = "preset"
-
-    def convert(self, value: str, param, ctx) -> str:
-        """The name of the preset."""
-        if value not in families.presets():
-            self.fail(f"{value!r} is not one of {', '.join(families.presets())}", param, ctx)
-        return value
-
-
-COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
-INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
-_OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
-_FROM, _DGL, _RUN = "Transfer learning", "Narrow and guided students (DGL)", "Machine and speed"
-_GUIDE = {"needs": "dgl_teacher", "always": True}
-
-# In the order of the words in the run directory's name; the help groups them.
-# fmt: off
-OPTIONS = [
-    Option("--snap", _OUT, COUNT, 50, "Ticks between snapshots.",
-           lands=("image_snapshot_ticks", "network_snapshot_ticks"), always=True),
-    Option("--keep", _OUT, COUNT, None, "Keep only the newest N network snapshots.",
-           lands=("snapshots_keep",), unset="all", metavar="N"),
-    Option("--metrics", _OUT, CommaList(), ["fid50k_full"], "Metrics to compute at each snapshot, or none.",
-           lands=("metrics",), always=True, stores=list),
-    Option("--detector", _OUT, str, None, "Feature network of the metrics, such as mnist.",
-           lands=("detector",), metavar="FILE|NAME"),
-    Option("--data", _DATA, str, None, "Images, as made by dataset_tool.py.", metavar="ZIP|DIR"),
-    Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
-    Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),
-    Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
-    Option("--cfg", _BASE, _Cfg(), "auto", "Preset.", word=_cfg_word, metavar=f"[{'|'.join(families.presets())}]"),
-    Option("--gamma", _BASE, POSITIVE, None, "R1 weight.",
-           word="gamma", unset="from --cfg"),
-    Option("--kimg", _BASE, COUNT, None, "Length of training in thousand images.",
-           lands=("total_kimg",), word="kimg", unset="from --cfg"),
-    Option("--batch", _BASE, COUNT, None, "Images per iteration, over all processes.",
-           word="batch", unset="from --cfg"),
-    Option("--seed", _BASE, INDEX, 0, "Random seed.", lands=("random_seed",), always=True),
-    Option("--aug", _AUG, click.Choice(["noaug", "ada", "fixed"]), "ada", "None, adaptive, or fixed probability.",
-           word=""),
-    Option("--p", _AUG, SHARE, None, "Probability for --aug=fixed.", word="p"),
-    Option("--target", _AUG, SHARE, 0.6, "Target of --aug=ada, E[sign D(real)].", word="target"),
-    Option("--augpipe", _AUG, click.Choice(list(AUGPIPES)), "bgc", "Kinds of augmentation.", word=""),
-    Option("--resume", _FROM, str, None,
-           f"Start from this network: file, URL, {', '.join(families.aliases())}, noresume.",
-           word=_resume_word, metavar="PKL"),
-    Option("--freezed", _FROM, INDEX, None, "Freeze this many of D's first layers.",
-           word="freezed", unset="0"),
-    Option("--trust-pickle", _FROM, SWITCH, False, "Run the code in pickles. Only for files you made yourself.",
-           lands=("trust_pickle",)),
-    Option("--batch-gpu", _BASE, COUNT, None, "Images per process and forward pass; the rest accumulates.",
-           word="batchgpu", unset="from --cfg"),
-    Option("--cbase", _DGL, float, 1, "Width of G: a multiplier up to 4 of the teacher's or --cfg's, or channel_base.",
-           word="cbase"),
-    Option("--cbase-d", _DGL, float, None, "Width of D, likewise.", word="cbased", unset="--cbase"),
-    Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),
-    Option("--w-dim", _DGL, COUNT, None, "Numbers in an intermediate latent w.", word="w",
-           unset="512, or the teacher's"),
-    Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume; their frozen D guide G.",
-           word=_teacher_word, metavar="PKL,..."),
-    Option("--dgl-init", _DGL, click.Choice(["random", "mapping", "teacher"]), "random",
-           "Start G from the teacher's G: nothing, its mapping network, or also its best channels.",
-           word="", needs="dgl_teacher"),
-    Option("--dgl-prune", _DGL, click.Choice(["l1", "random"]), "l1", "How --dgl-init=teacher ranks channels.",
-           word="prune", needs="dgl_teacher"),
-    Option("--dgl-svs", _DGL, BOOL, False, "Scale the singular values of inherited weights.", word="svs",
-           needs="dgl_teacher"),
-    Option("--dgl-weight", _DGL, POSITIVE, 0.1, "Weight of the teachers' term.",
-           lands=("loss_kwargs.dgl_weight",), **_GUIDE),
-    Option("--dgl-start", _DGL, POSITIVE, 0, "Start guidance after this many kimg.",
-           lands=("loss_kwargs.dgl_start",), word="dglstart", metavar="KIMG", **_GUIDE),
-    Option("--dgl-weighting", _DGL, click.Choice(["plain", "score"]), "plain", "How teachers are weighted.",
-           lands=("loss_kwargs.dgl_weighting",), word="", **_GUIDE),
-    Option("--dgl-augment", _DGL, BOOL, False, "Show teachers augmented fakes, as D sees them.",
-           lands=("loss_kwargs.dgl_augment",), word="dglaug", **_GUIDE),
-    Option("--gpus", _RUN, COUNT, 1, "Processes: GPUs, or parts of the CPU.", lands=("num_gpus",), always=True),
-    Option("--device", _RUN, click.Choice(["auto", "cpu", "cuda", "mps"]), "auto", "Where to train.",
-           lands=("device",)),
-    Option("--precision", _RUN, click.Choice(PRECISIONS), "auto", "Data type of the highest resolutions.",
-           lands=("precision",)),
-    Option("--fp32", _RUN, BOOL, False, "Build the networks in fp32 permanently (stored in the snapshot)."),
-    Option("--nhwc", _RUN, BOOL, False, "Channels-last memory in half-precision blocks."),
-    Option("--nobench", _RUN, BOOL, False, "No cuDNN benchmarking.",
-           lands=("cudnn_benchmark",), stores=operator.not_),
-    Option("--allow-tf32", _RUN, BOOL, False, "TF32 in matrix products and convolutions.", lands=("allow_tf32",)),
-    Option("--workers", _RUN, COUNT, 3, "Data-loader workers per process.",
-           lands=("data_loader_kwargs.num_workers",), always=True),
-]
-# fmt: on
-BY_NAME = {option.name: option for option in OPTIONS}
 
 
 @dataclasses.dataclass

@@ -19,9 +19,10 @@ from tests.support import ROOT, golden_json
 from tests.training.test_options import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
 from training import training_loop
 from training.files import snapshot
+from training.flags import BY_NAME
 from training.initial import new_network
 from training.networks import Generator
-from training.options import BY_NAME, build
+from training.options import build
 
 SHAPE_64 = {"c_dim": 0, "img_resolution": 64, "img_channels": 3}
 REFUSALS = [case for case in golden_json("train_options")["cases"] if "error" in case]

@@ -13,8 +13,8 @@ from dnnlib.util import UserError
 from tests import conftest
 from tests.support import ROOT
 from torch_utils import precision
+from training.flags import PRECISIONS
 from training.networks import Discriminator, Generator
-from training.options import PRECISIONS
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 

@@ -13,8 +13,9 @@ from training import families
 from training.families.family import Data, Like
 from training.families.stylegan2 import STYLEGAN2
 from training.files.snapshot import load_snapshot, save_snapshot
+from training.flags import Flags
 from training.networks import Discriminator, Generator
-from training.options import Flags, build
+from training.options import build
 from training.training_loop import Trainer, TrainingOptions
 
 WIDTHS = {"channel_base": 256, "channel_max": 24}

@@ -14,9 +14,10 @@ from tests.support import golden_json
 from training.dataset import ImageFolderDataset
 from training.families.family import scale_width
 from training.files.snapshot import save_snapshot
+from training.flags import PRECISIONS
 from training.initial import new_network
 from training.networks import Discriminator, Generator
-from training.options import PRECISIONS, build, resolve
+from training.options import build, resolve
 
 GOLDEN = golden_json("train_options")
 SHAPE_1024 = {"c_dim": 0, "img_resolution": 1024, "img_channels": 3}

@@ -63,7 +63,7 @@ PUBLISHED = {
 
 
 def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> dict[str, Any]:
-    """Options of the training loop that follow from the preset; `flags` are those of `training.options`.
+    """Options of the training loop that follow from the preset; `flags` are the `training.flags.Flags`.
 
     With a teacher, what has to fit is the teacher's: z, w, the mapping network, D's architecture and groups; and the
     multipliers of --cbase and --cbase-d count from its widths.
