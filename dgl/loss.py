@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
+from dgl import diagnostics
 from dgl.teacher import Teacher, open_teacher
 from dgl.terms import AdversarialTerm
 from dnnlib.util import UserError, construct_class_by_name
+from training.dataset import Dataset
 
 
 class DGLLoss:
@@ -18,11 +20,15 @@ class DGLLoss:
 
     teachers:      one {'path', 'sha256'} per teacher, or an opened one; with a SHA-256, the file must match it.
     dgl_weight:    λ >= 0. At 0 no teacher is evaluated and every update equals that of the base loss, bit for bit.
-    dgl_start:     in kimg; iterations that start at or after it are guided (stage 2).
+    dgl_start:     in kimg; iterations that start at or after it are guided (stage 2). 'auto': see dgl.schedule.
+    dgl_stop:      in kimg; λ decays to 0 there, and no teacher is evaluated from then on. None: λ is constant.
+    dgl_ratio:     bound on the teachers' push on the images, relative to that of the student's D. None: no bound.
     dgl_weighting: w: 'plain' or 'score'.
     dgl_form:      f: 'logistic' or 'hinge', as in the base loss.
     dgl_augment:   show the teachers augmented fakes, in a separate draw of the base loss's augmentation.
     trust_pickle:  open the teachers with their own code.
+    held_out:      a dataset of images that the teachers have not seen, or its constructor arguments with 'class_name';
+                   only for `describe_teachers`.
     terms:         further terms, each {'class_name', ...}: a `training.loss.Term` made with `teachers` and the rest.
     base_class:    name of the base loss; all other arguments are passed to it.
 
@@ -37,11 +43,14 @@ class DGLLoss:
         *args,
         teachers: Sequence[dict | Teacher],
         dgl_weight: float = 0.1,
-        dgl_start: float = 0,
+        dgl_start: float | str = 0,
+        dgl_stop: float | None = None,
+        dgl_ratio: float | None = None,
         dgl_weighting: str = "plain",
         dgl_form: str = "logistic",
         dgl_augment: bool = False,
         trust_pickle: bool = False,
+        held_out: dict | Dataset | None = None,
         terms: Sequence[dict] = (),
         base_class: str = "training.loss.StyleGAN2Loss",
         **kwargs,
@@ -50,11 +59,14 @@ class DGLLoss:
         if not getattr(self.base, "takes_terms", False):
             raise UserError(f"--dgl-teacher: guidance cannot be added to {base_class}, which takes no terms")
         self.dgl_weight = dgl_weight
+        self._held_out = held_out
+        self._unweighted = dgl_form == "logistic" and dgl_weighting == "plain"
         self.teachers = [_open_for_run(spec, device, trust_pickle) for spec in teachers]
         for teacher in self.teachers:
             teacher.match_precision(self.base.D)
         augment = self.base.augment if dgl_augment else None
-        guidance = AdversarialTerm(self.teachers, dgl_weight, dgl_start, dgl_form, dgl_weighting, augment)
+        schedule = {"weight": dgl_weight, "start": dgl_start, "stop": dgl_stop, "ratio": dgl_ratio}
+        guidance = AdversarialTerm(self.teachers, form=dgl_form, weighting=dgl_weighting, augment=augment, **schedule)
         added = [guidance, *(construct_class_by_name(teachers=self.teachers, **spec) for spec in terms)]
         self.base.add_terms(added)
         if not any(term.needs_teacher_G for term in added):
@@ -65,6 +77,22 @@ class DGLLoss:
         if name == "base":  # not there yet
             raise AttributeError(name)
         return getattr(self.base, name)
+
+    def describe_teachers(self, training_set: Dataset, batch: int) -> list[str]:
+        """Lines to print before training: what the teachers make of real images, and how strongly they may guide.
+
+        They score `batch` images at a time. Takes seconds, changes nothing; no line where λ is 0.
+        """
+        if self.dgl_weight == 0:
+            return []
+        held_out = self._held_out
+        if isinstance(held_out, dict):
+            held_out = construct_class_by_name(**held_out)
+        weight = self.dgl_weight if self._unweighted else None
+        lines = diagnostics.describe(self.teachers, training_set, held_out, batch, self.device, weight)
+        if held_out is not None:
+            held_out.close()
+        return lines
 
     def state_dict(self) -> dict:
         """State of the base loss with its terms, and which teachers guide it with which weight."""

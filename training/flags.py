@@ -113,6 +113,16 @@ class _Cfg(click.ParamType):
         return value
 
 
+class _KimgOrAuto(click.FloatRange):
+    """A number of at least 0, or 'auto'."""
+
+    name = "kimg"
+
+    def convert(self, value, param, ctx) -> float | str:
+        """The number or the word."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
 INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
 _OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
@@ -173,12 +183,20 @@ OPTIONS = [
            needs="dgl_teacher"),
     Option("--dgl-weight", _DGL, POSITIVE, 0.1, "Weight of the teachers' term.",
            lands=("loss_kwargs.dgl_weight",), **_GUIDE),
-    Option("--dgl-start", _DGL, POSITIVE, 0, "Start guidance after this many kimg.",
-           lands=("loss_kwargs.dgl_start",), word="dglstart", metavar="KIMG", **_GUIDE),
+    Option("--dgl-ratio", _DGL, click.FloatRange(min=0, min_open=True), None,
+           "Limit the teachers' gradient on the images to this multiple of that of the student's D.",
+           lands=("loss_kwargs.dgl_ratio",), word="dglratio", needs="dgl_teacher", unset="no limit"),
+    Option("--dgl-start", _DGL, _KimgOrAuto(min=0), 0,
+           "Start guidance after this many kimg, or once the teachers' mean score of fakes is above -3.",
+           lands=("loss_kwargs.dgl_start",), word="dglstart", metavar="KIMG|auto", **_GUIDE),
+    Option("--dgl-stop", _DGL, POSITIVE, None, "Lower the weight of the teachers to 0 at this many kimg.",
+           lands=("loss_kwargs.dgl_stop",), word="dglstop", metavar="KIMG", needs="dgl_teacher", unset="never"),
     Option("--dgl-weighting", _DGL, click.Choice(["plain", "score"]), "plain", "How teachers are weighted.",
            lands=("loss_kwargs.dgl_weighting",), word="", **_GUIDE),
     Option("--dgl-augment", _DGL, BOOL, False, "Show teachers augmented fakes, as D sees them.",
            lands=("loss_kwargs.dgl_augment",), word="dglaug", **_GUIDE),
+    Option("--dgl-held-out", _DGL, str, None, "Images the teacher never saw, only to judge it by at the start.",
+           metavar="ZIP|DIR", needs="dgl_teacher"),
     Option("--gpus", _RUN, COUNT, 1, "Processes: GPUs, or parts of the CPU.", lands=("num_gpus",), always=True),
     Option("--device", _RUN, click.Choice(["auto", "cpu", "cuda", "mps"]), "auto", "Where to train.",
            lands=("device",)),

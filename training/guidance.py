@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of a run with teachers: opening them, the guided loss, widths and first weights taken from a teacher."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from dgl.prune import check_source
 from dgl.student import check_smaller, size_table
 from dgl.teacher import Teacher, check_teacher, open_teacher
+from dnnlib.util import UserError, construct_class_by_name
 from training import families
 from training.families.family import Data, Family, Like
 from training.initial import network_shape, new_network
@@ -43,6 +45,10 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
         trust_pickle=f.trust_pickle,
     )
+    if f.dgl_held_out is not None:
+        kwargs = {"class_name": "training.dataset.ImageFolderDataset", "path": f.dgl_held_out, "use_labels": f.cond}
+        opened.held_out = _open_held_out(kwargs, f, data)
+        options["loss_kwargs"]["held_out"] = kwargs
     first, student = teachers[0], new_network(options["G_kwargs"], network_shape(opened.training_set))
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
     if f.dgl_init != "random":
@@ -52,6 +58,35 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
             **source, "parts": f.dgl_init, "ranking": f.dgl_prune, "svs": f.dgl_svs, "seed": f.seed
         }  # fmt: skip
     lines = [size_table(first.G, student)]
-    if f.dgl_start >= options["total_kimg"]:
-        lines.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")
-    return lines
+    return lines + _schedule_notices(f, options["total_kimg"])
+
+
+def _schedule_notices(f, total_kimg: float) -> list[str]:
+    """What is odd about the schedule of guidance in a run of `total_kimg`."""
+    notices = []
+    if f.dgl_start != "auto" and f.dgl_start >= total_kimg:
+        notices.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")
+    if f.dgl_stop is not None and f.dgl_stop > total_kimg:
+        notices.append(f"Notice: --dgl-stop={f.dgl_stop:g} is after the end of the run: the weight does not reach 0.")
+    return notices
+
+
+def _open_held_out(kwargs: dict[str, Any], f, data: Data):
+    """The dataset of --dgl-held-out, made with `kwargs`, its file closed until the first read.
+
+    Raises UserError unless its images and labels are like those of the training set, and others.
+    """
+    flag = f"--dgl-held-out={f.dgl_held_out}"
+    if os.path.realpath(f.dgl_held_out) == os.path.realpath(f.data):
+        raise UserError(f"{flag} is the training set itself: name images that the teacher has not seen, or drop it")
+    try:
+        held_out = construct_class_by_name(**kwargs)
+        found = [*held_out.image_shape, held_out.label_dim]
+        held_out.close()
+    except UserError as err:
+        raise UserError(f"--dgl-held-out: {err}") from err
+    wanted = [data.channels, data.resolution, data.resolution, data.c_dim]
+    if found != wanted:
+        shown = ["{2}x{1} pixels, {0} channels and labels of {3} dimensions".format(*size) for size in (found, wanted)]
+        raise UserError(f"{flag} has {shown[0]}, and the run has {shown[1]}: name images like those of --data")
+    return held_out

@@ -24,11 +24,13 @@ class Opened:
 
     training_set: the dataset of `training_set_kwargs`.
     teachers:     the teachers of `loss_kwargs`, in their order.
+    held_out:     the dataset of --dgl-held-out.
     snapshots:    network files by path.
     """
 
     training_set: Any
     teachers: list = dataclasses.field(default_factory=list)
+    held_out: Any = None
     snapshots: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def snapshot(self, path: str, trust: bool) -> Any:
@@ -39,9 +41,14 @@ class Opened:
             self.snapshots[path] = load_snapshot(path, trust=trust)
         return self.snapshots[path]
 
+    def loss_arguments(self) -> dict[str, Any]:
+        """Arguments of a guided loss that replace those of `loss_kwargs` which name files to open."""
+        named = {"teachers": self.teachers or None, "held_out": self.held_out}
+        return {name: opened for name, opened in named.items() if opened is not None}
+
     def release(self) -> None:
         """Free all that set-up alone needed. Those who go on with a part of it have their own reference."""
-        self.teachers, self.snapshots = [], {}
+        self.teachers, self.held_out, self.snapshots = [], None, {}
 
 
 class Plan(NamedTuple):
@@ -131,6 +138,9 @@ def check_flags(f: Flags) -> None:
         raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
     if f.dgl_init != "random" and f.resume not in (None, "noresume"):
         raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
+    start = 0 if f.dgl_start == "auto" else f.dgl_start
+    if f.dgl_stop is not None and f.dgl_stop <= start:
+        raise UserError(f"--dgl-stop={f.dgl_stop:g} must be later than the start of guidance, --dgl-start={start:g}")
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
     for name in f.metrics:

@@ -24,6 +24,9 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     _check_outdir(outdir)
     with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
         opened.training_set.validate(progress.update)
+    if opened.held_out is not None:
+        opened.held_out.validate()
+        opened.held_out.close()
     if "resume_pkl" in options:
         _check_resume(options, opened)
     if options["metrics"]:

@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import re
 import time
 
 import psutil
@@ -12,6 +13,11 @@ import torch
 import dnnlib
 from dnnlib.files import append_line
 from torch_utils import training_stats
+
+# Of a loss that reports them, shown at the end of the tick line
+_REAL, _FAKE, _PUSH = "Loss/scores/real", "Loss/scores/fake", "Loss/DGL/grad_ratio"
+_TEACHER = r"Loss/DGL/scores\d+"
+_SHOWN = f"{_REAL}|{_FAKE}|{_PUSH}|{_TEACHER}"
 
 
 class RunLog:
@@ -24,6 +30,7 @@ class RunLog:
         self.start_time = self.tick_start = time.time()
         self.maintenance = 0.0
         self._stats = training_stats.Collector(regex=".*")
+        self._scores = training_stats.Collector(regex=_SHOWN, keep_previous=False)
         self._tfevents = None  # False: TensorBoard is unusable
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
@@ -42,11 +49,27 @@ class RunLog:
             f"gpumem {training_stats.report0('Resources/peak_gpu_mem_gb', self._peak_gpu_gb()):<6.2f}",
             f"augment {training_stats.report0('Progress/augment', augment_p):.3f}",
         ]
+        fields += self._score_fields()
         training_stats.report0("Timing/total_hours", total / 3600)
         training_stats.report0("Timing/total_days", total / 86400)
         if self.write:
             print(" ".join(fields), flush=True)
         self.tick_end = now
+
+    def _score_fields(self) -> list[str]:
+        """Mean scores that D gave to reals and fakes in the tick, that the teachers gave to fakes, and their push."""
+        self._scores.update()
+        means = {name: value.mean for name, value in self._scores.as_dict().items() if value.num}
+        fields = []
+        if _REAL in means and _FAKE in means:
+            both = f"{means[_REAL]:.2f}/{means[_FAKE]:.2f}"
+            fields.append(f"scores {both:<12s}")
+        teachers = [mean for name, mean in means.items() if re.fullmatch(_TEACHER, name)]
+        if teachers:
+            fields.append(f"teacher {sum(teachers) / len(teachers):<7.2f}")
+        if _PUSH in means:
+            fields.append(f"push {means[_PUSH]:.2f}")
+        return [*fields[:-1], *(field.rstrip() for field in fields[-1:])]
 
     def _peak_gpu_gb(self) -> float:
         if self.device.type != "cuda":

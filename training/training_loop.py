@@ -107,7 +107,7 @@ class Trainer:
         self._configure_torch()
         self._open_data(None if opened is None else opened.training_set)
         self._build_networks(opened)
-        self._build_loss({} if opened is None or not opened.teachers else {"teachers": opened.teachers})
+        self._build_loss({} if opened is None else opened.loss_arguments())
         if opened is not None:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
@@ -190,6 +190,9 @@ class Trainer:
             augment_pipe=self.augment_pipe,
             **{**opt.loss_kwargs, **opened_arguments},
         )
+        if self.rank == 0 and hasattr(self.loss, "describe_teachers"):
+            for line in self.loss.describe_teachers(self.training_set, opt.batch_gpu):
+                distributed.print0(line)
         self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
         first = self.phases[0]
         if first.interval != 1 or not first.fresh_reals:
