@@ -24,7 +24,7 @@ class Opened:
 
     training_set: the dataset of `training_set_kwargs`.
     teachers:     the teachers of `loss_kwargs`, in their order.
-    held_out:     the dataset of --dgl-held-out.
+    held_out:     the dataset of --dgl-held-out, its file closed until the first read; None without the flag.
     snapshots:    network files by path.
     """
 

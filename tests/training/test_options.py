@@ -143,6 +143,12 @@ def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
         ({"gamma": float("nan")}, "--gamma must be a finite number"),
         ({"dgl_weight": 0.1}, "--dgl-weight needs a teacher"),
         ({"dgl_start": 0.0}, "--dgl-start needs a teacher"),
+        ({"dgl_ratio": 0.3}, "--dgl-ratio needs a teacher"),
+        ({"dgl_stop": 5.0}, "--dgl-stop needs a teacher"),
+        ({"dgl_held_out": "x.zip"}, "--dgl-held-out needs a teacher"),
+        ({"dgl_teacher": ["x"], "dgl_start": 5.0, "dgl_stop": 4.0}, "--dgl-stop=4 must be later .*--dgl-start=5"),
+        ({"dgl_teacher": ["x"], "dgl_start": 5.0, "dgl_stop": 5.0}, "--dgl-stop=5 must be later"),
+        ({"dgl_teacher": ["x"], "dgl_start": "auto", "dgl_stop": 0.0}, "--dgl-stop=0 must be later"),
         ({"dgl_weighting": "plain"}, "--dgl-weighting needs a teacher"),
         ({"dgl_augment": False}, "--dgl-augment needs a teacher"),
         ({"aug": "fixed", "p": 0.2, "target": 0.5}, "--target goes with --aug=ada"),
@@ -218,6 +224,38 @@ def test_two_teachers_with_every_choice(datasets, teacher_pkl):
         key: value for key, value in flags.items() if key.startswith("dgl")
     }
     assert desc == "toy64-auto1-cbase0.5-dgl0-teachers2-dglstart2.5-score-dglaug"
+
+
+def test_flags_of_the_schedule(datasets, teacher_pkl):
+    flags = {"dgl_ratio": 0.3, "dgl_start": "auto", "dgl_stop": 5.0}
+    desc, options = build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5, **flags)
+    assert {key: options["loss_kwargs"][key] for key in flags} == flags
+    assert desc == "toy64-auto1-cbase0.5-dgl0.1-dglratio0.3-dglstartauto-dglstop5"
+    json.dumps(options)
+
+
+def test_a_stop_after_the_end_of_the_run_is_shown(datasets, teacher_pkl):
+    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "kimg": 10, "cbase": 0.5, "dgl_start": "auto"}
+    assert "--dgl-stop=11 is after the end" in "\n".join(resolve(**flags, dgl_stop=11.0).notices)
+    assert "--dgl-" not in "\n".join(resolve(**flags, dgl_stop=10.0).notices)
+
+
+def test_held_out_images_must_be_like_the_training_images_and_others(datasets, teacher_pkl, tmp_path):
+    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "cbase": 0.5}
+    other = make_dataset(tmp_path / "other.zip", resolution=64, num_images=3, num_labels=2)
+    plan = resolve(**flags, dgl_held_out=other)
+    plan.opened.training_set.close()
+    assert plan.opened.held_out.image_shape == [3, 64, 64] and not plan.opened.held_out.has_labels
+    assert plan.options["loss_kwargs"]["held_out"]["path"] == other and plan.desc == "toy64-auto1-cbase0.5-dgl0.1"
+    json.dumps(plan.options)
+    refused = {
+        datasets["toy32"]: "has 32x32 pixels, .* the run has 64x64 pixels",
+        datasets["toy64"]: "is the training set itself",
+        "/no/such.zip": "--dgl-held-out: .*/no/such.zip",
+    }
+    for path, sentence in refused.items():
+        with pytest.raises(UserError, match=sentence):
+            build(**flags, dgl_held_out=path)
 
 
 def test_size_table_and_late_start_are_shown(datasets, teacher_pkl):
