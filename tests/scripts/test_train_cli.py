@@ -5,8 +5,10 @@ import gc
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -240,6 +242,31 @@ def loop_calls(monkeypatch):
 
     monkeypatch.setattr(training_loop, "training_loop", stand_in)
     return calls, raises
+
+
+def test_a_guided_run_describes_its_teacher(run_cli, outdir, datasets, teacher_pkl, monkeypatch):  # noqa: F811
+    """Printed before the first tick; the tick line ends with the scores and the push."""
+    held_out = make_dataset(outdir.parent / "other.zip", resolution=64, num_images=4)
+    flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.5, "workers": 1, "metrics": "none"}
+    guided = {"dgl_teacher": teacher_pkl, "dgl_held_out": held_out, "dgl_weight": 1000, "dgl_ratio": 0.5}
+    assert "Safe --dgl-weight" not in "".join(run_cli(outdir=outdir, **flags, **guided, dry_run=True)[1:])
+    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: _one_tick(self))
+    status, out, err = run_cli(outdir=outdir, **flags, **guided)
+    assert status == 0, err
+    number = r"-?\d+\.\d\d"
+    described = rf"Teacher 0: mean score {number} of \d+ training images, {number} of 4 held-out images; AUC {number} "
+    limit = r"Safe --dgl-weight, by held-out images: up to \S+\.\nNotice: --dgl-weight=1000 is above that"
+    assert re.search(rf"^{described}.*\n{limit}", out, flags=re.MULTILINE)
+    tick = rf"^tick 0 .* augment 0\.000 scores {number}/{number} +teacher {number} +push 0\.50$"
+    assert re.search(tick, out, flags=re.MULTILINE)
+
+
+def _one_tick(trainer):
+    """One iteration and its tick line, without any file."""
+    trainer.log.tick_start = time.time()
+    trainer.step(new_tick=True)
+    trainer.log.tick(0, 0.004, 0.004, 0.0)
+    trainer.training_set.close()
 
 
 def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
