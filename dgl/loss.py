@@ -58,6 +58,7 @@ class DGLLoss:
         self.base = construct_class_by_name(device, *args, class_name=base_class, **kwargs)
         if not getattr(self.base, "takes_terms", False):
             raise UserError(f"--dgl-teacher: guidance cannot be added to {base_class}, which takes no terms")
+        self._device = torch.device(device)
         self.dgl_weight = dgl_weight
         self._held_out = held_out
         self._unweighted = dgl_form == "logistic" and dgl_weighting == "plain"
@@ -89,7 +90,7 @@ class DGLLoss:
         if isinstance(held_out, dict):
             held_out = construct_class_by_name(**held_out)
         weight = self.dgl_weight if self._unweighted else None
-        lines = diagnostics.describe(self.teachers, training_set, held_out, batch, self.device, weight)
+        lines = diagnostics.describe(self.teachers, training_set, held_out, batch, self._device, weight)
         if held_out is not None:
             held_out.close()
         return lines

@@ -123,7 +123,7 @@ class AdversarialTerm(Term):
             training_stats.report("Loss/DGL/weight", weight)
         return weight * loss
 
-    def _scores(self, img: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+    def _score_all(self, img: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
         img = img if self.augment is None else self.augment(img)
         scores = [teacher.scores(img, c) for teacher in self.teachers]
         for i, of_teacher in enumerate(scores):
@@ -132,7 +132,7 @@ class AdversarialTerm(Term):
 
     def _sum_over_teachers(self, fakes: Fakes) -> torch.Tensor:
         total = torch.zeros([], device=fakes.img.device)
-        for i, scores in enumerate(self._scores(fakes.img, fakes.c)):
+        for i, scores in enumerate(self._score_all(fakes.img, fakes.c)):
             loss = self.weighting(scores) * self.form(scores)
             training_stats.report(f"Loss/DGL/loss{i}", loss)
             total = total + loss
@@ -141,7 +141,7 @@ class AdversarialTerm(Term):
     def _watch(self, fakes: Fakes) -> None:
         """Score a batch without a trace in the gradients or the random draws; further batches of the tick need not."""
         with torch.no_grad(), torch.random.fork_rng([fakes.img.device] if fakes.img.is_cuda else []):
-            self._auto.observe(torch.stack(self._scores(fakes.img, fakes.c)))
+            self._auto.observe(torch.stack(self._score_all(fakes.img, fakes.c)))
         self.active = False
 
     @staticmethod
