@@ -10,6 +10,7 @@ from dgl.student import check_smaller, size_table
 from dgl.teacher import Teacher, check_teacher, open_teacher
 from training import families
 from training.families.family import Data, Family, Like
+from training.flags import guidance_weight
 from training.initial import network_shape, new_network
 
 
@@ -42,7 +43,10 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         dgl_form=family.adversarial_form,
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
         trust_pickle=f.trust_pickle,
+        dgl_weight=guidance_weight(f),
     )
+    if f.dgl_update:
+        options["loss_kwargs"]["dgl_update"] = {**options["D_opt_kwargs"], "lr": f.dgl_update}
     first, student = teachers[0], new_network(options["G_kwargs"], network_shape(opened.training_set))
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
     if f.dgl_init != "random":

@@ -59,8 +59,8 @@ class Fakes:
 class Term:
     """Something added to the main loss of a generator. It sees fakes only and is independent of their family.
 
-    An inactive term is not evaluated. A term that trains networks does so in its `phases`; outside them the networks
-    are frozen. Subclasses override what they need.
+    An inactive term is neither evaluated nor trained. A term that trains networks does so in its `phases`; outside
+    them the networks are frozen. Subclasses override what they need.
     """
 
     active = True
@@ -144,6 +144,8 @@ class Loss:
         term = next((term for term in self.terms if phase in (own.name for own in term.phases())), None)
         if term is None:
             raise ValueError(f"unknown phase {phase!r}")
+        if not term.active:
+            return
         with torch.no_grad():
             gen_img, ws = self.run_G(gen_z, gen_c, sync=True)
         term.accumulate_gradients(phase, real_img, real_c, Fakes(gen_z, gen_c, ws, gen_img), gain)
