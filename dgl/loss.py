@@ -33,8 +33,8 @@ class DGLLoss:
     base_class:    name of the base loss; all other arguments are passed to it.
 
     Everything else is asked of the base: phases, attributes, the discriminator's loss, the lazy regularisers. No
-    optimiser or snapshot holds a teacher. Raises UserError if a teacher cannot be opened or its file has changed, and
-    for a base loss that takes no terms.
+    snapshot holds a teacher, and no optimiser a frozen one. Raises UserError if a teacher cannot be opened or its file
+    has changed, and for a base loss that takes no terms.
     """
 
     def __init__(

@@ -24,9 +24,9 @@ ANOTHER = "name another pickle with --dgl-teacher"
 class Teacher:
     """A frozen discriminator that guides the student's generator.
 
-    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else. `path` and
-    `sha256` identify its file. `G` is the generator of the same file, rebuilt on first access, or None if the file has
-    none that can be read.
+    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else, unless
+    `dgl.live` trains it. `path` and `sha256` identify its file. `G` is the generator of the same file, rebuilt on first
+    access, or None if the file has none that can be read.
     """
 
     def __init__(self, D: torch.nn.Module, snapshot: Snapshot):
