@@ -37,7 +37,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 def verdict_distance(scores: torch.Tensor, targets: torch.Tensor, balance: float = 0.5) -> torch.Tensor:
-    """((ā - a) / ā)² + balance ((b̄ - b) / b̄)², [N, 1], of a = softplus(-s̄), b = softplus(s̄) and those of the targets.
+    """((ā - a) / ā)² + balance ((b̄ - b) / b̄)², [N, 1]; a = softplus(-s̄), b = softplus(s̄), ā and b̄ of the targets.
 
     Self-supervised GAN compression (arXiv 2007.01491). A bounded denominator keeps pairs with a certain verdict finite.
     """
@@ -57,7 +57,7 @@ def cosine_decay(kimg: float, start: float, stop: float) -> float:
 
 
 class DistillationTerm(Term):
-    """α mean|G(w) - Ḡ(w)| + β Σ_l d(φ_l(G(w)), φ_l(Ḡ(w))) + γ v(s̄(G(w)), s̄(Ḡ(w))): the teacher's images are the target.
+    """α mean|x - x̄| + β Σ_l d(φ_l(x), φ_l(x̄)) + γ v(s̄(x), s̄(x̄)): the teacher's image x̄ = Ḡ(w) is the target of x = G(w).
 
     teachers:       the first has a generator Ḡ; φ_l are the outputs of its discriminator's blocks, s̄ its score.
     output_weight:  α >= 0, of `l1_distance`.
