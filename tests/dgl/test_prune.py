@@ -292,7 +292,6 @@ def test_what_can_be_inherited():
         prune.check_source(None, make_G(2), "t.pkl")
 
 
-@pytest.mark.slow
 def test_a_1024_network_is_pruned_in_ten_seconds():
     teacher, student = (
         Generator(512, 0, 512, 1024, 3, synthesis_kwargs={"channel_base": base, "channel_max": base // 64})
