@@ -32,8 +32,9 @@ def _is_of(family: Family, network: torch.nn.Module | None) -> bool:
 def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened) -> list[str]:
     """Make `options` those of a guided run; returns the lines to show at the start: sizes and notices.
 
-    `f` are the values of the flags. The loss is guided by all teachers; G starts from the first as --dgl-init
-    says. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag asks for it.
+    `f` are the values of the flags. The loss is guided by all teachers; G and D start from the first as --dgl-init and
+    --dgl-init-d say. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag
+    asks for it.
     """
     teachers: list[Teacher] = opened.teachers
     for teacher in teachers:
@@ -51,14 +52,18 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     terms = _terms(f, teachers)
     if terms:
         options["loss_kwargs"]["terms"] = terms
-    first, student = teachers[0], new_network(options["G_kwargs"], network_shape(opened.training_set))
+    shape = network_shape(opened.training_set)
+    first, student = teachers[0], new_network(options["G_kwargs"], shape)
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
+    inherited = {}
     if f.dgl_init != "random":
-        check_source(first.G, student, first.path, f.dgl_init)
-        source = {"path": first.path, "sha256": first.sha256}
-        options["init_kwargs"] = {
-            **source, "parts": f.dgl_init, "ranking": f.dgl_prune, "svs": f.dgl_svs, "seed": f.seed
-        }  # fmt: skip
+        check_source(first.G, student, first.path, f.dgl_init, f.dgl_prune)
+        inherited.update(parts=f.dgl_init, ranking=f.dgl_prune, svs=f.dgl_svs, seed=f.seed)
+    if f.dgl_init_d:
+        check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
+        inherited["D"] = True
+    if inherited:
+        options["init_kwargs"] = {"path": first.path, "sha256": first.sha256, **inherited}
     lines = [size_table(first.G, student)]
     if f.dgl_start >= options["total_kimg"]:
         lines.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")

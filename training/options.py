@@ -16,6 +16,8 @@ from training.families.family import Data
 from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags
 
 _ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
+# Half-life of G_ema as a fraction of the run's length: where the ramp of --cfg=auto and --cfg=cifar ends.
+_EMA_LIMIT_OF_TRANSFER = 0.05
 
 
 @dataclasses.dataclass
@@ -96,9 +98,11 @@ def _plan(f: Flags, training_set: Any) -> Plan:
         **_augment_options(f),
     }
     if f.resume not in (None, "noresume"):
-        # G_ema starts from a trained network, so its half-life is not ramped up.
+        # G_ema starts from a trained network, so its half-life is not ramped up but limited.
         options.update(resume_pkl=_location(f.resume), ada_kimg=_ADA_KIMG_OF_TRANSFER, ema_rampup=None)
     _land(f, options)
+    if "resume_pkl" in options:
+        options["ema_kimg"] = min(options["ema_kimg"], _EMA_LIMIT_OF_TRANSFER * options["total_kimg"])
     plan = Plan(_run_name(data.name, f), options, [], opened)
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
@@ -131,6 +135,8 @@ def check_flags(f: Flags) -> None:
         raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
     if f.dgl_init != "random" and f.resume not in (None, "noresume"):
         raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
+    if f.dgl_init_d and f.resume not in (None, "noresume"):
+        raise UserError("--dgl-init-d and --resume both say where D starts: drop one of the two")
     _check_guidance(f)
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")

@@ -124,6 +124,8 @@ def test_a_student_as_wide_as_the_teacher_can_be_asked_for(data, teacher, cbase)
         ({"dgl_prune": "random"}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
         ({"dgl_init": "mapping", "dgl_svs": True}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
         ({"dgl_init": "teacher", "resume": "x.pkl"}, "--dgl-init=teacher and --resume"),
+        ({"dgl_init_d": True, "resume": "x.pkl"}, "--dgl-init-d and --resume"),
+        ({"dgl_init_d": True, "cbase_d": 2}, "--dgl-init-d: the student is wider than D"),
     ],
 )
 def test_contradictions_are_refused(data, teacher, flags, sentence):
@@ -153,6 +155,42 @@ def test_training_starts_from_the_teachers_images(data, teacher, tmp_path):
             assert (G.eval()(z, c, noise_mode="const") - wanted).abs().max() < 1e-5
 
 
+def test_training_starts_from_the_teachers_scores(data, teacher, tmp_path):
+    """At the teacher's width, also where labels are compared with the projection of a wide mapping network."""
+    made = options(data, teacher, cbase=0.5, cbase_d=1, dgl_init_d=True)
+    assert list(made["init_kwargs"]) == ["path", "sha256", "D"] and made["init_kwargs"]["D"] is True
+    run = trainer(made, tmp_path, precision="fp32")
+    img, c = torch.randn(4, 3, 16, 16), torch.eye(3)[[0, 1, 2, 0]]
+    with torch.no_grad():
+        assert (run.D(img, c) - load_snapshot(teacher)["D"](img, c)).abs().max() < 1e-5
+        z = torch.randn(2, 12)
+        untouched = trainer(options(data, teacher, cbase=0.5, cbase_d=1), tmp_path, precision="fp32")
+        assert torch.equal(run.G_ema(z, c[:2]), untouched.G_ema(z, c[:2]))
+
+
+def test_a_narrow_discriminator_keeps_the_mapping_network_of_labels(data, teacher, tmp_path):
+    made = options(data, teacher, cbase=0.5, dgl_init="teacher", dgl_init_d=True, dgl_prune="random", seed=3)
+    assert made["D_kwargs"]["channel_max"] == 12 and made["D_kwargs"]["cmap_dim"] == 24
+    assert made["init_kwargs"]["parts"] == "teacher" and made["init_kwargs"]["D"] is True
+    D, source = trainer(made, tmp_path).D, load_snapshot(teacher)["D"]
+    assert all(
+        torch.equal(tensor, source.mapping.state_dict()[name]) for name, tensor in D.mapping.state_dict().items()
+    )
+    kept = {tuple(row.tolist()) for row in source.b4.out.weight.T}
+    scaled = D.b4.out.weight.T / 0.5**0.5
+    assert len(scaled) == 12 and all(
+        min((row - torch.tensor(each)).abs().max() for each in kept) < 1e-6 for row in scaled.detach()
+    )
+
+
+def test_diversity_ranks_in_training(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("dgl.diversity.SAMPLES", 2)
+    made = {rank: options(data, teacher, cbase=0.5, dgl_init="teacher", dgl_prune=rank) for rank in ("l1", "diversity")}
+    runs = [trainer(made[ranking], tmp_path) for ranking in ("l1", "diversity", "diversity")]
+    weights = [run.G.synthesis.b16.conv0.weight for run in runs]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
 def test_mapping_alone_is_inherited(data, teacher, tmp_path):
     run = trainer(options(data, teacher, cbase=0.5, dgl_init="mapping"), tmp_path)
     source = load_snapshot(teacher)["G_ema"].mapping.state_dict()
@@ -174,7 +212,8 @@ def test_random_start_is_the_run_without_the_flag(data, teacher, tmp_path):
 
 def test_the_average_follows_at_the_pace_of_the_preset(data, teacher):
     """Unlike --resume, inheriting keeps the ramp of the half-life: a short run of --cfg=cifar moves its average."""
-    assert options(data, teacher, cfg="cifar", cbase=0.5, dgl_init="teacher")["ema_rampup"] == 0.05
+    made = options(data, teacher, cfg="cifar", cbase=0.5, kimg=60, dgl_init="teacher", dgl_init_d=True)
+    assert (made["ema_kimg"], made["ema_rampup"]) == (500, 0.05)
 
 
 # What the teachers do
