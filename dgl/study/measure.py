@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from dgl.student import count_macs, count_params
-from dgl.study.results import GRID, LINE, REQUEST
+from dgl.study.results import GRID, GRID_ROWS, LINE, REQUEST
 from dnnlib.files import write_text
 from dnnlib.jobs import ROOT
 from dnnlib.progress import Progress
@@ -32,7 +32,7 @@ from training import families
 from training.files.snapshot import load_snapshot
 from training.sampling import seed_to_z
 
-ROWS, COLUMNS = 5, 10  # of the sample grid; with labels there is a column per class, at most this many
+COLUMNS = 10  # of the sample grid; with labels there is a column per class, at most this many
 PER_CLASS = 200  # images for the distances within a class
 CLASSIFIER_EPOCHS, CLASSIFIER_STEPS = 15, 1200  # the steps of 64 images limit the time to half a minute on a slow core
 PR = "pr3_full"  # precision and recall with the study's number of fakes
@@ -227,8 +227,8 @@ def sample_grid(G: torch.nn.Module, device: torch.device) -> np.ndarray:
     """
     G = metric_utils.evaluation_copy(metric_utils.MetricOptions(G=G, device=device))
     columns = min(G.c_dim, COLUMNS) or COLUMNS
-    seeds = [row if G.c_dim else row * columns + column for row in range(ROWS) for column in range(columns)]
+    seeds = [row if G.c_dim else row * columns + column for row in range(GRID_ROWS) for column in range(columns)]
     z = torch.cat([seed_to_z(seed, G.z_dim) for seed in seeds]).to(device)
-    c = torch.eye(columns, G.c_dim, device=device).repeat(ROWS, 1)
+    c = torch.eye(columns, G.c_dim, device=device).repeat(GRID_ROWS, 1)
     img = families.of(G).sample(G, z, c, noise_mode="const")
-    return images.make_grid(images.to_uint8(img), (columns, ROWS))
+    return images.make_grid(images.to_uint8(img), (columns, GRID_ROWS))

@@ -16,7 +16,7 @@ from dnnlib.files import make_folder, write_text
 from dnnlib.text import markdown
 from dnnlib.util import UserError
 
-ZOOM = 2  # of the samples
+ZOOM, STRIP = 2, 2  # size of the samples, and rows of each grid that are shown
 Line = dict[str, Any]
 
 
@@ -112,12 +112,12 @@ def _ratio(study: Study, outcome: Outcome) -> str:
 def guard_table(study: Study, outcomes: list[Outcome], source: str) -> str:
     """Means over runs of the other measures, each of the last snapshot."""
     others = [f"FID, {os.path.splitext(os.path.basename(name))[0]}" for name in study.detectors[1:]]
-    rows = [("arm", *others, "KID x1000", "precision", "recall", "CAS", "within class", "from")]
+    rows = [("arm", *others, "KID", "precision", "recall", "CAS", "within class", "from")]
     for outcome in outcomes:
         last = [line["last"] for line in outcome.lines]
         fids = [_mean([part["fid_other"][i] for part in last], "{:.2f}") for i in range(len(others))]
         cells = [
-            _mean([_over(part["kid"], 0.001) for part in last], "{:.2f}"),
+            _mean([part["kid"] for part in last], "{:.3g}"),
             _mean([part["precision"] for part in last], "{:.3f}"),
             _mean([part["recall"] for part in last], "{:.3f}"),
             _mean([part["classifier_accuracy"] for part in last], "{:.1%}"),
@@ -157,8 +157,8 @@ def _median(values: Sequence[float], form: str) -> str:
 
 
 def _source(lines: list[Line], source: str) -> str:
-    pairs = ", ".join(f"{line['seed']} ({line['line']})" for line in lines)
-    return f"{source}, seed (line) {pairs}"
+    pairs = " ".join(f"{line['seed']}:{line['line']}" for line in lines)
+    return f"{source} {pairs}"
 
 
 def left_out(lines: list[Line]) -> list[str]:
@@ -189,7 +189,7 @@ def curves(study: Study, width: str, outcomes: list[Outcome]):
 
 
 def samples(study: Study, width: str, outcomes: list[Outcome], outdir: str):
-    """The sample grids of the first seed, one below the other; None if none of their files is in `outdir`."""
+    """The first rows of the sample grids of the first seed, arm by arm; None if none of their files is in `outdir`."""
     from PIL import Image
 
     found = {}
@@ -198,8 +198,9 @@ def samples(study: Study, width: str, outcomes: list[Outcome], outdir: str):
         path = Run(study, outcome.arm, width, line["seed"]).folder(outdir) / results.GRID
         if path.is_file():
             with Image.open(path) as grid:
-                size = (grid.width * ZOOM, grid.height * ZOOM)
-                found[f"{outcome.arm.title}, seed {line['seed']}"] = grid.resize(size, Image.Resampling.NEAREST)
+                strip = grid.crop((0, 0, grid.width, grid.height // results.GRID_ROWS * STRIP))
+                size = (strip.width * ZOOM, strip.height * ZOOM)
+                found[f"{outcome.arm.title}, seed {line['seed']}"] = strip.resize(size, Image.Resampling.NEAREST)
     return charts.below(found) if found else None
 
 
@@ -214,10 +215,11 @@ def conditions(study: Study, lines: list[Line]) -> list[str]:
         f"{use}: {', '.join(names)}" for line in lines for use, names in line["settings"]["files"].items() if names
     }
     return [
-        f"FID: {study.num_fakes:,} fakes against the held-out reals in the features of the detector {name}, the geometric "
-        f"mean over the last {study.snapshots} snapshots of a run, then over runs; spread is one standard deviation "
-        f"over runs. Ratios below 1 are better than the comparator; they and their intervals are from log FID, paired "
-        f"by seed (t-test), and Holm's adjustment is over the arms of one width.",
+        f"FID: {study.num_fakes:,} fakes against the held-out reals in the features of the detector {name}, the "
+        f"geometric mean over the last {study.snapshots} snapshots of a run, then over runs; spread is one standard "
+        f"deviation over runs. Ratios below 1 are better than the comparator; they and their intervals are from log "
+        f"FID, paired by seed (t-test), and Holm's adjustment is over the arms of one width. The last column has the "
+        f"file of results, and seed:line for each run.",
         "The other measures are means over runs, of the last snapshot. CAS is the accuracy on held-out reals of a "
         "classifier trained on fakes alone; within class is the mean pixel distance of two fakes of one class, as a "
         "share of the reals'. s/kimg and kimg are medians.",

@@ -9,6 +9,7 @@ from typing import Any
 from dgl.study.plan import TICK, Run, Study
 from dnnlib.util import UserError
 
+GRID_ROWS = 5  # of the sample grid
 REQUEST, LINE, GRID = "run.json", "line.json", "grid.png"  # in the folder of a run: what to measure, and what was found
 
 
