@@ -13,6 +13,7 @@ import json
 import math
 import pathlib
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def measure(folder: pathlib.Path) -> None:
 
     Raises UserError without snapshots.
     """
+    start = time.monotonic()
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     paths = last_snapshots(folder, request["snapshots"])
     device = distributed.configure_device(distributed.resolve_device("auto"))
@@ -73,6 +75,7 @@ def measure(folder: pathlib.Path) -> None:
         "last": last,
         "G": {"params": count_params(G), "macs": count_macs(G)},
         "train": training_time(paths[-1].parent),
+        "measure": {"seconds": round(time.monotonic() - start, 1)},
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__},
         "machine": machine.describe(device),
         "commit": machine.command_output(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]),

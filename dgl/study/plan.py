@@ -16,6 +16,8 @@ from training.flags import BY_NAME
 TICK = 4  # kimg; snapshots are made at the end of a tick
 # What the runner sets itself.
 RESERVED = ("outdir", "data", "kimg", "seed", "snap", "keep", "dgl_teacher")
+# Flags that name further files, which results do not record.
+UNRECORDED = ("resume", "detector", "trust_pickle")
 ARM_KEYS = ("title", "flags", "kimg", "as_long_as", "teacher")
 
 
@@ -256,6 +258,8 @@ def _check_flags(where: str, flags: dict[str, Any]) -> None:
             raise UserError(f"{where} has the flag {flag!r}, which train.py does not have")
         if name in RESERVED:
             raise UserError(f"{where} has the flag {flag!r}, which the runner sets itself")
+        if name in UNRECORDED:
+            raise UserError(f"{where} has the flag {flag!r}, which a study cannot have")
         if isinstance(value, dict) and value.keys() != {"share_of_kimg"}:
             raise UserError(f"{where}: {flag} is neither a value nor {{'share_of_kimg': number}}")
 

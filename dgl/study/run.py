@@ -28,6 +28,8 @@ def run_study(study: Study, runs: list[Run], path: str, outdir: str, jobs: int) 
     waiting = [run for run in runs if results.find(lines, run) is None]
     if not waiting:
         return 0
+    for run in waiting:
+        run.settings()  # reads the files of the study: a missing one is noticed now
     make_folder(pathlib.Path(path).absolute().parent, "--results")
     make_folder(outdir, "--outdir")
     todo = [job for run in waiting for job in jobs_of(run, waiting, path, os.path.abspath(outdir), lines)]
@@ -70,7 +72,7 @@ def jobs_of(run: Run, waiting: list[Run], path: str, outdir: str, lines: list[di
             lambda: ["-m", "dgl.study", "measure", str(folder)],
             "measuring",
             logs / f"{log}-measure.log",
-            SEC_PER_MEASUREMENT,
+            measure_plan(lines),
             (train,),
             finish,
         ),
@@ -83,6 +85,11 @@ def train_plan(run: Run, lines: list[dict[str, Any]]) -> float:
     if own is None:
         own = statistics.median([line["train"]["sec_per_kimg"] for line in lines] or [SEC_PER_KIMG])
     return own * run.base_kimg
+
+
+def measure_plan(lines: list[dict[str, Any]]) -> float:
+    """Seconds that a measurement will take, by the finished runs."""
+    return statistics.median([line["measure"]["seconds"] for line in lines] or [SEC_PER_MEASUREMENT])
 
 
 def request(run: Run, kimg: int) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def test_settings_follow_the_content_of_files(tmp_path):
         ({"arms": {"a": {"flag": {}}}}, "unknown key 'flag' of the arm a"),
         ({"common": {"gama": 1}}, "common has the flag 'gama', which train.py does not have"),
         ({"arms": {"a": {"flags": {"seed": 1}}}}, "'seed', which the runner sets itself"),
+        ({"widths": {"1/2": {"resume": "a.pkl"}}}, "'resume', which a study cannot have"),
         ({"arms": {"a": {"flags": {"dgl-start": {"kimg": 1}}}}}, "share_of_kimg"),
         ({"comparator": "other"}, "'other' is not one of its arms"),
         ({"seeds": []}, "at least one seed"),

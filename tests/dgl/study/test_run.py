@@ -125,6 +125,14 @@ def test_the_first_eta_comes_from_finished_runs(study):
     assert study_run.train_plan(control, []) == 40 * study_run.SEC_PER_KIMG
     lines = [toy_study.line(control, sec_per_kimg=5.0), toy_study.line(guided, sec_per_kimg=7.0)]
     assert [study_run.train_plan(run, lines) for run in (control, guided)] == [200, 280]
+    assert (study_run.measure_plan([]), study_run.measure_plan(lines)) == (study_run.SEC_PER_MEASUREMENT, 30)
+
+
+def test_a_missing_file_is_refused_before_any_run(study, children, tmp_path):
+    (tmp_path / "held_out.bin").unlink()
+    with pytest.raises(UserError, match=r"held_out\.bin, which cannot be read"):
+        go(study, tmp_path)
+    assert children.made == {}
 
 
 def command(*arguments, cwd):

@@ -46,6 +46,7 @@ def line(run: Run, fid: float | None = 50.0, sec_per_kimg: float = 2.0, **last: 
         "last": {"kimg": 40, **measured, "intra_class": 0.2, "intra_class_reals": 0.25, **last},
         "G": {"params": 1000, "macs": 20000},
         "train": {"kimg": 40.064, "seconds": 80.0, "sec_per_kimg": sec_per_kimg},
+        "measure": {"seconds": 30.0},
         "versions": {"torch": "2.13.0"},
         "machine": {"cpu": "a processor"},
         "commit": "abc",
