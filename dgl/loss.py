@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from dgl.live import LiveTerm
+from dgl.residual import ResidualCritic
 from dgl.teacher import Teacher, open_teacher
 from dgl.terms import AdversarialTerm
 from dnnlib.util import UserError, construct_class_by_name
@@ -22,13 +24,17 @@ class DGLLoss:
     dgl_weighting: w: 'plain' or 'score'.
     dgl_form:      f: 'logistic' or 'hinge', as in the base loss.
     dgl_augment:   show the teachers augmented fakes, in a separate draw of the base loss's augmentation.
+    dgl_update:    optimiser of teachers that go on training (dgl.live), as D's: class_name, lr, ...; None: frozen. R1
+                   has the base loss's `r1_gamma`.
+    dgl_residual:  κ of the residual critic (dgl.residual), which replaces the base's D from `dgl_start` on. It adds to
+                   the term of `dgl_weight`, which usually is 0 then. At 0 it equals no critic, bit for bit.
     trust_pickle:  open the teachers with their own code.
     terms:         further terms, each {'class_name', ...}: a `training.loss.Term` made with `teachers` and the rest.
     base_class:    name of the base loss; all other arguments are passed to it.
 
     Everything else is asked of the base: phases, attributes, the discriminator's loss, the lazy regularisers. No
-    optimiser or snapshot holds a teacher. Raises UserError if a teacher cannot be opened or its file has changed, and
-    for a base loss that takes no terms.
+    snapshot holds a teacher, and no optimiser a frozen one. Raises UserError if a teacher cannot be opened or its file
+    has changed, and for a base loss that takes no terms.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class DGLLoss:
         dgl_weighting: str = "plain",
         dgl_form: str = "logistic",
         dgl_augment: bool = False,
+        dgl_update: dict | None = None,
+        dgl_residual: float = 0,
         trust_pickle: bool = False,
         terms: Sequence[dict] = (),
         base_class: str = "training.loss.StyleGAN2Loss",
@@ -54,9 +62,23 @@ class DGLLoss:
         for teacher in self.teachers:
             teacher.match_precision(self.base.D)
         augment = self.base.augment if dgl_augment else None
-        guidance = AdversarialTerm(self.teachers, dgl_weight, dgl_start, dgl_form, dgl_weighting, augment)
+        make, live = AdversarialTerm, {}
+        if dgl_update is not None:
+            make, live = LiveTerm, {"opt_kwargs": dgl_update, "r1_gamma": getattr(self.base, "r1_gamma", 0)}
+        guidance = make(
+            self.teachers,
+            weight=dgl_weight,
+            start=dgl_start,
+            form=dgl_form,
+            weighting=dgl_weighting,
+            augment=augment,
+            **live,
+        )
         added = [guidance, *(construct_class_by_name(teachers=self.teachers, **spec) for spec in terms)]
         self.base.add_terms(added)
+        self.critic = None
+        if dgl_residual > 0:
+            self.critic = self.base.D = ResidualCritic(self.base.D, self.teachers, dgl_residual, dgl_start)
         if not any(term.needs_teacher_G for term in added):
             for teacher in self.teachers:
                 teacher.without_G()
@@ -65,6 +87,12 @@ class DGLLoss:
         if name == "base":  # not there yet
             raise AttributeError(name)
         return getattr(self.base, name)
+
+    def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
+        """Called before the phases of each iteration, see `training.loss.Loss`."""
+        self.base.begin_iteration(cur_nimg, new_tick)
+        if self.critic is not None:
+            self.critic.begin_iteration(cur_nimg)
 
     def state_dict(self) -> dict:
         """State of the base loss with its terms, and which teachers guide it with which weight."""

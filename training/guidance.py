@@ -8,8 +8,10 @@ import torch
 from dgl.prune import check_source
 from dgl.student import check_smaller, size_table
 from dgl.teacher import Teacher, check_teacher, open_teacher
+from dnnlib.util import UserError
 from training import families
 from training.families.family import Data, Family, Like
+from training.flags import guidance_weight
 from training.initial import network_shape, new_network
 
 
@@ -42,7 +44,13 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         dgl_form=family.adversarial_form,
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
         trust_pickle=f.trust_pickle,
+        dgl_weight=guidance_weight(f),
     )
+    if f.dgl_update:
+        options["loss_kwargs"]["dgl_update"] = {**options["D_opt_kwargs"], "lr": f.dgl_update}
+    terms = _terms(f, teachers)
+    if terms:
+        options["loss_kwargs"]["terms"] = terms
     first, student = teachers[0], new_network(options["G_kwargs"], network_shape(opened.training_set))
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
     if f.dgl_init != "random":
@@ -55,3 +63,17 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     if f.dgl_start >= options["total_kimg"]:
         lines.append(f"Notice: --dgl-start={f.dgl_start:g} is not before the end of the run: no teacher takes part.")
     return lines
+
+
+def _terms(f, teachers: list[Teacher]) -> list[dict[str, Any]]:
+    """The terms besides the adversarial one that the flags ask for, as `dgl.loss.DGLLoss` takes them."""
+    terms = []
+    distances = {"output_weight": f.dgl_distill, "feature_weight": f.dgl_distill_feat}
+    distances["verdict_weight"] = f.dgl_distill_verdict
+    if any(distances.values()):
+        if teachers[0].G is None:
+            raise UserError(f"--dgl-distill: {teachers[0].path} has no generator whose images could be the target")
+        terms.append({"class_name": "dgl.distill.DistillationTerm", **distances})
+    if f.dgl_heads:
+        terms.append({"class_name": "dgl.heads.HeadsTerm", "weight": f.dgl_heads})
+    return terms

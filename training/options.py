@@ -131,11 +131,30 @@ def check_flags(f: Flags) -> None:
         raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
     if f.dgl_init != "random" and f.resume not in (None, "noresume"):
         raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
+    _check_guidance(f)
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
     for name in f.metrics:
         if catalogue.find(name) is None:
             raise UserError(f"--metrics={name}: no such metric; choose none or from {', '.join(catalogue.METRICS)}")
+
+
+def _check_guidance(f: Flags) -> None:
+    """Raises UserError if flags say contradictory things of what teachers do."""
+    if f.dgl_update:
+        if f.given("dgl_residual"):
+            raise UserError("--dgl-residual needs a frozen teacher and --dgl-update trains it: drop one of the two")
+        if f.dgl_weight == 0:
+            raise UserError("--dgl-update trains teachers that --dgl-weight=0 never asks: drop one of the two")
+        if len(set(f.dgl_teacher)) < len(f.dgl_teacher):
+            raise UserError("--dgl-update trains each teacher once: name every file of --dgl-teacher once")
+    if f.given("dgl_residual") and not f.given("dgl_weight"):
+        for name in ("dgl_weighting", "dgl_augment"):
+            if f.given(name):
+                raise UserError(
+                    f"{BY_NAME[name].flag} is about the teachers' term, which --dgl-residual replaces: drop it, or "
+                    "give that term a --dgl-weight"
+                )
 
 
 def _run_name(dataset: str, f: Flags) -> str:

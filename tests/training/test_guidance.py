@@ -175,3 +175,63 @@ def test_random_start_is_the_run_without_the_flag(data, teacher, tmp_path):
 def test_the_average_follows_at_the_pace_of_the_preset(data, teacher):
     """Unlike --resume, inheriting keeps the ramp of the half-life: a short run of --cfg=cifar moves its average."""
     assert options(data, teacher, cfg="cifar", cbase=0.5, dgl_init="teacher")["ema_rampup"] == 0.05
+
+
+# What the teachers do
+
+
+def test_a_live_teacher_has_the_optimiser_of_d(data, teacher):
+    made = options(data, teacher, cbase=0.5, dgl_update=5e-4)
+    assert made["loss_kwargs"]["dgl_update"] == {**made["D_opt_kwargs"], "lr": 5e-4}
+    assert made["loss_kwargs"]["dgl_weight"] == 0.1
+    assert options(data, teacher, cbase=0.5, dgl_update=0.0) == options(data, teacher, cbase=0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kappa", "weight", "words"),
+    [
+        ({"dgl_residual": 0.3}, 0.3, 0, "dgl0-residual0.3"),
+        ({"dgl_residual": 0.0}, 0, 0, "dgl0-residual0"),  # a control: no teacher, not the teachers' term
+        ({"dgl_residual": 0.3, "dgl_weight": 0.2}, 0.3, 0.2, "dgl0.2-residual0.3"),
+    ],
+)
+def test_a_residual_critic_takes_the_place_of_the_term(data, teacher, flags, kappa, weight, words):
+    desc, made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, **flags)
+    assert (made["loss_kwargs"]["dgl_residual"], made["loss_kwargs"]["dgl_weight"]) == (kappa, weight)
+    assert desc.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"dgl_update": 1e-3, "dgl_residual": 0.3}, "--dgl-residual needs a frozen teacher and --dgl-update trains it"),
+        ({"dgl_update": 1e-3, "dgl_weight": 0}, "--dgl-update trains teachers that --dgl-weight=0 never asks"),
+        ({"dgl_update": 1e-3, "dgl_teacher": ["a.pkl", "a.pkl"]}, "--dgl-update trains each teacher once"),
+        ({"dgl_residual": 0.3, "dgl_weighting": "score"}, "--dgl-weighting is about the teachers' term"),
+        ({"dgl_residual": 0.3, "dgl_augment": False}, "--dgl-augment is about the teachers' term"),
+        ({"dgl_update": 1e-3, "dgl_teacher": []}, "--dgl-update needs a teacher"),
+        ({"dgl_residual": 0.3, "dgl_teacher": []}, "--dgl-residual needs a teacher"),
+    ],
+)
+def test_what_teachers_cannot_do_is_refused(data, flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(data=data, **{"dgl_teacher": ["a.pkl"], **flags})
+
+
+@pytest.mark.parametrize("flags", [{"dgl_update": 5e-4, "dgl_augment": True}, {"dgl_residual": 0.3}])
+def test_whole_training(data, teacher, tmp_path, flags):
+    """The snapshot holds the plain student; a live teacher has moved, a frozen one is that of the file."""
+    made = options(data, teacher, cbase=0.5, **flags)
+    made.update(augment_kwargs={"class_name": "training.augment.AugmentPipe", "xflip": 1, "brightness": 1})
+    run = trainer(made, tmp_path, augment_p=0.5, total_kimg=0.006, kimg_per_tick=0.004, image_snapshot_ticks=None)
+    run.run()
+    saved = load_snapshot(next(tmp_path.glob("network-snapshot-*.pkl")))["D"]
+    assert saved.init_kwargs["channel_base"] == WIDTHS["channel_base"] / 2
+    assert same(saved, run.D)
+    assert same(load_snapshot(teacher)["D"], run.loss.teachers[0].D) is ("dgl_residual" in flags)
+    assert all(tensor.isfinite().all() for net in (run.G, run.D) for tensor in net.state_dict().values())
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    tensors = b.state_dict()
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in a.state_dict().items())

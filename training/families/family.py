@@ -69,6 +69,7 @@ class Family:
     prune_plan:         G -> its widths, each the list of axes that share it.
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
+    feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
     derived_tensors:    endings of tensors that follow from constructor arguments, which files may leave out.
@@ -94,6 +95,7 @@ class Family:
     prune_plan: Callable[[torch.nn.Module], list[list[Axis]]]
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
+    feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     derived_tensors: tuple[str, ...] = ()

@@ -297,6 +297,11 @@ def batch_group(D: torch.nn.Module) -> int | None:
     return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
 
 
+def feature_blocks(D: torch.nn.Module) -> list[torch.nn.Module]:
+    """The convolution blocks of `D`, all but the one that makes the logits."""
+    return [getattr(D, f"b{resolution}") for resolution in D.block_resolutions]
+
+
 STYLEGAN2 = Family(
     name="stylegan2",
     generators={"Generator": "training.networks.Generator"},
@@ -313,6 +318,7 @@ STYLEGAN2 = Family(
     prune_plan=prune_plan,
     macs=macs,
     batch_group=batch_group,
+    feature_blocks=feature_blocks,
     differs_by_process=r".*\.w_avg",
     derived_tensors=("resample_filter",),
     has_w=True,
