@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
-import torch.nn.functional as F
 
 from dgl.student import count_macs, count_params
 from dgl.study.results import GRID, GRID_ROWS, LINE, REQUEST
@@ -27,7 +26,7 @@ from dnnlib.files import write_text
 from dnnlib.jobs import ROOT
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, construct_class_by_name
-from metrics import catalogue, digit_detector, inputs, metric_main, metric_utils
+from metrics import catalogue, inputs, metric_main, metric_utils, small_detector
 from torch_utils import distributed, images, machine
 from training import families
 from training.files.snapshot import load_snapshot
@@ -193,33 +192,21 @@ def intra_class_distance(img: torch.Tensor, classes: torch.Tensor) -> float:
 
 def classifier_accuracy(
     fakes: torch.Tensor, fake_classes: torch.Tensor, reals: torch.Tensor, real_classes: torch.Tensor
-) -> float | None:
-    """The classification accuracy score (Ravuri and Vinyals 2019): train on fakes, test on reals, uint8 [N, C, H, W].
-
-    None for more classes than the network has.
-    """
-    if max(fake_classes.max(), real_classes.max()) > 9:
-        return None
+) -> float:
+    """The classification accuracy score (Ravuri, Vinyals 2019): train on fakes, test on reals, uint8 [N, C, H, W]."""
+    classes = int(max(fake_classes.max(), real_classes.max())) + 1
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # one thread adds in one order, so that a second measurement gives the same number
         with torch.random.fork_rng(devices=[]):
             epochs = max(min(CLASSIFIER_STEPS * 64 // len(fakes), CLASSIFIER_EPOCHS), 1)
             with contextlib.redirect_stderr(io.StringIO()):  # its progress would be taken for that of the measurement
-                net = digit_detector.train(_grey32(fakes), fake_classes, epochs)
+                net = small_detector.train(fakes, fake_classes, classes, epochs, distortion=0)
         with torch.no_grad():
-            guesses = torch.cat([net(batch).argmax(dim=1) for batch in _grey32(reals).split(500)])
+            guesses = torch.cat([net(batch).argmax(dim=1) for batch in reals.split(500)])
     finally:
         torch.set_num_threads(threads)
     return (guesses == real_classes).float().mean().item()
-
-
-def _grey32(img: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, C, H, W] -> uint8 [N, 1, 32, 32]."""
-    x = img.float().mean(dim=1, keepdim=True)
-    if x.shape[2] != 32:
-        x = F.interpolate(x, size=[32, 32], mode="bilinear", align_corners=False, antialias=True)
-    return x.round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
