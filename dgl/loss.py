@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from dgl import diagnostics
+from dgl.live import LiveTerm
+from dgl.residual import ResidualCritic
 from dgl.teacher import Teacher, open_teacher
 from dgl.terms import AdversarialTerm
 from dnnlib.util import UserError, construct_class_by_name
@@ -26,6 +28,10 @@ class DGLLoss:
     dgl_weighting: w: 'plain' or 'score'.
     dgl_form:      f: 'logistic' or 'hinge', as in the base loss.
     dgl_augment:   show the teachers augmented fakes, in a separate draw of the base loss's augmentation.
+    dgl_update:    optimiser of teachers that go on training (dgl.live), as D's: class_name, lr, ...; None: frozen. R1
+                   has the base loss's `r1_gamma`.
+    dgl_residual:  κ of the residual critic (dgl.residual), which replaces the base's D from `dgl_start` on. It adds to
+                   the term of `dgl_weight`, which usually is 0 then. At 0 it equals no critic, bit for bit.
     trust_pickle:  open the teachers with their own code.
     held_out:      a dataset of images that the teachers have not seen, or its constructor arguments with 'class_name';
                    only for `describe_teachers`.
@@ -33,8 +39,8 @@ class DGLLoss:
     base_class:    name of the base loss; all other arguments are passed to it.
 
     Everything else is asked of the base: phases, attributes, the discriminator's loss, the lazy regularisers. No
-    optimiser or snapshot holds a teacher. Raises UserError if a teacher cannot be opened or its file has changed, and
-    for a base loss that takes no terms.
+    snapshot holds a teacher, and no optimiser a frozen one. Raises UserError if a teacher cannot be opened or its file
+    has changed, and for a base loss that takes no terms.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class DGLLoss:
         dgl_weighting: str = "plain",
         dgl_form: str = "logistic",
         dgl_augment: bool = False,
+        dgl_update: dict | None = None,
+        dgl_residual: float = 0,
         trust_pickle: bool = False,
         held_out: dict | Dataset | None = None,
         terms: Sequence[dict] = (),
@@ -61,15 +69,31 @@ class DGLLoss:
         self._device = torch.device(device)
         self.dgl_weight = dgl_weight
         self._held_out = held_out
-        self._unweighted = dgl_form == "logistic" and dgl_weighting == "plain"
+        # Whether the formula of dgl.diagnostics for the bias of a frozen verdict holds
+        self._biased = (dgl_form, dgl_weighting, dgl_update) == ("logistic", "plain", None) and dgl_weight > 0
         self.teachers = [_open_for_run(spec, device, trust_pickle) for spec in teachers]
         for teacher in self.teachers:
             teacher.match_precision(self.base.D)
         augment = self.base.augment if dgl_augment else None
-        schedule = {"weight": dgl_weight, "start": dgl_start, "stop": dgl_stop, "ratio": dgl_ratio}
-        guidance = AdversarialTerm(self.teachers, form=dgl_form, weighting=dgl_weighting, augment=augment, **schedule)
+        make, live = AdversarialTerm, {}
+        if dgl_update is not None:
+            make, live = LiveTerm, {"opt_kwargs": dgl_update, "r1_gamma": getattr(self.base, "r1_gamma", 0)}
+        guidance = make(
+            self.teachers,
+            weight=dgl_weight,
+            start=dgl_start,
+            stop=dgl_stop,
+            ratio=dgl_ratio,
+            form=dgl_form,
+            weighting=dgl_weighting,
+            augment=augment,
+            **live,
+        )
         added = [guidance, *(construct_class_by_name(teachers=self.teachers, **spec) for spec in terms)]
         self.base.add_terms(added)
+        self.critic = None
+        if dgl_residual > 0:
+            self.critic = self.base.D = ResidualCritic(self.base.D, self.teachers, dgl_residual, dgl_start)
         if not any(term.needs_teacher_G for term in added):
             for teacher in self.teachers:
                 teacher.without_G()
@@ -82,18 +106,24 @@ class DGLLoss:
     def describe_teachers(self, training_set: Dataset, batch: int) -> list[str]:
         """Lines to print before training: what the teachers make of real images, and how strongly they may guide.
 
-        They score `batch` images at a time. Takes seconds, changes nothing; no line where λ is 0.
+        They score `batch` images at a time. Takes seconds, changes nothing; no line where λ is 0 and nothing asks.
         """
-        if self.dgl_weight == 0:
-            return []
         held_out = self._held_out
+        if self.dgl_weight == 0 and self.critic is None and held_out is None:
+            return []
         if isinstance(held_out, dict):
             held_out = construct_class_by_name(**held_out)
-        weight = self.dgl_weight if self._unweighted else None
+        weight = self.dgl_weight if self._biased else None
         lines = diagnostics.describe(self.teachers, training_set, held_out, batch, self._device, weight)
         if held_out is not None:
             held_out.close()
         return lines
+
+    def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
+        """Called before the phases of each iteration, see `training.loss.Loss`."""
+        self.base.begin_iteration(cur_nimg, new_tick)
+        if self.critic is not None:
+            self.critic.begin_iteration(cur_nimg)
 
     def state_dict(self) -> dict:
         """State of the base loss with its terms, and which teachers guide it with which weight."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a narrow generator from a wide one: rank the channels of each width, keep the best, slice all tensors alike.
+"""Start a narrow network from a wide one: rank the channels of each width, keep the best, slice all tensors alike.
 
 A family of networks says which axes share a width (`Family.prune_plan`); everything here works on dicts of tensors by
 name and changes none of them. Letters: C channels of the teacher, n channels kept.
@@ -10,45 +10,55 @@ from collections.abc import Sequence
 
 import torch
 
+from dgl.diversity import diversity_scores
 from dnnlib.util import UserError
 from torch_utils import misc
 from training import families
 from training.families.family import Axis
 
-RANKINGS = ("l1", "random")
+RANKINGS = ("l1", "random", "diversity")
 Tensors = dict[str, torch.Tensor]
 
 
 def l1_scores(tensors: Tensors, width: Sequence[Axis]) -> torch.Tensor:
-    """Importance of each channel [C]: its L1 norm in every convolution that writes or reads it, each of mean 1.
+    """Importance of each channel [C]: its L1 norm in every weight that writes or reads it, each of mean 1.
 
     Source: L1 pruning (Li et al., arXiv 1608.08710), over all layers that share the channel.
     """
     total = torch.zeros([_size(tensors, width)])
     for axis in width:
         if axis.ranked:
-            weight = tensors[axis.tensor].detach().float()
-            norms = weight.abs().sum(dim=[dim for dim in range(weight.ndim) if dim != axis.axis])
+            norms = axis.sums(tensors[axis.tensor].detach().float().abs())
             total += norms / norms.mean().clamp_min(1e-12)
     return total
 
 
-def choose_channels(
-    tensors: Tensors, plan: Sequence[Sequence[Axis]], sizes: Sequence[int], ranking: str = "l1", seed: int = 0
+def channel_scores(
+    network: torch.nn.Module,
+    plan: Sequence[Sequence[Axis]],
+    ranking: str = "l1",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[torch.Tensor]:
-    """Indices [n], ascending, of the channels to keep in each width of `plan`; n is its entry in `sizes`.
+    """Importance [C] of the channels of each width of `plan`.
 
-    `ranking`: 'l1', or 'random' as a control, which depends on `seed`. Raises UserError for an unknown one.
+    `ranking`: 'l1', 'diversity' (`dgl.diversity`, which runs the generator `network` on `device`), or 'random' as a
+    control; the last two depend on `seed`. Raises UserError for an unknown one.
     """
     if ranking not in RANKINGS:
         raise UserError(f"--dgl-prune must be one of {', '.join(RANKINGS)}, not {ranking!r}")
+    if ranking == "diversity":
+        return diversity_scores(network, plan, seed, device)
+    tensors = dict(misc.named_params_and_buffers(network))
     random = torch.Generator().manual_seed(seed)
-    kept = []
-    for width, n in zip(plan, sizes):
-        C = _size(tensors, width)
-        scores = l1_scores(tensors, width) if ranking == "l1" else torch.rand([C], generator=random)
-        kept.append(scores.argsort(descending=True, stable=True)[:n].sort().values)
-    return kept
+    if ranking == "random":
+        return [torch.rand([_size(tensors, width)], generator=random) for width in plan]
+    return [l1_scores(tensors, width) for width in plan]
+
+
+def choose_channels(scores: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Indices [n], ascending, of the channels with the best `scores` in each width; n is its entry in `sizes`."""
+    return [each.argsort(descending=True, stable=True)[:n].sort().values.cpu() for each, n in zip(scores, sizes)]
 
 
 def slice_channels(tensors: Tensors, plan: Sequence[Sequence[Axis]], kept: Sequence[torch.Tensor]) -> Tensors:
@@ -60,9 +70,10 @@ def slice_channels(tensors: Tensors, plan: Sequence[Sequence[Axis]], kept: Seque
     sliced = dict(tensors)
     for width, indices in zip(plan, kept):
         for axis in width:
-            tensor = sliced[axis.tensor]
-            gain = math.sqrt(len(indices) / tensor.shape[axis.axis]) if axis.scaled else 1.0
-            sliced[axis.tensor] = tensor.index_select(axis.axis, indices.to(tensor.device)) * gain
+            wide = sliced[axis.tensor]
+            narrow = axis.select(wide, indices)
+            gain = math.sqrt(narrow.shape[axis.axis] / wide.shape[axis.axis]) if axis.scaled else 1.0
+            sliced[axis.tensor] = narrow * gain
     return sliced
 
 
@@ -80,34 +91,41 @@ def scale_bias(bias: torch.Tensor) -> torch.Tensor:
     return bias * (bias.norm() + 1e-8).rsqrt()
 
 
-def check_source(source: torch.nn.Module | None, student: torch.nn.Module, name: str, parts: str = "teacher") -> None:
-    """Raises UserError, naming the file `name`, unless the generator `student` can inherit `parts` of `source`.
+def check_source(
+    source: torch.nn.Module | None,
+    student: torch.nn.Module,
+    name: str,
+    parts: str = "teacher",
+    ranking: str = "l1",
+) -> None:
+    """Raises UserError, naming the file `name`, unless `student` can inherit `parts` of `source` (see `inherit`).
 
     A `source` of None stands for a file without a usable generator.
     """
+    flag, letter, way_out = "--dgl-init", "G", "leave --z-dim and --w-dim to the teacher, or use --dgl-init=random"
+    if parts == "D":
+        flag, letter, way_out = "--dgl-init-d", "D", "use --dgl-init-d=0"
     if source is None:
-        raise UserError(f"--dgl-init: {name} has no generator to start from; use --dgl-init=random")
+        raise UserError(f"{flag}: {name} has no generator to start from; use --dgl-init=random")
     family = families.of(student)
     if families.of(source) is not family:
-        raise UserError(f"--dgl-init: G of {name} is of the family {families.of(source).name}, not {family.name}")
+        raise UserError(f"{flag}: {letter} of {name} is of the family {families.of(source).name}, not {family.name}")
+    if ranking == "diversity":
+        families.require_w(source, "--dgl-prune=diversity")
     there, here = (dict(misc.named_params_and_buffers(net)) for net in (source, student))
-    plan = family.prune_plan(source) if parts == "teacher" else []
-    pruned = {(axis.tensor, axis.axis) for width in plan for axis in width}
+    plan = [] if parts == "mapping" else family.prune_plan(source)
+    sizes = [_size(here if width[0].tensor in here else there, width) for width in plan]
+    wanted = _shapes(there, plan, sizes)
     for key in sorted(there.keys() | here.keys()):
         if parts == "mapping" and not key.startswith(family.mapping_prefix):
             continue
-        theirs, ours = (tuple(tensors[key].shape) if key in tensors else None for tensors in (there, here))
-        fixed = [t == o for dim, (t, o) in enumerate(zip(theirs or (), ours or ())) if (key, dim) not in pruned]
-        if None in (theirs, ours) or len(theirs) != len(ours) or not all(fixed):
-            raise UserError(
-                f"--dgl-init: {key} is {theirs or 'missing'} in G of {name} and {ours or 'missing'} in the student; "
-                "leave --z-dim and --w-dim to the teacher, or use --dgl-init=random"
-            )
-    for width in plan:
-        C, n = _size(there, width), _size(here, width)
+        if key not in here or wanted.get(key) != list(here[key].shape):
+            theirs, ours = (tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (there, here))
+            raise UserError(f"{flag}: {key} is {theirs} in {letter} of {name} and {ours} in the student; {way_out}")
+    for width, n in zip(plan, sizes):
+        layer, C = width[0].tensor, _size(there, width)
         if n > C:
-            layer = width[0].tensor
-            raise UserError(f"--dgl-init: the student is wider than G of {name} ({n} channels of {C} in {layer})")
+            raise UserError(f"{flag}: the student is wider than {letter} of {name} ({n} channels of {C} in {layer})")
 
 
 def inherit(
@@ -118,19 +136,21 @@ def inherit(
     svs: bool = False,
     seed: int = 0,
 ) -> None:
-    """Copy weights of the generator `source` into the narrower `student`, which `check_source` has accepted.
+    """Copy weights of `source` into the narrower `student`, which `check_source` has accepted.
 
-    `parts`: 'mapping' copies the mapping network and the mean w; 'teacher' also the pruned synthesis network, with
-    singular value scaling of its weights and biases where `svs`. With equal widths and without `svs` the student makes
-    the images of the source.
+    `parts` of a generator: 'mapping' copies the mapping network and the mean w; 'teacher' also the pruned synthesis
+    network, with singular value scaling of its weights and biases where `svs`. 'D' is a discriminator. With equal
+    widths and without `svs` the student makes the images, or scores, of the source. `ranking`, `seed`: see
+    `channel_scores`, which runs on the student's device.
     """
     family = families.of(source)
     there, here = (dict(misc.named_params_and_buffers(net)) for net in (source, student))
-    plan = family.prune_plan(source)
     copied = {name: tensor for name, tensor in there.items() if name.startswith(family.mapping_prefix)}
-    if parts == "teacher":
-        sizes = [_size(here, width) for width in plan]
-        pruned = slice_channels(there, plan, choose_channels(there, plan, sizes, ranking, seed))
+    if parts != "mapping":
+        plan = family.prune_plan(source)
+        device = next(iter(here.values())).device
+        scores = channel_scores(source, plan, ranking, seed, device)
+        pruned = slice_channels(there, plan, choose_channels(scores, [_size(here, width) for width in plan]))
         if svs:
             pruned.update(_scaled({name: pruned[name] for name in pruned.keys() - copied.keys()}))
         copied = pruned
@@ -149,5 +169,14 @@ def _scaled(tensors: Tensors) -> Tensors:
     return scaled
 
 
+def _shapes(tensors: Tensors, plan: Sequence[Sequence[Axis]], sizes: Sequence[int]) -> dict[str, list[int]]:
+    """Shapes of the tensors with other sizes of the widths."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for width, n in zip(plan, sizes):
+        for axis in width:
+            shapes[axis.tensor][axis.axis] = n * axis.entries + axis.extra
+    return shapes
+
+
 def _size(tensors: Tensors, width: Sequence[Axis]) -> int:
-    return tensors[width[0].tensor].shape[width[0].axis]
+    return width[0].channels(tensors[width[0].tensor])

@@ -24,9 +24,9 @@ ANOTHER = "name another pickle with --dgl-teacher"
 class Teacher:
     """A frozen discriminator that guides the student's generator.
 
-    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else. `path` and
-    `sha256` identify its file. `G` is the generator of the same file, rebuilt on first access, or None if the file has
-    none that can be read.
+    `D` is in eval mode with `requires_grad` off, so gradients reach the images it scores and nothing else, unless
+    `dgl.live` trains it. `path` and `sha256` identify its file. `G` is the generator of the same file, rebuilt on first
+    access, or None if the file has none that can be read.
     """
 
     def __init__(self, D: torch.nn.Module, snapshot: Snapshot):
@@ -93,7 +93,8 @@ class Teacher:
 
         They are made from the student's own ws where these fit G, which makes sense for a student whose mapping network
         started as a copy of the teacher's. Without `share_ws`, or where they do not fit, G maps z and c itself, without
-        style mixing. Noise is constant, so no random number is drawn. Raises UserError if the file has no usable G.
+        style mixing. The noise is that of the student's images where the loss has recorded it, else constant; no random
+        number is drawn. Raises UserError if the file has no usable G.
         """
         if self.G is None:
             raise UserError(f"--dgl-teacher: {self.path} holds no generator to draw images with; {ANOTHER}")
@@ -105,11 +106,28 @@ class Teacher:
             ws = fakes.ws
             if not share_ws or ws is None or ws.shape[1:] != (G.num_ws, G.w_dim):
                 ws = G.mapping(fakes.z, fakes.c)
-            return G.synthesis(ws, noise_mode="const")
+            if fakes.noise_state is None:
+                return G.synthesis(ws, noise_mode="const")
+            with misc.random_replayed(fakes.noise_state, ws.device):
+                return G.synthesis(ws, noise_mode="random")
 
     def scores(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Scores s̄ [N, 1] of images [N, C, H, W] in [-1, 1] with labels [N, K]; higher is more real."""
         return self.D(img, c)
+
+    def scores_and_features(self, img: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Scores as from `scores`, and the outputs [N, C_l, H_l, W_l] of D's blocks, from high to low resolution."""
+        features: list[torch.Tensor] = []
+
+        def keep(_module, _inputs, output):
+            features.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = [block.register_forward_hook(keep) for block in families.of(self.D).feature_blocks(self.D)]
+        try:
+            return self.scores(img, c), features
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def generator_of(snapshot: Snapshot) -> torch.nn.Module | None:

@@ -12,6 +12,7 @@ from dnnlib.files import open_atomic
 
 INK, FAINT, RULE, PAPER = (24, 24, 27), (110, 110, 118), (222, 222, 226), (255, 255, 255)
 COLOURS = [(31, 98, 180), (214, 84, 28), (34, 139, 77), (140, 70, 160), (120, 100, 20)]
+COLOURS += [(20, 150, 170), (200, 40, 90), (90, 90, 90), (230, 150, 20), (70, 60, 200)]
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 36, 44
 BAR_ROW = 22  # pixels
 
@@ -103,6 +104,19 @@ def beside(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     for picture in pictures:
         whole.paste(picture, (x, 0))
         x += picture.width + gap
+    return whole
+
+
+def below(pictures: Mapping[str, Image.Image], gap: int = 12) -> Image.Image:
+    """The pictures from top to bottom, each under its label."""
+    font = _font(12)
+    width = max(max(picture.width, int(font.getlength(label)) + 1) for label, picture in pictures.items())
+    whole = Image.new("RGB", (width, sum(picture.height + 16 + gap for picture in pictures.values()) - gap), PAPER)
+    draw, y = ImageDraw.Draw(whole), 0
+    for label, picture in pictures.items():
+        draw.text((0, y), label, INK, font)
+        whole.paste(picture.convert("RGB"), (0, y + 16))
+        y += picture.height + 16 + gap
     return whole
 
 

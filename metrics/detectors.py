@@ -2,8 +2,9 @@
 """Feature networks of the metrics: TorchScript files, found by kind, name, path or URL.
 
 Interface: uint8 images [N, 1 or 3, H, W] in; `return_features=True` gives features [N, d], otherwise class
-probabilities. VGG16 also takes float images in [0, 255] with `resize_images=False, return_lpips=True` and returns
-features whose squared differences sum to the LPIPS distance (Zhang et al. 2018).
+probabilities. A file may have a record of the images that it was made for (`metrics.detector_record`). VGG16 also
+takes float images in [0, 255] with `resize_images=False, return_lpips=True` and returns features whose squared
+differences sum to the LPIPS distance (Zhang et al. 2018).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import torch
 
 import dnnlib.util
 from dnnlib.util import UserError
-from metrics import catalogue
+from metrics import catalogue, detector_record
 
 BASE_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 FILES = {"inception": "inception-2015-12-05.pt", "vgg16": "vgg16.pt"}
@@ -95,7 +96,13 @@ def ensure_available(metrics: Iterable[str], detector: str | None) -> None:
 def load(source: str | DetectorSpec, device: torch.device) -> torch.jit.ScriptModule:
     """The network itself, in eval mode on `device`. Raises UserError if the file is not TorchScript."""
     spec = locate(source)
-    return _load(spec.path, spec.sha256, torch.device(device))
+    return _load(spec.path, spec.sha256, torch.device(device))[0]
+
+
+def load_record(source: str | DetectorSpec) -> detector_record.Record | None:
+    """What the detector was made for; None if its file does not say. Raises UserError for a damaged file."""
+    spec = locate(source)
+    return _load(spec.path, spec.sha256, torch.device("cpu"))[1]
 
 
 def accepted_arguments(network: torch.jit.ScriptModule) -> set[str]:
@@ -104,16 +111,25 @@ def accepted_arguments(network: torch.jit.ScriptModule) -> set[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, sha256: str, device: torch.device) -> torch.jit.ScriptModule:
+def _load(path: str, sha256: str, device: torch.device) -> tuple[torch.jit.ScriptModule, detector_record.Record | None]:
+    files = {detector_record.FACTS: "", detector_record.STATISTICS: ""}
     try:
         with warnings.catch_warnings():
             # Published detectors are TorchScript files; newer versions of PyTorch warn that TorchScript is deprecated.
             warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is", category=DeprecationWarning)
-            network = torch.jit.load(path, map_location=device)
+            network = torch.jit.load(path, map_location=device, _extra_files=files)
         network.forward.schema  # noqa: B018
     except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(f"Detector file {path} is not a TorchScript network: check --detector.") from error
-    return network.eval()
+    try:
+        record = detector_record.from_files(files) if any(files.values()) else None
+    except Exception as error:
+        # Damaged bytes can raise any exception; the user gets one message for all of them.
+        raise UserError(
+            f"Detector file {path} has a damaged record of the images that it was made for: make it again with "
+            f"scripts/train_detector.py, or choose another --detector."
+        ) from error
+    return network.eval(), record
 
 
 @functools.lru_cache(maxsize=16)

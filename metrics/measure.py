@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from dnnlib.util import UserError, is_url
-from metrics import catalogue, detectors, inputs, metric_main, metric_utils
+from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from torch_utils import distributed
 from training.files.snapshot import Snapshot, load_snapshot
 
@@ -46,6 +46,8 @@ def measure(
         inputs.check_stats_path(save_stats)
         compared = inputs.of_reals(data, found, mirror, detector)
     detectors.ensure_available(metrics, detector)
+    G = None if snapshot is None else snapshot["G_ema"]
+    suitability.ensure_suitable(metrics, metric_utils.MetricOptions(G=G, detector=detector, **compared))
     options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
     if gpus > 1:
         snapshot = None  # each process opens the file itself

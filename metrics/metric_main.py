@@ -34,16 +34,17 @@ def calc_metric(metric: str, **kwargs) -> EasyDict:
 
     `kwargs` are those of `metric_utils.MetricOptions`. Returns `results` (name -> number), `metric`, `total_time`
     (seconds), `total_time_str`, `num_gpus` and `provenance`: everything that two results must share to be comparable.
-    With a detector other than the default, all names end in '-<detector>'. Raises UserError for an unknown metric or
-    an unusable detector.
+    With a detector other than the default, all names end in '-<detector>'. Raises UserError for an unknown metric,
+    an unusable detector, or one made for other images.
     """
     found = catalogue.find(metric)
     if found is None:
         raise UserError(f"--metrics can only contain the following values: {', '.join(list_valid_metrics())}.")
-    from metrics import detectors, metric_utils
+    from metrics import detectors, metric_utils, suitability
 
     opts = metric_utils.MetricOptions(**kwargs)
     detectors.ensure_available([metric], opts.detector)
+    suitability.ensure_suitable([metric], opts)
     start = time.time()
     opts.dataset_kwargs.update(found.dataset)
     function = get_obj_by_name(found.function) if isinstance(found.function, str) else found.function

@@ -261,3 +261,21 @@ def _summary_rows(names: dict, calls: list, max_nesting: int, skip_redundant: bo
         rows.append([name or "<top-level>", *(str(size or "-") for size in sizes), shape, dtype])
     rows.append(["Total", *(str(total) for total in totals), "-", "-"])
     return rows
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """State of the random generator of `device`, for `random_replayed`; None on devices other than CPU and CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state() if device.type == "cpu" else None
+
+
+@contextlib.contextmanager
+def random_replayed(state: torch.Tensor, device: torch.device) -> Iterator[None]:
+    """Draw again what followed `random_state`; afterwards the random generator is as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+        yield

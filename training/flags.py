@@ -96,9 +96,14 @@ def _resume_word(f: Flags) -> str:
     return f"resume{f.resume}" if f.resume in families.aliases() else "resumecustom"
 
 
+def guidance_weight(f: Flags) -> float:
+    """--dgl-weight; with --dgl-residual, where the teachers are a part of the critic, 0 unless it is given."""
+    return 0.0 if f.given("dgl_residual") and not f.given("dgl_weight") else f.dgl_weight
+
+
 def _teacher_word(f: Flags) -> str:
     count = len(f.dgl_teacher)
-    return f"dgl{f.dgl_weight:g}" + (f"-teachers{count}" if count > 1 else "")
+    return f"dgl{guidance_weight(f):g}" + (f"-teachers{count}" if count > 1 else "")
 
 
 class _Cfg(click.ParamType):
@@ -177,7 +182,10 @@ OPTIONS = [
     Option("--dgl-init", _DGL, click.Choice(["random", "mapping", "teacher"]), "random",
            "Start G from the teacher's G: nothing, its mapping network, or also its best channels.",
            word="", needs="dgl_teacher"),
-    Option("--dgl-prune", _DGL, click.Choice(["l1", "random"]), "l1", "How --dgl-init=teacher ranks channels.",
+    Option("--dgl-init-d", _DGL, BOOL, False, "Start D from the teacher's D, from its best channels.", word="initd",
+           needs="dgl_teacher"),
+    Option("--dgl-prune", _DGL, click.Choice(["l1", "random", "diversity"]), "l1",
+           "How --dgl-init=teacher ranks channels.",
            word="prune", needs="dgl_teacher"),
     Option("--dgl-svs", _DGL, BOOL, False, "Scale the singular values of inherited weights.", word="svs",
            needs="dgl_teacher"),
@@ -197,6 +205,19 @@ OPTIONS = [
            lands=("loss_kwargs.dgl_augment",), word="dglaug", **_GUIDE),
     Option("--dgl-held-out", _DGL, str, None, "Images the teacher never saw, only to judge it by at the start.",
            metavar="ZIP|DIR", needs="dgl_teacher"),
+    Option("--dgl-update", _DGL, POSITIVE, None, "Go on training the teachers, with this learning rate.",
+           word="update", needs="dgl_teacher", unset="frozen", metavar="LR"),
+    Option("--dgl-residual", _DGL, POSITIVE, None,
+           "Add the teachers' scores to D's with this factor, instead of the teachers' term.",
+           lands=("loss_kwargs.dgl_residual",), word="residual", needs="dgl_teacher", unset="off", metavar="KAPPA"),
+    Option("--dgl-distill", _DGL, POSITIVE, 0, "Weight of the L1 distance to the teacher's images.",
+           word="distill", needs="dgl_teacher"),
+    Option("--dgl-distill-feat", _DGL, POSITIVE, 0, "Weight of that distance in features of the teacher's D.",
+           word="feat", needs="dgl_teacher"),
+    Option("--dgl-distill-verdict", _DGL, POSITIVE, 0, "Weight of that distance in the score of the teacher's D.",
+           word="verdict", needs="dgl_teacher"),
+    Option("--dgl-heads", _DGL, POSITIVE, 0, "Weight of new critics trained on the features of the teacher's D.",
+           word="heads", needs="dgl_teacher"),
     Option("--gpus", _RUN, COUNT, 1, "Processes: GPUs, or parts of the CPU.", lands=("num_gpus",), always=True),
     Option("--device", _RUN, click.Choice(["auto", "cpu", "cuda", "mps"]), "auto", "Where to train.",
            lands=("device",)),

@@ -12,6 +12,7 @@ from dgl.teacher import Teacher, check_teacher, open_teacher
 from dnnlib.util import UserError, construct_class_by_name
 from training import families
 from training.families.family import Data, Family, Like
+from training.flags import guidance_weight
 from training.initial import network_shape, new_network
 
 
@@ -32,8 +33,9 @@ def _is_of(family: Family, network: torch.nn.Module | None) -> bool:
 def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened) -> list[str]:
     """Make `options` those of a guided run; returns the lines to show at the start: sizes and notices.
 
-    `f` are the values of the flags. The loss is guided by all teachers; G starts from the first as --dgl-init
-    says. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag asks for it.
+    `f` are the values of the flags. The loss is guided by all teachers; G and D start from the first as --dgl-init and
+    --dgl-init-d say. Raises UserError if a teacher does not fit the run, or if the student is not smaller and no flag
+    asks for it.
     """
     teachers: list[Teacher] = opened.teachers
     for teacher in teachers:
@@ -44,19 +46,29 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         dgl_form=family.adversarial_form,
         teachers=[{"path": teacher.path, "sha256": teacher.sha256} for teacher in teachers],
         trust_pickle=f.trust_pickle,
+        dgl_weight=guidance_weight(f),
     )
     if f.dgl_held_out is not None:
         kwargs = {"class_name": "training.dataset.ImageFolderDataset", "path": f.dgl_held_out, "use_labels": f.cond}
         opened.held_out = _open_held_out(kwargs, f, data)
         options["loss_kwargs"]["held_out"] = kwargs
-    first, student = teachers[0], new_network(options["G_kwargs"], network_shape(opened.training_set))
+    if f.dgl_update:
+        options["loss_kwargs"]["dgl_update"] = {**options["D_opt_kwargs"], "lr": f.dgl_update}
+    terms = _terms(f, teachers)
+    if terms:
+        options["loss_kwargs"]["terms"] = terms
+    shape = network_shape(opened.training_set)
+    first, student = teachers[0], new_network(options["G_kwargs"], shape)
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
+    inherited = {}
     if f.dgl_init != "random":
-        check_source(first.G, student, first.path, f.dgl_init)
-        source = {"path": first.path, "sha256": first.sha256}
-        options["init_kwargs"] = {
-            **source, "parts": f.dgl_init, "ranking": f.dgl_prune, "svs": f.dgl_svs, "seed": f.seed
-        }  # fmt: skip
+        check_source(first.G, student, first.path, f.dgl_init, f.dgl_prune)
+        inherited.update(parts=f.dgl_init, ranking=f.dgl_prune, svs=f.dgl_svs, seed=f.seed)
+    if f.dgl_init_d:
+        check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
+        inherited["D"] = True
+    if inherited:
+        options["init_kwargs"] = {"path": first.path, "sha256": first.sha256, **inherited}
     lines = [size_table(first.G, student)]
     return lines + _schedule_notices(f, options["total_kimg"])
 
@@ -90,3 +102,17 @@ def _open_held_out(kwargs: dict[str, Any], f, data: Data):
         shown = ["{2}x{1} pixels, {0} channels and labels of {3} dimensions".format(*size) for size in (found, wanted)]
         raise UserError(f"{flag} has {shown[0]}, and the run has {shown[1]}: name images like those of --data")
     return held_out
+
+
+def _terms(f, teachers: list[Teacher]) -> list[dict[str, Any]]:
+    """The terms besides the adversarial one that the flags ask for, as `dgl.loss.DGLLoss` takes them."""
+    terms = []
+    distances = {"output_weight": f.dgl_distill, "feature_weight": f.dgl_distill_feat}
+    distances["verdict_weight"] = f.dgl_distill_verdict
+    if any(distances.values()):
+        if teachers[0].G is None:
+            raise UserError(f"--dgl-distill: {teachers[0].path} has no generator whose images could be the target")
+        terms.append({"class_name": "dgl.distill.DistillationTerm", **distances})
+    if f.dgl_heads:
+        terms.append({"class_name": "dgl.heads.HeadsTerm", "weight": f.dgl_heads})
+    return terms

@@ -51,18 +51,23 @@ def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> N
 
 
 def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
-    """Start G and G_ema of `networks` from the teacher's generator in `snapshot` (--dgl-init).
+    """Start networks of a run from those of the teacher in `snapshot`: G and G_ema (--dgl-init), D (--dgl-init-d).
 
-    `init_kwargs`: the file's path and SHA-256, and the arguments of `dgl.prune.inherit`. Raises UserError if the file
-    has changed since the options were made, has no generator, or has one that does not fit.
+    `init_kwargs`: the file's path and SHA-256, for G the arguments of `dgl.prune.inherit`, and whether to start D.
+    Raises UserError if the file has changed since the options were made, or if a network is missing or does not fit.
     """
     from dgl import prune
     from dgl.teacher import generator_of
 
-    arguments = {name: init_kwargs[name] for name in ("parts", "ranking", "svs", "seed")}
     if snapshot.sha256 != init_kwargs["sha256"]:
         raise UserError(f"--dgl-init: {snapshot.path} has changed since this run was set up; restore the original file")
-    source = generator_of(snapshot)
-    prune.check_source(source, networks["G"], str(snapshot.path), arguments["parts"])
-    prune.inherit(source, networks["G"], **arguments)
-    misc.copy_params_and_buffers(networks["G"], networks["G_ema"], require_all=True)
+    file = str(snapshot.path)
+    if "parts" in init_kwargs:
+        arguments = {name: init_kwargs[name] for name in ("parts", "ranking", "svs", "seed")}
+        source = generator_of(snapshot)
+        prune.check_source(source, networks["G"], file, arguments["parts"], arguments["ranking"])
+        prune.inherit(source, networks["G"], **arguments)
+        misc.copy_params_and_buffers(networks["G"], networks["G_ema"], require_all=True)
+    if init_kwargs.get("D"):
+        prune.check_source(snapshot["D"], networks["D"], file, "D")
+        prune.inherit(snapshot["D"], networks["D"], "D")

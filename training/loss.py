@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import softplus
 
+from torch_utils import misc
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.training_stats import report
 from training.phases import Phase
@@ -54,13 +55,14 @@ class Fakes:
     img: torch.Tensor  # [N, C, H, W], not augmented; with the graph of G in G's main phase, detached elsewhere
     logits: torch.Tensor | None = None  # of the student's D [N, 1]; None outside G's main phase
     loss: torch.Tensor | None = None  # the family's own generator loss [N, 1]; None outside G's main phase
+    noise_state: torch.Tensor | None = None  # of the random generator before the synthesis drew its noise, if known
 
 
 class Term:
     """Something added to the main loss of a generator. It sees fakes only and is independent of their family.
 
-    An inactive term is not evaluated. A term that trains networks does so in its `phases`; outside them the networks
-    are frozen. Subclasses override what they need.
+    An inactive term is neither evaluated nor trained. A term that trains networks does so in its `phases`; outside
+    them the networks are frozen. Subclasses override what they need.
     """
 
     active = True
@@ -144,6 +146,8 @@ class Loss:
         term = next((term for term in self.terms if phase in (own.name for own in term.phases())), None)
         if term is None:
             raise ValueError(f"unknown phase {phase!r}")
+        if not term.active:
+            return
         with torch.no_grad():
             gen_img, ws = self.run_G(gen_z, gen_c, sync=True)
         term.accumulate_gradients(phase, real_img, real_c, Fakes(gen_z, gen_c, ws, gen_img), gain)
@@ -202,6 +206,7 @@ class StyleGAN2Loss(Loss):
         self.pl_decay = pl_decay
         self.pl_weight = pl_weight
         self.pl_mean = torch.zeros([], device=device)
+        self._noise_state = None
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "pl_mean": self.pl_mean.clone()}
@@ -215,6 +220,7 @@ class StyleGAN2Loss(Loss):
         ws = self.G_mapping(z, c)
         if self.style_mixing_prob > 0:
             ws = self._mix_styles(ws, c, z)
+        self._noise_state = misc.random_state(ws.device) if any(term.needs_teacher_G for term in self.terms) else None
         return self.G_synthesis(ws), ws
 
     def _mix_styles(self, ws, c, z):
@@ -251,7 +257,8 @@ class StyleGAN2Loss(Loss):
         gen_logits = self.run_D(gen_img, gen_c, sync=True)
         report("Loss/scores/fake", gen_logits)
         report("Loss/signs/fake", gen_logits.sign())
-        loss = self.with_terms(Fakes(gen_z, gen_c, ws, gen_img, gen_logits, g_nonsaturating(gen_logits)))
+        own_loss = g_nonsaturating(gen_logits)
+        loss = self.with_terms(Fakes(gen_z, gen_c, ws, gen_img, gen_logits, own_loss, self._noise_state))
         report("Loss/G/loss", loss)
         loss.mean().mul(gain).backward()
 

@@ -16,6 +16,8 @@ from training.families.family import Data
 from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags
 
 _ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
+# Half-life of G_ema as a fraction of the run's length: where the ramp of --cfg=auto and --cfg=cifar ends.
+_EMA_LIMIT_OF_TRANSFER = 0.05
 
 
 @dataclasses.dataclass
@@ -103,9 +105,11 @@ def _plan(f: Flags, training_set: Any) -> Plan:
         **_augment_options(f),
     }
     if f.resume not in (None, "noresume"):
-        # G_ema starts from a trained network, so its half-life is not ramped up.
+        # G_ema starts from a trained network, so its half-life is not ramped up but limited.
         options.update(resume_pkl=_location(f.resume), ada_kimg=_ADA_KIMG_OF_TRANSFER, ema_rampup=None)
     _land(f, options)
+    if "resume_pkl" in options:
+        options["ema_kimg"] = min(options["ema_kimg"], _EMA_LIMIT_OF_TRANSFER * options["total_kimg"])
     plan = Plan(_run_name(data.name, f), options, [], opened)
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
@@ -138,14 +142,37 @@ def check_flags(f: Flags) -> None:
         raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
     if f.dgl_init != "random" and f.resume not in (None, "noresume"):
         raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
-    start = 0 if f.dgl_start == "auto" else f.dgl_start
-    if f.dgl_stop is not None and f.dgl_stop <= start:
-        raise UserError(f"--dgl-stop={f.dgl_stop:g} must be later than the start of guidance, --dgl-start={start:g}")
+    if f.dgl_init_d and f.resume not in (None, "noresume"):
+        raise UserError("--dgl-init-d and --resume both say where D starts: drop one of the two")
+    _check_guidance(f)
     if f.fp32 and f.precision in ("fp16", "bf16"):
         raise UserError(f"--precision={f.precision} contradicts --fp32=1: drop one of the two")
     for name in f.metrics:
         if catalogue.find(name) is None:
             raise UserError(f"--metrics={name}: no such metric; choose none or from {', '.join(catalogue.METRICS)}")
+
+
+def _check_guidance(f: Flags) -> None:
+    """Raises UserError if flags say contradictory things of what teachers do."""
+    start = 0 if f.dgl_start == "auto" else f.dgl_start
+    if f.dgl_stop is not None and f.dgl_stop <= start:
+        raise UserError(f"--dgl-stop={f.dgl_stop:g} must be later than the start of guidance, --dgl-start={start:g}")
+    if f.given("dgl_residual") and f.dgl_start == "auto":
+        raise UserError("--dgl-start=auto has no meaning with --dgl-residual, whose start is a number of kimg")
+    if f.dgl_update:
+        if f.given("dgl_residual"):
+            raise UserError("--dgl-residual needs a frozen teacher and --dgl-update trains it: drop one of the two")
+        if f.dgl_weight == 0:
+            raise UserError("--dgl-update trains teachers that --dgl-weight=0 never asks: drop one of the two")
+        if len(set(f.dgl_teacher)) < len(f.dgl_teacher):
+            raise UserError("--dgl-update trains each teacher once: name every file of --dgl-teacher once")
+    if f.given("dgl_residual") and not f.given("dgl_weight"):
+        for name in ("dgl_weighting", "dgl_augment", "dgl_ratio", "dgl_stop"):
+            if f.given(name):
+                raise UserError(
+                    f"{BY_NAME[name].flag} is about the teachers' term, which --dgl-residual replaces: drop it, or "
+                    "give that term a --dgl-weight"
+                )
 
 
 def _run_name(dataset: str, f: Flags) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, is_url
-from metrics import detectors
+from metrics import detectors, suitability
 from torch_utils.distributed import resolve_device
 from torch_utils.precision import run_dtype
 from training import initial
@@ -31,6 +31,7 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
         _check_resume(options, opened)
     if options["metrics"]:
         detectors.ensure_available(options["metrics"], options.get("detector"))
+        suitability.ensure_suitable_for(options["metrics"], options.get("detector"), opened.training_set)
 
 
 def _check_outdir(outdir: str) -> None:

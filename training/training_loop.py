@@ -63,7 +63,7 @@ class TrainingOptions:
     network_snapshot_ticks: int | None = 50
     snapshots_keep: int | None = None  # newest network snapshots to keep; None: all
     resume_pkl: str | None = None
-    init_kwargs: dict | None = None  # start G from a teacher: see training.initial.from_teacher
+    init_kwargs: dict | None = None  # start from a teacher: see training.initial.from_teacher
     trust_pickle: bool = False
     cudnn_benchmark: bool = True
     allow_tf32: bool = False
@@ -155,7 +155,7 @@ class Trainer:
             distributed.print0(f"Resuming from {opt.resume_pkl}")
             initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
         if opt.init_kwargs is not None and self.rank == 0:
-            distributed.print0(f"Starting G from {opt.init_kwargs['path']}")
+            distributed.print0(f"Starting from the weights of {opt.init_kwargs['path']}")
             initial.from_teacher(opt.init_kwargs, load(opt.init_kwargs["path"], opt.trust_pickle), networks)
         for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from dgl import diagnostics
 from dgl.diagnostics import auc, describe, number_of_images, safe_lambda, score_reals
 from dgl.loss import DGLLoss
-from tests.dgl.tiny import BATCH, Student, same, save_teacher
+from tests.dgl.tiny import ADAM, BATCH, Student, same, save_teacher
 from tests.support import make_image_zip, rnd
 from training.dataset import ImageFolderDataset
 
@@ -128,7 +128,13 @@ def test_lines_with_held_out_images_and_two_teachers(datasets):
 
 
 def test_no_safe_weight_where_the_theory_does_not_hold(tmp_path, datasets):
-    for kwargs, shown in (({}, True), ({"dgl_weighting": "score"}, False), ({"dgl_form": "hinge"}, False)):
+    live = {"dgl_update": ADAM}
+    for kwargs, shown in (
+        ({}, True),
+        ({"dgl_weighting": "score"}, False),
+        ({"dgl_form": "hinge"}, False),
+        (live, False),
+    ):
         loss = Student([save_teacher(tmp_path)], **kwargs).loss
         lines = loss.describe_teachers(datasets[0], BATCH)
         assert lines[0].startswith("Teacher 0: ") and any("Safe" in line for line in lines) is shown

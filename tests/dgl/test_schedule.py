@@ -10,7 +10,7 @@ import torch
 from dgl.schedule import START_SCORE, AutoStart, RatioCap, cosine_decay
 from dgl.terms import AdversarialTerm
 from tests.dgl.test_terms import SHAPE, Stub, fakes_of
-from tests.dgl.tiny import BATCH, NoisyPipe, Student, same, save_teacher
+from tests.dgl.tiny import ADAM, BATCH, NoisyPipe, Student, same, save_teacher
 from tests.support import rnd
 from tests.training.host_reads import watched
 from torch_utils import distributed, training_stats
@@ -286,3 +286,15 @@ def test_all_processes_agree(tmp_path):
         bound, starts = torch.load(tmp_path / f"{rank}.pt")
         assert float(bound) == pytest.approx(math.sqrt((3**2 + 4**2) / (1**2 + 2**2)))
         assert starts == [None, 1000]
+
+
+# With teachers that are trained
+
+
+def test_live_teachers_do_not_train_while_they_wait(teacher):
+    """The schedule decides for the term of live teachers as well: no update of G and none of the teachers."""
+    student = Student([teacher], dgl_start="auto", dgl_update=ADAM, dgl_ratio=0.5)
+    student.loss.begin_iteration(cur_nimg=0, new_tick=True)
+    assert same(student.gradients("Gmain"), Student().gradients("Gmain"))
+    (term,) = student.loss.terms
+    assert term.state_dict()["start"]["mean"] is not None and not term.active  # it was watched, and sits out the rest

@@ -59,3 +59,11 @@ def test_a_picture_is_saved_as_a_png(tmp_path):
     charts.save_png(charts.chart("t", "x", [charts.Series("a", [(0, 1), (1, 2)])]), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG" and picture.size == (560, 360)
+
+
+def test_pictures_below_each_other_have_labels_above_them():
+    pictures = {"first": Image.new("RGB", (30, 20), charts.COLOURS[0]), "second": Image.new("L", (50, 10), 0)}
+    whole = charts.below(pictures, gap=4)
+    assert whole.height == 16 + 20 + 4 + 16 + 10 and whole.width >= 50
+    assert np.argwhere(pixels(whole, charts.COLOURS[0])).min(axis=0).tolist() == [16, 0]
+    assert pixels(whole, charts.INK)[:16].any()

@@ -53,3 +53,38 @@ def test_time_left_follows_plans_progress_and_needs(tmp_path):
     assert time_left(jobs, now=120.0) == 20
     teacher.seconds = guided.start = guided.seconds = 20.0
     assert time_left(jobs, now=140.0) == 0
+
+
+def test_jobs_that_keep_going_skip_only_what_needs_the_failed_one(tmp_path, capsys):
+    order = []
+    bad = job("break", "print('all is lost'); raise SystemExit(3)", tmp_path)
+    after = job("follow", "", tmp_path, needs=("break",), done=lambda: order.append("follow"))
+    last = job("end", "", tmp_path, needs=("follow",))
+    beside = job("go on", "", tmp_path, done=lambda: order.append("go on"))
+    run_jobs([bad, after, last, beside], lanes=1, keep_going=True)
+    assert "could not break" in bad.failure and "'follow', which failed" in last.failure and after.start is None
+    assert order == ["go on"] and beside.seconds > 0 and beside.failure is None
+    shown = capsys.readouterr().err
+    assert f"could not break (exit status 3); the whole output is in {bad.log}\n" in shown
+    assert "[1/4 done, 3 failed" in shown
+
+
+def test_a_job_whose_arguments_cannot_be_made_has_failed(tmp_path):
+    def refuse():
+        raise UserError("no such thing")
+
+    bad = job("break", "", tmp_path)
+    bad.args = refuse
+    run_jobs([bad, job("go on", "", tmp_path)], keep_going=True)
+    assert bad.failure == "no such thing"
+
+
+def test_each_job_gets_the_threads_it_is_given(tmp_path):
+    one = job("one", "import os; raise SystemExit(int(os.environ['OMP_NUM_THREADS']) != 3)", tmp_path)
+    run_jobs([one], threads=3)
+    assert one.failure is None
+
+
+def test_time_left_counts_the_lanes(tmp_path):
+    jobs = [job(name, "", tmp_path) for name in ("a", "b", "c")]
+    assert [time_left(jobs, now=0, lanes=lanes) for lanes in (1, 2, 3)] == [30, 20, 10]

@@ -146,6 +146,17 @@ def test_missing_data_is_refused(run_cli, work):
     refused(run_cli(), "net.pkl", "--data")
 
 
+def test_a_detector_made_for_other_images_is_refused(run_cli, work, redefine):
+    redefine("fid1k_full", num_fakes=20)
+    refused(run_cli(detector="mnist"), "'mnist' was made for grey images", "RGB", "--detector")
+    colour = work / "data.zip"
+    refused(run_cli(network=None, fakes=colour, data=colour, detector="mnist"), "'mnist'", "'data' are RGB")
+    refused(run_cli(network=None, save_stats=work / "s.npz", data=colour, detector="mnist"), "'mnist'", "RGB")
+    noise = stand_ins.write_zip(work / "noise.zip", stand_ins.make_images(60, 32, 1))
+    refused(run_cli(network=None, save_stats=work / "s.npz", data=noise, detector="mnist"), "'noise'", "another kind")
+    assert not (work / "s.npz").exists()
+
+
 def test_images_of_another_size_are_refused(run_cli, work):
     other = stand_ins.write_zip(work / "other.zip", stand_ins.make_images(6, resolution=16), [0, 1] * 3)
     refused(run_cli(data=other), "16x16", "8x8", "--data")

@@ -176,6 +176,14 @@ def test_faulty_teachers(run_cli, outdir, datasets, teacher_pkl, tmp_path):  # n
     refused(run_cli(outdir=outdir, **{**misfit, "data": datasets["toy64"]}, batch=2), outdir, "multiple of 4")
 
 
+def test_a_detector_made_for_other_images(run_cli, outdir, datasets):  # noqa: F811
+    flags = {"outdir": outdir, "metrics": "fid1k_full", "device": "cpu"}
+    colour = run_cli(data=datasets["toy64"], detector="mnist", **flags)
+    refused(colour, outdir, "'mnist' was made for grey images", "RGB", "--detector")
+    digits = run_cli(data=ROOT / "data" / "mnist5k-32x32.zip", detector="fashion", **flags)
+    refused(digits, outdir, "'fashion' was made for images like", "another kind", "--detector")
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [({}, ["--detector", "downloads"]), ({"metrics": "none", "resume": "ffhq256"}, ["ffhq-res256", "downloads"])],

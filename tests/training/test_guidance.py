@@ -124,6 +124,8 @@ def test_a_student_as_wide_as_the_teacher_can_be_asked_for(data, teacher, cbase)
         ({"dgl_prune": "random"}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
         ({"dgl_init": "mapping", "dgl_svs": True}, "--dgl-prune and --dgl-svs go with --dgl-init=teacher"),
         ({"dgl_init": "teacher", "resume": "x.pkl"}, "--dgl-init=teacher and --resume"),
+        ({"dgl_init_d": True, "resume": "x.pkl"}, "--dgl-init-d and --resume"),
+        ({"dgl_init_d": True, "cbase_d": 2}, "--dgl-init-d: the student is wider than D"),
     ],
 )
 def test_contradictions_are_refused(data, teacher, flags, sentence):
@@ -153,6 +155,42 @@ def test_training_starts_from_the_teachers_images(data, teacher, tmp_path):
             assert (G.eval()(z, c, noise_mode="const") - wanted).abs().max() < 1e-5
 
 
+def test_training_starts_from_the_teachers_scores(data, teacher, tmp_path):
+    """At the teacher's width, also where labels are compared with the projection of a wide mapping network."""
+    made = options(data, teacher, cbase=0.5, cbase_d=1, dgl_init_d=True)
+    assert list(made["init_kwargs"]) == ["path", "sha256", "D"] and made["init_kwargs"]["D"] is True
+    run = trainer(made, tmp_path, precision="fp32")
+    img, c = torch.randn(4, 3, 16, 16), torch.eye(3)[[0, 1, 2, 0]]
+    with torch.no_grad():
+        assert (run.D(img, c) - load_snapshot(teacher)["D"](img, c)).abs().max() < 1e-5
+        z = torch.randn(2, 12)
+        untouched = trainer(options(data, teacher, cbase=0.5, cbase_d=1), tmp_path, precision="fp32")
+        assert torch.equal(run.G_ema(z, c[:2]), untouched.G_ema(z, c[:2]))
+
+
+def test_a_narrow_discriminator_keeps_the_mapping_network_of_labels(data, teacher, tmp_path):
+    made = options(data, teacher, cbase=0.5, dgl_init="teacher", dgl_init_d=True, dgl_prune="random", seed=3)
+    assert made["D_kwargs"]["channel_max"] == 12 and made["D_kwargs"]["cmap_dim"] == 24
+    assert made["init_kwargs"]["parts"] == "teacher" and made["init_kwargs"]["D"] is True
+    D, source = trainer(made, tmp_path).D, load_snapshot(teacher)["D"]
+    assert all(
+        torch.equal(tensor, source.mapping.state_dict()[name]) for name, tensor in D.mapping.state_dict().items()
+    )
+    kept = {tuple(row.tolist()) for row in source.b4.out.weight.T}
+    scaled = D.b4.out.weight.T / 0.5**0.5
+    assert len(scaled) == 12 and all(
+        min((row - torch.tensor(each)).abs().max() for each in kept) < 1e-6 for row in scaled.detach()
+    )
+
+
+def test_diversity_ranks_in_training(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("dgl.diversity.SAMPLES", 2)
+    made = {rank: options(data, teacher, cbase=0.5, dgl_init="teacher", dgl_prune=rank) for rank in ("l1", "diversity")}
+    runs = [trainer(made[ranking], tmp_path) for ranking in ("l1", "diversity", "diversity")]
+    weights = [run.G.synthesis.b16.conv0.weight for run in runs]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
 def test_mapping_alone_is_inherited(data, teacher, tmp_path):
     run = trainer(options(data, teacher, cbase=0.5, dgl_init="mapping"), tmp_path)
     source = load_snapshot(teacher)["G_ema"].mapping.state_dict()
@@ -174,4 +212,65 @@ def test_random_start_is_the_run_without_the_flag(data, teacher, tmp_path):
 
 def test_the_average_follows_at_the_pace_of_the_preset(data, teacher):
     """Unlike --resume, inheriting keeps the ramp of the half-life: a short run of --cfg=cifar moves its average."""
-    assert options(data, teacher, cfg="cifar", cbase=0.5, dgl_init="teacher")["ema_rampup"] == 0.05
+    made = options(data, teacher, cfg="cifar", cbase=0.5, kimg=60, dgl_init="teacher", dgl_init_d=True)
+    assert (made["ema_kimg"], made["ema_rampup"]) == (500, 0.05)
+
+
+# What the teachers do
+
+
+def test_a_live_teacher_has_the_optimiser_of_d(data, teacher):
+    made = options(data, teacher, cbase=0.5, dgl_update=5e-4)
+    assert made["loss_kwargs"]["dgl_update"] == {**made["D_opt_kwargs"], "lr": 5e-4}
+    assert made["loss_kwargs"]["dgl_weight"] == 0.1
+    assert options(data, teacher, cbase=0.5, dgl_update=0.0) == options(data, teacher, cbase=0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kappa", "weight", "words"),
+    [
+        ({"dgl_residual": 0.3}, 0.3, 0, "dgl0-residual0.3"),
+        ({"dgl_residual": 0.0}, 0, 0, "dgl0-residual0"),  # a control: no teacher, not the teachers' term
+        ({"dgl_residual": 0.3, "dgl_weight": 0.2}, 0.3, 0.2, "dgl0.2-residual0.3"),
+    ],
+)
+def test_a_residual_critic_takes_the_place_of_the_term(data, teacher, flags, kappa, weight, words):
+    desc, made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, **flags)
+    assert (made["loss_kwargs"]["dgl_residual"], made["loss_kwargs"]["dgl_weight"]) == (kappa, weight)
+    assert desc.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"dgl_update": 1e-3, "dgl_residual": 0.3}, "--dgl-residual needs a frozen teacher and --dgl-update trains it"),
+        ({"dgl_update": 1e-3, "dgl_weight": 0}, "--dgl-update trains teachers that --dgl-weight=0 never asks"),
+        ({"dgl_update": 1e-3, "dgl_teacher": ["a.pkl", "a.pkl"]}, "--dgl-update trains each teacher once"),
+        ({"dgl_residual": 0.3, "dgl_weighting": "score"}, "--dgl-weighting is about the teachers' term"),
+        ({"dgl_residual": 0.3, "dgl_augment": False}, "--dgl-augment is about the teachers' term"),
+        ({"dgl_update": 1e-3, "dgl_teacher": []}, "--dgl-update needs a teacher"),
+        ({"dgl_residual": 0.3, "dgl_teacher": []}, "--dgl-residual needs a teacher"),
+    ],
+)
+def test_what_teachers_cannot_do_is_refused(data, flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(data=data, **{"dgl_teacher": ["a.pkl"], **flags})
+
+
+@pytest.mark.parametrize("flags", [{"dgl_update": 5e-4, "dgl_augment": True}, {"dgl_residual": 0.3}])
+def test_whole_training(data, teacher, tmp_path, flags):
+    """The snapshot holds the plain student; a live teacher has moved, a frozen one is that of the file."""
+    made = options(data, teacher, cbase=0.5, **flags)
+    made.update(augment_kwargs={"class_name": "training.augment.AugmentPipe", "xflip": 1, "brightness": 1})
+    run = trainer(made, tmp_path, augment_p=0.5, total_kimg=0.006, kimg_per_tick=0.004, image_snapshot_ticks=None)
+    run.run()
+    saved = load_snapshot(next(tmp_path.glob("network-snapshot-*.pkl")))["D"]
+    assert saved.init_kwargs["channel_base"] == WIDTHS["channel_base"] / 2
+    assert same(saved, run.D)
+    assert same(load_snapshot(teacher)["D"], run.loss.teachers[0].D) is ("dgl_residual" in flags)
+    assert all(tensor.isfinite().all() for net in (run.G, run.D) for tensor in net.state_dict().values())
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    tensors = b.state_dict()
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in a.state_dict().items())

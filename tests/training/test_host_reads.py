@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from tests.dgl.tiny import Student, save_teacher
+from tests.dgl.tiny import ADAM, Student, save_teacher
 from tests.support import make_image_zip
 from tests.torch_utils.ops.implementations import chosen
 from tests.training.host_reads import watched
@@ -78,6 +78,25 @@ def test_guidance_reads_nothing_but_its_ratio_once_a_tick(tmp_path, weighting):
     student.G.requires_grad_(True)
     with watched() as found:
         student.loss.accumulate_gradients("Gmain", sync=True, gain=1, **student.inputs())
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "phases"),
+    [
+        ({"dgl_update": ADAM}, ["Gmain", "teacher0main", "teacher0reg"]),
+        ({"dgl_weight": 0, "dgl_residual": 0.3}, ["Gmain", "Dboth"]),
+    ],
+    ids=["live", "residual"],
+)
+def test_teachers_that_take_part_in_d_read_nothing(tmp_path, flags, phases):
+    student = Student([save_teacher(tmp_path)], **flags)
+    student.gradients("Gmain")  # measures the ratio
+    for network in (student.G, student.D, student.loss.teachers[0].D):
+        network.requires_grad_(True)
+    with watched() as found:
+        for phase in phases:
+            student.loss.accumulate_gradients(phase, sync=True, gain=1, **student.inputs())
     assert found == []
 
 

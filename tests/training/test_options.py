@@ -13,6 +13,7 @@ from dnnlib.util import UserError
 from tests.support import golden_json
 from training.dataset import ImageFolderDataset
 from training.families.family import scale_width
+from training.families.stylegan2 import PRESETS
 from training.files.snapshot import save_snapshot
 from training.flags import PRECISIONS
 from training.initial import new_network
@@ -149,6 +150,8 @@ def test_preset_batch_fits_more_processes_than_it_was_meant_for(datasets):
         ({"dgl_teacher": ["x"], "dgl_start": 5.0, "dgl_stop": 4.0}, "--dgl-stop=4 must be later .*--dgl-start=5"),
         ({"dgl_teacher": ["x"], "dgl_start": 5.0, "dgl_stop": 5.0}, "--dgl-stop=5 must be later"),
         ({"dgl_teacher": ["x"], "dgl_start": "auto", "dgl_stop": 0.0}, "--dgl-stop=0 must be later"),
+        ({"dgl_teacher": ["x"], "dgl_start": "auto", "dgl_residual": 0.3}, "--dgl-start=auto .*--dgl-residual"),
+        ({"dgl_teacher": ["x"], "dgl_ratio": 0.3, "dgl_residual": 0.3}, "--dgl-ratio is about the teachers' term"),
         ({"dgl_weighting": "plain"}, "--dgl-weighting needs a teacher"),
         ({"dgl_augment": False}, "--dgl-augment needs a teacher"),
         ({"aug": "fixed", "p": 0.2, "target": 0.5}, "--target goes with --aug=ada"),
@@ -282,6 +285,26 @@ def test_resolving_draws_no_random_numbers(datasets, teacher_pkl):
     torch.manual_seed(7)
     build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "half_life"),
+    [
+        ({"cfg": "cifar"}, 500),
+        ({"cfg": "cifar", "kimg": 10000}, 500),
+        ({"cfg": "cifar", "kimg": 60}, 3),
+        ({"cfg": "paper256"}, 20),
+        ({"cfg": "paper256", "kimg": 400}, 20),
+        ({"cfg": "stylegan2", "kimg": 100}, 5),
+    ],
+)
+def test_the_average_of_a_resumed_run_follows_within_the_run(flags, half_life, datasets):
+    """At most 5 % of the run is the half-life; the presets' own lengths keep theirs."""
+    made = build(data=datasets["toy64"], **flags, resume="x.pkl")[1]
+    assert made["ema_kimg"] == pytest.approx(half_life) and made["ema_rampup"] is None
+    fresh = build(data=datasets["toy64"], **flags)[1]
+    assert build(data=datasets["toy64"], **flags, resume="noresume")[1] == fresh
+    assert fresh["ema_kimg"] == PRESETS[flags["cfg"]].ema
 
 
 @pytest.mark.parametrize("flags", [{"dgl_teacher": []}, {"mirror": False, "cond": False}, {"metrics": []}])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dnnlib.util import UserError
 from tests import tolerances
+from tests.metrics import stand_ins
 from tests.support import make_image_zip
 from torch_utils import distributed
 from training.files.snapshot import load_snapshot
@@ -106,10 +107,11 @@ def test_same_seed_same_weights(run_dir, data, tmp_path):
 
 def test_metrics_do_not_disturb_training(run_dir, data, tmp_path):
     path = tmp_path / "measured"
-    training_loop(**options(path, data, metrics=["fid1k_full"], detector="mnist", network_snapshot_ticks=2))
+    detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "small.pt")
+    training_loop(**options(path, data, metrics=["fid1k_full"], detector=detector, network_snapshot_ticks=2))
     assert same(weights(run_dir), weights(path))
     (metric_file,) = path.glob("metric-*.jsonl")
-    assert metric_file.name == "metric-fid1k_full-mnist.jsonl"
+    assert metric_file.name == "metric-fid1k_full-small.jsonl"
     assert json.loads(metric_file.read_text().splitlines()[-1])["snapshot_pkl"] == "network-snapshot-000000.pkl"
 
 

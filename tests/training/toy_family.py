@@ -124,5 +124,6 @@ TOY = Family(
     prune_plan=lambda G: [],
     macs=lambda G: G.l0.weight.numel(),
     batch_group=lambda D: None,
+    feature_blocks=lambda D: [],
     differs_by_process=r".*\.mean",
 )

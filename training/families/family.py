@@ -44,8 +44,26 @@ class Axis(NamedTuple):
 
     tensor: str  # dotted name in the network
     axis: int
-    ranked: bool = False  # a convolution: its weights tell how much a channel matters
+    ranked: bool = False  # of a weight: its values tell how much a channel matters
     scaled: bool = False  # the layer divides its weight by the square root of this axis' size
+    entries: int = 1  # consecutive entries of one channel: its pixels, where a layer reads a flattened image
+    extra: int = 0  # entries after those of the channels, which are always kept
+
+    def channels(self, tensor: torch.Tensor) -> int:
+        """Number of channels C of the width in `tensor`."""
+        return (tensor.shape[self.axis] - self.extra) // self.entries
+
+    def sums(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum [C] over the values of `tensor`, of two axes or more, that belong to each channel."""
+        along = tensor.sum(dim=[dim for dim in range(tensor.ndim) if dim != self.axis])
+        return along[: len(along) - self.extra].reshape(-1, self.entries).sum(dim=1)
+
+    def select(self, tensor: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+        """`tensor` with only these `channels` (indices [n]) along the axis."""
+        size = tensor.shape[self.axis]
+        kept = [channel * self.entries + entry for channel in channels.tolist() for entry in range(self.entries)]
+        indices = channels.new_tensor([*kept, *range(size - self.extra, size)])
+        return tensor.index_select(self.axis, indices.to(tensor.device))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +84,10 @@ class Family:
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
                         family: truncation_psi, noise_mode.
     check_truncation:   (G, psi) raises UserError if truncation is not possible.
-    prune_plan:         G -> its widths, each the list of axes that share it.
+    prune_plan:         G or D -> its widths, each the list of axes that share it, the first without `extra` entries.
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
+    feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
     derived_tensors:    endings of tensors that follow from constructor arguments, which files may leave out.
@@ -94,6 +113,7 @@ class Family:
     prune_plan: Callable[[torch.nn.Module], list[list[Axis]]]
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
+    feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     derived_tensors: tuple[str, ...] = ()

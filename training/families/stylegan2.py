@@ -69,6 +69,9 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     multipliers of --cbase and --cbase-d count from its widths.
     """
     G, D = _shape_of(preset, teacher)
+    if flags.dgl_init_d and data.c_dim:
+        # A mapping network can be copied only if its output has the teacher's size, not that of the student's channels.
+        D["cmap_dim"] = _label_size(D, teacher)
     group = D["epilogue_kwargs"].get("mbstd_group_size", 4) or 1  # None is one group of any size
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
     precision = {"num_fp16_res": 0, "conv_clamp": None} if flags.fp32 else _PUBLISHED_PRECISION
@@ -143,6 +146,12 @@ def _shape_of(preset: Preset, teacher: Like | None) -> tuple[dict[str, Any], dic
         block = _kept(teacher.D.get("block_kwargs", {}), _BLOCK_SHAPE)
         D = {**empty, **recorded, **_kept(teacher.D, _D_SHAPE), "block_kwargs": block}
     return G, D
+
+
+def _label_size(D: dict[str, Any], teacher: Like) -> int:
+    """Size of the output of the teacher's mapping network for labels in D; `D` are arguments at its full width."""
+    recorded = None if teacher.D is None else teacher.D.get("cmap_dim")
+    return min(D["channel_base"] // 4, D["channel_max"]) if recorded is None else recorded
 
 
 def _kept(kwargs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -231,8 +240,16 @@ def check_truncation(G: torch.nn.Module, psi: float) -> None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
 
 
-def prune_plan(G: torch.nn.Module) -> list[list[Axis]]:
-    """Widths of the synthesis network: of each layer's output, shared by the layers and styles that read it.
+def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
+    """Widths of G's synthesis network or of D: of each layer's output, shared by the layers that read it.
+
+    Mapping networks are not pruned.
+    """
+    return _plan_of_G(network) if hasattr(network, "synthesis") else _plan_of_D(network)
+
+
+def _plan_of_G(G: torch.nn.Module) -> list[list[Axis]]:
+    """Styles belong to the width that their layer reads.
 
     Demodulation makes the layers' output independent of the number of input channels; ToRGB and residual shortcuts are
     not demodulated and scale their weights instead.
@@ -251,20 +268,47 @@ def prune_plan(G: torch.nn.Module) -> list[list[Axis]]:
         if hasattr(block, "torgb"):
             after += _read_by(f"{name}.torgb", scaled=True)
         if hasattr(block, "skip"):
-            before.append(Axis(f"{name}.skip.weight", 1, ranked=True, scaled=True))
+            before.append(_weight_read_by(f"{name}.skip"))
             after.append(Axis(f"{name}.skip.weight", 0, ranked=True))
         widths += [inside, after]
         before = after
     return widths
 
 
+def _plan_of_D(D: torch.nn.Module) -> list[list[Axis]]:
+    """No layer of D is demodulated: each divides its weight by the square root of what it reads."""
+    widths: list[list[Axis]] = []
+    before: list[Axis] = []
+    for resolution in D.block_resolutions:
+        name, block = f"b{resolution}", getattr(D, f"b{resolution}")
+        if hasattr(block, "fromrgb"):
+            before += _written_by(f"{name}.fromrgb")
+        before.append(_weight_read_by(f"{name}.conv0"))
+        inside = [*_written_by(f"{name}.conv0"), _weight_read_by(f"{name}.conv1")]
+        after = _written_by(f"{name}.conv1")
+        if hasattr(block, "skip"):
+            before.append(_weight_read_by(f"{name}.skip"))
+            after.append(Axis(f"{name}.skip.weight", 0, ranked=True))
+        widths += [before, inside]
+        before = after
+    if hasattr(D.b4, "fromrgb"):
+        before += _written_by("b4.fromrgb")
+    # Minibatch stddev appends channels of its own.
+    before.append(_weight_read_by("b4.conv")._replace(extra=0 if D.b4.mbstd is None else D.b4.mbstd.num_channels))
+    conv = [*_written_by("b4.conv"), _weight_read_by("b4.fc")._replace(entries=D.b4.resolution**2)]
+    return [*widths, before, conv, [*_written_by("b4.fc"), _weight_read_by("b4.out")]]
+
+
 def _written_by(layer: str) -> list[Axis]:
     return [Axis(f"{layer}.weight", 0, ranked=True), Axis(f"{layer}.bias", 0)]
 
 
+def _weight_read_by(layer: str, scaled: bool = True) -> Axis:
+    return Axis(f"{layer}.weight", 1, ranked=True, scaled=scaled)
+
+
 def _read_by(layer: str, scaled: bool = False) -> list[Axis]:
-    weight = Axis(f"{layer}.weight", 1, ranked=True, scaled=scaled)
-    return [weight, Axis(f"{layer}.affine.weight", 0), Axis(f"{layer}.affine.bias", 0)]
+    return [_weight_read_by(layer, scaled), Axis(f"{layer}.affine.weight", 0), Axis(f"{layer}.affine.bias", 0)]
 
 
 def macs(G: torch.nn.Module) -> int:
@@ -297,6 +341,11 @@ def batch_group(D: torch.nn.Module) -> int | None:
     return epilogue.get("mbstd_group_size", 4) if epilogue.get("mbstd_num_channels", 1) else None
 
 
+def feature_blocks(D: torch.nn.Module) -> list[torch.nn.Module]:
+    """The convolution blocks of `D`, all but the one that makes the logits."""
+    return [getattr(D, f"b{resolution}") for resolution in D.block_resolutions]
+
+
 STYLEGAN2 = Family(
     name="stylegan2",
     generators={"Generator": "training.networks.Generator"},
@@ -313,6 +362,7 @@ STYLEGAN2 = Family(
     prune_plan=prune_plan,
     macs=macs,
     batch_group=batch_group,
+    feature_blocks=feature_blocks,
     differs_by_process=r".*\.w_avg",
     derived_tensors=("resample_filter",),
     has_w=True,

@@ -15,6 +15,7 @@ from tests.support import golden_arrays, golden_json, make_image_zip, rnd
 from tests.training.files import tensorflow_pickle
 from tests.training.files.tensorflow_pickle import Network, rebuilt, refusal, stored, tensors
 from training.files import snapshot, tf_import
+from training.options import build
 from training.training_loop import Trainer, TrainingOptions
 
 CASES = ("uncond", "cond")
@@ -139,6 +140,30 @@ def test_generate_takes_it_as_network(golden, tmp_path):
     args = [f"--network={path}", "--seeds=0", f"--outdir={tmp_path / 'out'}", "--device=cpu"]
     generate.main.main(args + ["--class=1"] * (name == "cond"), standalone_mode=False)
     assert os.listdir(tmp_path / "out") == ["seed0000.png"]
+
+
+@pytest.mark.parametrize("cbase", [1, 0.5])
+def test_a_student_inherits_from_it(golden, cbase, tmp_path):
+    """G and D start from its channels; at its own width they make its images and scores."""
+    name, path = golden
+    snap = snapshot.load_snapshot(path)
+    size, labels = snap["G"].img_resolution, snap["G"].c_dim
+    data = make_image_zip(tmp_path / "data.zip", resolution=size, num_images=4, num_labels=labels)
+    flags = {"cond": name == "cond", "batch": 4, "aug": "noaug", "metrics": [], "device": "cpu", "fp32": True}
+    _, made = build(
+        data=str(data), dgl_teacher=[path], cbase=cbase, dgl_init="teacher", dgl_init_d=True, workers=1, **flags
+    )
+    run = Trainer(TrainingOptions(run_dir=str(tmp_path), **{**made, "data_loader_kwargs": {}}))
+    z, c = golden_inputs(run.G)
+    img = rnd("img", (4, 3, size, size)) * 0.5
+    for G in (run.G, run.G_ema):
+        assert torch.equal(G.mapping(z, c), snap["G_ema"].mapping(z, c))
+    if cbase == 1:
+        wanted = snap["G_ema"](z, c, noise_mode="const")
+        assert torch.allclose(run.G_ema(z, c, noise_mode="const"), wanted, atol=1e-5 * wanted.abs().max())
+        assert torch.allclose(run.D(img, c), snap["D"](img, c), atol=1e-5 * snap["D"](img, c).abs().max())
+    else:
+        assert len(run.D.b4.fc.bias) == len(snap["D"].b4.fc.bias) // 2
 
 
 def test_training_takes_it_as_resume(tmp_path):
