@@ -57,7 +57,7 @@ def cosine_decay(kimg: float, start: float, stop: float) -> float:
 
 
 class DistillationTerm(Term):
-    """α mean|x - x̄| + β Σ_l d(φ_l(x), φ_l(x̄)) + γ v(s̄(x), s̄(x̄)): the teacher's image x̄ = Ḡ(w) is the target of x = G(w).
+    """α mean|x - x̄| + β Σ_l d(φ_l(x), φ_l(x̄)) + γ v(s̄(x), s̄(x̄)): x̄ = Ḡ(w) is the target of x = G(w).
 
     teachers:       the first has a generator Ḡ; φ_l are the outputs of its discriminator's blocks, s̄ its score.
     output_weight:  α >= 0, of `l1_distance`.
