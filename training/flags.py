@@ -189,6 +189,8 @@ OPTIONS = [
            word="prune", needs="dgl_teacher"),
     Option("--dgl-svs", _DGL, BOOL, False, "Scale the singular values of inherited weights.", word="svs",
            needs="dgl_teacher"),
+    Option("--dgl-fit", _DGL, POSITIVE, 0, "Fit G to the teacher's images for this many kimg before training.",
+           word="fit", needs="dgl_teacher", metavar="KIMG"),
     Option("--dgl-weight", _DGL, POSITIVE, 0.1, "Weight of the teachers' term.",
            lands=("loss_kwargs.dgl_weight",), **_GUIDE),
     Option("--dgl-ratio", _DGL, click.FloatRange(min=0, min_open=True), None,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dgl.fit import settings as fit_settings
 from dgl.prune import check_source
 from dgl.student import check_smaller, size_table
 from dgl.teacher import Teacher, check_teacher, open_teacher
@@ -67,6 +68,9 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     if f.dgl_init_d:
         check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
         inherited["D"] = True
+    if f.dgl_fit:
+        check_source(first.G, student, first.path, "mapping")
+        inherited["fit"] = fit_settings(f.dgl_fit, options)
     if inherited:
         options["init_kwargs"] = {"path": first.path, "sha256": first.sha256, **inherited}
     lines = [size_table(first.G, student)]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """New networks and their initial weights."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dnnlib.util import UserError, construct_class_by_name
-from torch_utils import misc
+from torch_utils import distributed, misc
+from torch_utils.ops import layout
 from training.files.snapshot import Snapshot
 
 
@@ -71,3 +74,21 @@ def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict
     if init_kwargs.get("D"):
         prune.check_source(snapshot["D"], networks["D"], file, "D")
         prune.inherit(snapshot["D"], networks["D"], "D")
+
+
+def fit_to_teacher(
+    fit_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module], draw: Callable
+) -> None:
+    """Fit G of `networks` to the teacher's generator in `snapshot` (--dgl-fit), and start G_ema from the result.
+
+    Every process calls this. `fit_kwargs`: arguments of `dgl.fit.fit`; `draw`: latents and labels for it.
+    """
+    from dgl.fit import fit
+    from dgl.teacher import generator_of
+
+    G = networks["G"]
+    device = misc.params_and_buffers(G)[0].device
+    source = layout.prepare(copy.deepcopy(generator_of(snapshot)), device)
+    distance = fit(G, source, draw, **fit_kwargs)
+    distributed.print0(f"Fitted G to {snapshot.path} for {fit_kwargs['kimg']:g} kimg: mean |difference| {distance:.3f}")
+    misc.copy_params_and_buffers(G, networks["G_ema"], require_all=True)

@@ -160,10 +160,19 @@ class Trainer:
         for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
                 distributed.broadcast_(tensor)
+        if opt.init_kwargs is not None and "fit" in opt.init_kwargs:
+            snap = load(opt.init_kwargs["path"], opt.trust_pickle)
+            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, networks, self._draw)
         if self.rank == 0:
             self._print_networks()
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
+
+    def _draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [count, Z] and labels [count, K], distributed as those of the reals."""
+        z = torch.randn([count, self.G.z_dim], device=self.device)
+        picks = np.random.randint(len(self.training_set), size=count)
+        return z, self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
 
     def _print_networks(self) -> None:
         z = torch.zeros([1, self.G.z_dim], device=self.device)

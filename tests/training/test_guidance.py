@@ -216,6 +216,18 @@ def test_the_average_follows_at_the_pace_of_the_preset(data, teacher):
     assert (made["ema_kimg"], made["ema_rampup"]) == (500, 0.05)
 
 
+def test_fitting_comes_after_pruning_and_starts_the_average(data, teacher, tmp_path):
+    runs = {}
+    for fit in (0, 0.2):
+        made = options(data, teacher, cbase=0.5, dgl_init="teacher", dgl_fit=fit, dgl_weight=0)
+        runs[fit] = trainer(made, tmp_path)
+    assert "fit" not in runs[0].options.init_kwargs
+    assert same(runs[0.2].G, runs[0.2].G_ema) and not same(runs[0.2].G, runs[0].G) and same(runs[0.2].D, runs[0].D)
+    json.dumps(runs[0.2].options.init_kwargs)
+    with pytest.raises(UserError, match="--dgl-fit continues from inherited weights"):
+        options(data, teacher, cbase=0.5, dgl_fit=1)
+
+
 # What the teachers do
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fitting a student to its teacher: the distance falls, nothing but G changes, equal seeds give equal weights."""
+
+import copy
+
+import pytest
+import torch
+
+from dgl.fit import LAST_RATE, WARMUP, FitLoss, fit, rate, settings
+from dgl.prune import inherit
+from tests.dgl.tiny import C_DIM, Z_DIM, make_G, same
+
+TEACHER = {"channel_base": 128, "channel_max": 16}
+
+
+def draw(count):
+    return torch.randn([count, Z_DIM]), torch.eye(C_DIM)[torch.randint(C_DIM, [count])]
+
+
+def pruned(source, **widths):
+    student = make_G(1, **widths)
+    inherit(source, student)
+    return student
+
+
+def distance(student, source):
+    z, c = torch.linspace(-2, 2, 16 * Z_DIM).reshape(16, Z_DIM).sin(), torch.eye(C_DIM).repeat(6, 1)[:16]
+    ours, theirs = (G.eval()(z, c, noise_mode="none") for G in (student, source))
+    return (ours - theirs).abs().mean().item()
+
+
+def fitted(seed=0, kimg=1.0, batch_gpu=8):
+    source = make_G(7, **TEACHER)
+    student = pruned(source)
+    torch.manual_seed(seed)
+    last = fit(student, source, draw, kimg=kimg, lr=0.03, batch=8, batch_gpu=batch_gpu)
+    return student, source, last
+
+
+def test_the_student_approaches_its_teacher():
+    source = make_G(7, **TEACHER)
+    before = distance(pruned(source), source)
+    student, source, last = fitted()
+    assert distance(student, source) < 0.7 * before
+    assert 0 < last < before
+
+
+def test_only_the_student_changes():
+    student, source, _last = fitted(kimg=0.05)
+    assert same(source.state_dict(), make_G(7, **TEACHER).state_dict())
+    start = pruned(source)
+    assert not torch.equal(student.synthesis.b4.conv1.weight, start.synthesis.b4.conv1.weight)
+    for name, buffer in student.named_buffers():
+        assert torch.equal(buffer, dict(start.named_buffers())[name]), name
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_equal_seeds_give_equal_weights():
+    first, again, other = (fitted(seed, kimg=0.05)[0].state_dict() for seed in (3, 3, 4))
+    assert same(first, again) and not same(first, other)
+
+
+def test_pieces_give_the_gradients_of_the_batch():
+    whole, pieces = (fitted(kimg=0.016, batch_gpu=size)[0] for size in (8, 4))
+    for a, b in zip(whole.parameters(), pieces.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_equal_to_its_teacher_stays():
+    source = make_G(7, **TEACHER)
+    loss = FitLoss(copy.deepcopy(source).eval().requires_grad_(True), source.eval())
+    loss.accumulate_gradients("fit", *draw(8), sync=True, gain=1)
+    assert loss.distance == 0
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in loss.G.parameters())
+
+
+def test_rate():
+    assert rate(0, 1000) == pytest.approx(1 / WARMUP, rel=1e-4)
+    assert rate(1000, 1000) == pytest.approx(LAST_RATE)
+    assert max(rate(step, 1000) for step in range(1000)) > 0.95
+
+
+def test_settings_follow_the_run():
+    options = {"num_gpus": 4, "batch_size": 64, "batch_gpu": 2, "G_opt_kwargs": {"lr": 0.002}}
+    assert settings(20, options) == {"kimg": 20, "lr": pytest.approx(0.024), "batch": 4, "batch_gpu": 2}
+    assert settings(20, {**options, "num_gpus": 64})["batch"] == 1
