@@ -2,7 +2,8 @@
 """Fit a student's generator to its teacher's before adversarial training: a regression, without real images or a D.
 
 A pruned generator makes ruins of the teacher's images. As the same z and label should give the same image, its weights
-can be found by regression, which needs a fraction of the time that a discriminator needs to repair them.
+can be found by regression, which needs a fraction of the time that a game with a discriminator needs. Images are
+compared pixel by pixel and in the features of the teacher's discriminator, which take the place of VGG in LPIPS.
 Shapes: N images in a batch, C channels, H W image, Z width of z, K width of labels.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 
-from dgl.distill import l1_distance
+from dgl.distill import feature_distance, l1_distance
+from dgl.teacher import scores_and_features
 from dnnlib.progress import Progress
 from torch_utils import distributed
 from training import families
@@ -23,6 +25,7 @@ from training.phases import Phase, run_phase
 # Many small steps at a high rate: a regression on noiseless targets tolerates what a game between networks does not.
 BATCH = 16  # images a step, over all processes
 RATE = 12  # largest learning rate, as a multiple of G's in training
+FEATURES = 0.3  # weight of the distance in features
 WARMUP = 50  # steps in which the learning rate rises
 LAST_RATE = 0.05  # of the learning rate
 PRINT_EVERY = 10.0  # seconds between progress lines where the output is not a terminal
@@ -31,10 +34,14 @@ Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 class FitLoss:
-    """The loss of the phase 'fit': distance of G's images to those of the frozen generator `source`, without noise."""
+    """The loss of the phase 'fit': mean |x - x̄| + FEATURES · Σ_l d(φ_l(x), φ_l(x̄)) of images made without noise.
 
-    def __init__(self, G: torch.nn.Module, source: torch.nn.Module):
-        self.G, self.source = G, source
+    x is the image of `G` and x̄ that of the frozen generator `source`; φ_l are the features of the frozen
+    discriminator `D` (dgl.distill.feature_distance).
+    """
+
+    def __init__(self, G: torch.nn.Module, source: torch.nn.Module, D: torch.nn.Module):
+        self.G, self.source, self.D = G, source, D
         self.sample = families.of(G).sample
         self.distance = torch.zeros([])  # mean |x - x̄| of the last batch
 
@@ -42,10 +49,14 @@ class FitLoss:
         """Gradients for latents `z` [N, Z] and labels `c` [N, K]."""
         with torch.no_grad():
             target = self.sample(self.source, z, c, noise_mode="none")
-        distance = l1_distance(self.sample(self.G, z, c, noise_mode="none"), target)
+            _scores, target_features = scores_and_features(self.D, target, c)
+        img = self.sample(self.G, z, c, noise_mode="none")
+        _scores, features = scores_and_features(self.D, img, c)
+        distance = l1_distance(img, target)
         self.distance = distance.detach().mean()
+        loss = distance + FEATURES * feature_distance(features, target_features)
         # Adam does not depend on the scale; this one keeps gradients of large images within fp16.
-        (distance.mean() * math.sqrt(target[0].numel()) * gain).backward()
+        (loss.mean() * math.sqrt(target[0].numel()) * gain).backward()
 
 
 def rate(step: int, steps: int) -> float:
@@ -57,22 +68,25 @@ def rate(step: int, steps: int) -> float:
 def fit(
     G: torch.nn.Module,
     source: torch.nn.Module,
+    D: torch.nn.Module,
     draw: Draw,
     kimg: float,
     lr: float,
     batch: int,
     batch_gpu: int,
 ) -> float:
-    """Train `G` on the images of `source`, both on one device, for `kimg` thousand; returns the last mean |x - x̄|.
+    """Train `G` on the images of `source`, seen by `D`, for `kimg` thousand; returns the last mean |x - x̄|.
 
-    `draw(n)` gives z [n, Z] and labels [n, K]. `batch` images a step in this process, in pieces of at most `batch_gpu`;
-    gradients are averaged over processes. `lr` is the largest learning rate. The mean w stays as it is.
+    All three are on one device. `draw(n)` gives z [n, Z] and labels [n, K]. `batch` images a step in this process, in
+    pieces of at most `batch_gpu`; gradients are averaged over processes. `lr` is the largest learning rate. The mean w
+    stays as it is.
     """
     training = G.training
     G.eval()
-    source.eval().requires_grad_(False)
+    for frozen in (source, D):
+        frozen.eval().requires_grad_(False)
     optimizer = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.9, 0.99), eps=1e-8)
-    phase, loss = Phase("fit", G, optimizer, interval=1), FitLoss(G, source)
+    phase, loss = Phase("fit", G, optimizer, interval=1), FitLoss(G, source, D)
     steps = max(round(kimg * 1000 / (batch * distributed.world_size())), 1)
     with _progress(steps * batch * distributed.world_size()) as progress:
         for step in range(steps):

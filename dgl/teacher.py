@@ -116,18 +116,25 @@ class Teacher:
         return self.D(img, c)
 
     def scores_and_features(self, img: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Scores as from `scores`, and the outputs [N, C_l, H_l, W_l] of D's blocks, from high to low resolution."""
-        features: list[torch.Tensor] = []
+        """Scores as from `scores`, and the features of `scores_and_features`."""
+        return scores_and_features(self.D, img, c)
 
-        def keep(_module, _inputs, output):
-            features.append(output[0] if isinstance(output, tuple) else output)
 
-        hooks = [block.register_forward_hook(keep) for block in families.of(self.D).feature_blocks(self.D)]
-        try:
-            return self.scores(img, c), features
-        finally:
-            for hook in hooks:
-                hook.remove()
+def scores_and_features(
+    D: torch.nn.Module, img: torch.Tensor, c: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits [N, 1] of D, and the outputs [N, C_l, H_l, W_l] of its blocks, from high to low resolution."""
+    features: list[torch.Tensor] = []
+
+    def keep(_module, _inputs, output):
+        features.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(keep) for block in families.of(D).feature_blocks(D)]
+    try:
+        return D(img, c), features
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def generator_of(snapshot: Snapshot) -> torch.nn.Module | None:

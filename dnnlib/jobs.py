@@ -26,7 +26,7 @@ class Job:
     Attributes:
         name: unique; what it does, for people.
         args: returns the arguments of the Python interpreter; called when the job starts.
-        progress: word before the counts in the command's progress lines.
+        progress: word before the counts in the command's progress lines; for several stages, words and their shares.
         log: file for the command's output.
         plan: expected seconds, for the first ETA.
         needs: names of the jobs that must finish before.
@@ -37,7 +37,7 @@ class Job:
 
     name: str
     args: Callable[[], list[str]]
-    progress: str
+    progress: str | dict[str, float]
     log: pathlib.Path
     plan: float
     needs: tuple[str, ...] = ()
@@ -68,7 +68,8 @@ class Job:
 
 
 def run_jobs(jobs: list[Job], lanes: int = LANES, threads: int | None = None, keep_going: bool = False) -> None:
-    """Run all jobs, in the order of the list as far as their needs allow; each comes after those that it needs.
+    """Run all jobs, in the order of the list as far as their needs allow; each comes after those that it needs. One
+    that already has `seconds` was done before.
 
     `lanes` is the number of jobs at a time, `threads` that of each job (None: its share of the cores). Sets their
     `seconds`. The first failure stops the other jobs and raises UserError with the end of its output; with `keep_going`
@@ -127,9 +128,13 @@ def _watch(job: Job, processes: dict[str, subprocess.Popen]) -> None:
     status = processes[job.name].poll()
     output = job.log.read_text(encoding="utf-8", errors="replace")
     now = time.monotonic()
-    counts = re.findall(rf"{job.progress} (\d+)/(\d+) ", output)
-    if counts:
-        job.reached(int(counts[-1][0]) / int(counts[-1][1]), now)
+    stages = {job.progress: 1.0} if isinstance(job.progress, str) else job.progress
+    done = 0.0
+    for word, share in stages.items():
+        counts = re.findall(rf"{word} (\d+)/(\d+) ", output)
+        if counts:
+            job.reached(done + share * int(counts[-1][0]) / int(counts[-1][1]), now)
+        done += share
     if status is None:
         return
     del processes[job.name]
@@ -156,10 +161,10 @@ def time_left(jobs: list[Job], now: float, lanes: int = LANES) -> float:
     busy = sorted(ends[job.name] for job in begun if job.seconds is None)
     busy = [0.0] * (lanes - len(busy)) + busy
     for job in jobs:  # in the order of the list, which approximates that of run_jobs
-        if job.start is None:
-            ends[job.name] = max([busy[0], *(ends[name] for name in job.needs)]) + job.plan * pace
+        if job.start is None and job.open:
+            ends[job.name] = max([busy[0], *(ends.get(name, 0.0) for name in job.needs)]) + job.plan * pace
             busy = sorted([*busy[1:], ends[job.name]])
-    return max(ends.values())
+    return max(ends.values(), default=0.0)
 
 
 class _Board(StatusLine):

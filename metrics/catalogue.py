@@ -164,7 +164,7 @@ METRICS: dict[str, Metric] = {
         _ppl("ppl_wend", space="w", sampling="end", crop=True),
     )
 }
-_ANY_NUMBER = re.compile(r"(fid|kid)([1-9][0-9]*)k_full")
+_ANY_NUMBER = re.compile(r"(fid|kid|pr)([1-9][0-9]*)(k3?_full)")
 
 
 def register(metric: Metric) -> None:
@@ -173,10 +173,9 @@ def register(metric: Metric) -> None:
 
 
 def find(name: str) -> Metric | None:
-    """The metric of this name, or None. `fid<N>k_full` and `kid<N>k_full` exist for every N: N thousand fakes."""
+    """The metric of this name, or None. `fid<N>k_full`, `kid<N>k_full`, `pr<N>k3_full` exist for N thousand fakes."""
     if name in METRICS:
         return METRICS[name]
     match = _ANY_NUMBER.fullmatch(name)
-    if match is None:
-        return None
-    return dataclasses.replace(METRICS[f"{match[1]}50k_full"], name=name, num_fakes=int(match[2]) * 1000)
+    known = METRICS.get(f"{match[1]}50{match[3]}") if match is not None else None
+    return None if known is None else dataclasses.replace(known, name=name, num_fakes=int(match[2]) * 1000)

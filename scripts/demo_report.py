@@ -20,7 +20,7 @@ from dnnlib.charts import save_png
 from dnnlib.files import write_text
 
 PAGE = pathlib.Path(__file__).with_suffix(".html")
-HEADER = ("network", "channels, low to high res.", "parameters", "MACs per image", "FID", "training", "budget")
+HEADER = ("network", "parameters", "MACs per image", "FID", "recall", "ms per image", "file", "training")
 MARGIN, GAP, LINE = 24, 24, 26
 INK, FAINT, RULE, PAPER = (24, 24, 27), (96, 96, 104), (212, 212, 216), (255, 255, 255)
 
@@ -31,24 +31,24 @@ class Entry:
 
     Attributes:
         title: its name in the table and above its grid.
-        channels: feature maps of the generator at 4x4, 8x8, and so on upwards.
         params: trained values of the generator.
         macs: multiply-accumulates of the generator for one image.
         fid: Frechet distance between generated and real images in the detector's features; lower is better.
-        seconds: wall time of its training.
-        kimg: training budget, in thousands of real images shown.
-        batch: images per training step.
+        recall: share of the real images that lie among generated ones; higher is better.
+        milliseconds: time for one image.
+        bytes: size of the generator's file.
+        seconds: wall time of its training; None if it was not trained here.
         grid: its samples, uint8 [H, W] or [H, W, 3].
     """
 
     title: str
-    channels: tuple[int, ...]
     params: int
     macs: int
     fid: float
-    seconds: float
-    kimg: int
-    batch: int
+    recall: float
+    milliseconds: float
+    bytes: int
+    seconds: float | None
     grid: np.ndarray
 
 
@@ -62,12 +62,13 @@ def table(entries: list[Entry]) -> list[tuple[str, ...]]:
     rows = [
         (
             entry.title,
-            " ".join(map(str, entry.channels)),
             millions(entry.params, first.params),
             millions(entry.macs, first.macs),
             f"{entry.fid:.2f}",
-            f"{entry.seconds:.0f} s",
-            f"{entry.kimg} kimg, batch {entry.batch}",
+            f"{entry.recall:.2f}",
+            f"{entry.milliseconds:.1f}",
+            f"{entry.bytes / 10**6:.2f} MB",
+            "" if entry.seconds is None else f"{entry.seconds:.0f} s",
         )
         for entry in entries
     ]

@@ -67,19 +67,52 @@ class Option:
         return self.flag.lstrip("-").replace("-", "_")
 
 
+# What --dgl-recipe stands for: values of flags that are not given. 'paper' is DGL-GAN as published (arXiv 2112.06502);
+# 'compress' is what docs/evidence.md found best.
+RECIPES: dict[str, dict[str, Any]] = {
+    "compress": {"dgl_init": "teacher", "dgl_init_d": True, "cbase_d": 1, "dgl_fit": 100, "dgl_weight": 0},
+    "paper": {},
+}
+# Flags that only mean something for a teacher that guides.
+_STEERING = {"dgl_start", "dgl_stop", "dgl_ratio", "dgl_weighting", "dgl_augment", "dgl_update"}
+
+
+def recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """Values for flags that are not among the `given` ones, by name; empty without a teacher.
+
+    A run that starts from another network, has several teachers or is as wide as its teacher cannot take over the
+    teacher's weights; without a word on the recipe it follows the paper.
+    """
+    if not given.get("dgl_teacher"):
+        return {}
+    narrow = len(given["dgl_teacher"]) == 1 and not 1 <= given.get("cbase", 0.5) <= 4
+    compress = narrow and given.get("resume", "noresume") == "noresume"
+    name = given.get("dgl_recipe", "compress" if compress else "paper")
+    values = {"dgl_recipe": name, **RECIPES[name]}
+    if given.get("dgl_init") == "random":
+        values.pop("dgl_fit", None)
+    if _STEERING & given.keys():
+        values.pop("dgl_weight", None)
+    return values
+
+
 class Flags:
-    """Values of the flags by name; flags not given have their defaults. Raises TypeError for an unknown name."""
+    """Values of the flags by name; flags not given have the values of the recipe, or else their defaults.
+
+    Raises TypeError for an unknown name.
+    """
 
     def __init__(self, **given: Any):
         unknown = given.keys() - BY_NAME.keys()
         if unknown:
             raise TypeError(f"unknown flags: {', '.join(sorted(unknown))}")
         self._given = {name: value for name, value in given.items() if value is not None}
+        self._recipe = recipe(self._given)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in BY_NAME:
             raise AttributeError(name)
-        return self._given.get(name, BY_NAME[name].default)
+        return self._given.get(name, self._recipe.get(name, BY_NAME[name].default))
 
     def given(self, name: str) -> bool:
         """Whether the flag was given, even if with its default value."""
@@ -102,8 +135,10 @@ def guidance_weight(f: Flags) -> float:
 
 
 def _teacher_word(f: Flags) -> str:
-    count = len(f.dgl_teacher)
-    return f"dgl{guidance_weight(f):g}" + (f"-teachers{count}" if count > 1 else "")
+    count, weight = len(f.dgl_teacher), guidance_weight(f)
+    words = [f.dgl_recipe] if f.dgl_recipe != "paper" else []
+    words += [f"dgl{weight:g}"] if weight or not words else []
+    return "-".join(words + [f"teachers{count}"] * (count > 1))
 
 
 class _Cfg(click.ParamType):
@@ -177,8 +212,11 @@ OPTIONS = [
     Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),
     Option("--w-dim", _DGL, COUNT, None, "Numbers in an intermediate latent w.", word="w",
            unset="512, or the teacher's"),
-    Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume; their frozen D guide G.",
+    Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume.",
            word=_teacher_word, metavar="PKL,..."),
+    Option("--dgl-recipe", _DGL, click.Choice(list(RECIPES)), None,
+           "Values of the flags below: the best known way to a narrow student, or the published method.",
+           needs="dgl_teacher", unset="compress, or paper with --resume, several teachers or --cbase from 1"),
     Option("--dgl-init", _DGL, click.Choice(["random", "mapping", "teacher"]), "random",
            "Start G from the teacher's G: nothing, its mapping network, or also its best channels.",
            word="", needs="dgl_teacher"),

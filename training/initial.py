@@ -88,7 +88,7 @@ def fit_to_teacher(
 
     G = networks["G"]
     device = misc.params_and_buffers(G)[0].device
-    source = layout.prepare(copy.deepcopy(generator_of(snapshot)), device)
-    distance = fit(G, source, draw, **fit_kwargs)
+    source, D = (layout.prepare(copy.deepcopy(net), device) for net in (generator_of(snapshot), snapshot["D"]))
+    distance = fit(G, source, D, draw, **fit_kwargs)
     distributed.print0(f"Fitted G to {snapshot.path} for {fit_kwargs['kimg']:g} kimg: mean |difference| {distance:.3f}")
     misc.copy_params_and_buffers(G, networks["G_ema"], require_all=True)

@@ -142,7 +142,7 @@ def check_flags(f: Flags) -> None:
         raise UserError("--dgl-prune and --dgl-svs go with --dgl-init=teacher only")
     if f.dgl_init != "random" and f.resume not in (None, "noresume"):
         raise UserError(f"--dgl-init={f.dgl_init} and --resume both say where G starts: drop one of the two")
-    if f.dgl_fit and f.dgl_init == "random":
+    if f.given("dgl_fit") and f.dgl_fit and f.dgl_init == "random":
         raise UserError("--dgl-fit continues from inherited weights: give --dgl-init=teacher as well")
     if f.dgl_init_d and f.resume not in (None, "noresume"):
         raise UserError("--dgl-init-d and --resume both say where D starts: drop one of the two")

@@ -8,7 +8,7 @@ import torch
 
 from dgl.fit import LAST_RATE, WARMUP, FitLoss, fit, rate, settings
 from dgl.prune import inherit
-from tests.dgl.tiny import C_DIM, Z_DIM, make_G, same
+from tests.dgl.tiny import C_DIM, Z_DIM, make_D, make_G, same
 
 TEACHER = {"channel_base": 128, "channel_max": 16}
 
@@ -33,7 +33,7 @@ def fitted(seed=0, kimg=1.0, batch_gpu=8):
     source = make_G(7, **TEACHER)
     student = pruned(source)
     torch.manual_seed(seed)
-    last = fit(student, source, draw, kimg=kimg, lr=0.03, batch=8, batch_gpu=batch_gpu)
+    last = fit(student, source, make_D(9), draw, kimg=kimg, lr=0.03, batch=8, batch_gpu=batch_gpu)
     return student, source, last
 
 
@@ -68,7 +68,7 @@ def test_pieces_give_the_gradients_of_the_batch():
 
 def test_a_student_equal_to_its_teacher_stays():
     source = make_G(7, **TEACHER)
-    loss = FitLoss(copy.deepcopy(source).eval().requires_grad_(True), source.eval())
+    loss = FitLoss(copy.deepcopy(source).eval().requires_grad_(True), source.eval(), make_D(9))
     loss.accumulate_gradients("fit", *draw(8), sync=True, gain=1)
     assert loss.distance == 0
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in loss.G.parameters())

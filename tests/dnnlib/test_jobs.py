@@ -38,6 +38,24 @@ def test_progress_is_read_from_the_output_and_shown(tmp_path, capsys):
     assert "[1/1 done" in shown
 
 
+def test_stages_add_up_to_one_progress(tmp_path):
+    dig = job("dig", "print('first 4/4 m, second 1/2 m')", tmp_path)
+    dig.progress = {"first": 0.75, "second": 0.25}
+    run_jobs([dig])
+    assert dig.fraction == pytest.approx(0.875)
+
+
+def test_a_job_done_before_is_not_run_again(tmp_path):
+    mark = tmp_path / "mark"
+    before = job("before", f"open({str(mark)!r}, 'w').close()", tmp_path)
+    before.seconds = 3.0
+    after = job("after", "", tmp_path, needs=("before",))
+    assert time_left([before, after], now=0.0) == 10
+    run_jobs([before, after])
+    assert not mark.exists() and before.seconds == 3.0 and after.seconds > 0
+    assert time_left([before], now=0.0) == 0
+
+
 def test_time_left_follows_plans_progress_and_needs(tmp_path):
     teacher, control = job("teacher", "", tmp_path), job("control", "", tmp_path)
     guided = job("guided", "", tmp_path, needs=("teacher",))

@@ -21,19 +21,19 @@ from tests.support import ROOT
 
 def entry(title: str, **changes) -> Entry:
     grid = np.random.RandomState(len(title)).randint(256, size=(40, 60), dtype=np.uint8)
-    sizes = {"channels": (128, 64, 32), "params": 2_000_000, "macs": 8_000_000}
-    others = {"fid": 12.5, "seconds": 61.4, "kimg": 20, "batch": 16}
+    sizes = {"params": 2_000_000, "macs": 8_000_000, "bytes": 8_100_000}
+    others = {"fid": 12.5, "recall": 0.456, "milliseconds": 7.25, "seconds": 61.4}
     return Entry(title=title, grid=grid, **{**sizes, **others, **changes})
 
 
-ENTRIES = [entry("Teacher"), entry("Student <1>", channels=(64, 32, 16), params=1_000_000, macs=2_000_000, fid=20.0)]
+ENTRIES = [entry("Teacher", seconds=None), entry("Student <1>", params=1_000_000, macs=2_000_000, fid=20.0)]
 
 
 def test_table_has_sizes_and_their_share_of_the_first_network():
     header, teacher, student = table(ENTRIES)
     assert header == HEADER
-    assert teacher == ("Teacher", "128 64 32", "2.00 M", "8.00 M", "12.50", "61 s", "20 kimg, batch 16")
-    assert student[2:4] == ("1.00 M (50%)", "2.00 M (25%)")
+    assert teacher == ("Teacher", "2.00 M", "8.00 M", "12.50", "0.46", "7.2", "8.10 MB", "")
+    assert student[1:3] == ("1.00 M (50%)", "2.00 M (25%)") and student[-1] == "61 s"
 
 
 class Counting(torch.nn.Module):
@@ -82,12 +82,36 @@ def test_png_shows_the_grids_side_by_side_unchanged(tmp_path):
     assert corners[1][1] >= corners[0][1] + ENTRIES[0].grid.shape[1]
 
 
-def test_only_older_runs_are_removed(tmp_path):
-    for name in ("20250101-000000", "20250102-000000", "mine"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "report.html").write_text("x")
-    demo.remove_older_runs(tmp_path, keep=tmp_path / "20250102-000000")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["20250102-000000", "mine", "report.html"]
+def job_names(demo_):
+    return [job.name for job in demo_.jobs() if job.open]
+
+
+def test_an_interrupted_demo_goes_on_with_what_is_not_done(tmp_path):
+    first = demo.Demo(demo.NETWORKS, tmp_path / "work")
+    assert first.begin() == 0 and len(job_names(first)) == 7
+    (tmp_path / "work" / "half").mkdir()
+    job = first.jobs()[0]
+    job.args()
+    assert not (tmp_path / "work" / "half").exists(), "a training that was interrupted starts again"
+    job.done()
+    again = demo.Demo(demo.NETWORKS, tmp_path / "work")
+    assert again.begin() == 1 and job.name not in job_names(again) and len(job_names(again)) == 6
+
+
+def test_a_demo_with_other_settings_starts_anew(tmp_path):
+    first = demo.Demo(demo.NETWORKS, tmp_path / "work")
+    first.begin()
+    job = first.jobs()[0]
+    job.args()
+    job.done()
+    assert demo.Demo(demo.quick(demo.NETWORKS), tmp_path / "work").begin() == 0
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_results_are_read_from_the_log(tmp_path):
+    log = 'fakes 5/5 img\n{"results": {"a": 1.5}}\nmore\n{"results": {"b": 2, "c": 3}}\n'
+    (tmp_path / "half-metrics.log").write_text(log)
+    assert demo.Demo(demo.NETWORKS, tmp_path).values(demo.NETWORKS[0]) == {"a": 1.5, "b": 2, "c": 3}
 
 
 def test_an_outdir_that_cannot_be_made_is_refused(tmp_path):
@@ -101,10 +125,14 @@ def test_the_quick_demo_runs_from_end_to_end(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "scripts.demo", "--quick", f"--outdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "[6/6 done" in done.stderr
+    assert "[7/7 done" in done.stderr
     assert "ETA" in done.stderr
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 3
-    assert "Guided student" in page
+    assert page.count("data:image/png") == 4
+    assert "Student, 1/4" in page
+    assert sorted(path.name for path in tmp_path.glob("*.pkl")) == [
+        "half.pkl", "quarter.pkl", "scratch.pkl", "teacher.pkl"
+    ]  # fmt: skip
+    assert not (tmp_path / "work" / demo.STATE).exists()
     with Image.open(tmp_path / "report.png") as img:
         assert img.width > 1500

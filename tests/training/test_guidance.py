@@ -13,7 +13,7 @@ from training import families
 from training.families.family import Data, Like
 from training.families.stylegan2 import STYLEGAN2
 from training.files.snapshot import load_snapshot, save_snapshot
-from training.flags import Flags
+from training.flags import RECIPES, Flags
 from training.networks import Discriminator, Generator
 from training.options import build
 from training.training_loop import Trainer, TrainingOptions
@@ -46,10 +46,9 @@ def teacher(tmp_path_factory):
     return save(tmp_path_factory.mktemp("teacher") / "teacher.pkl")
 
 
-def options(data, teacher, **flags):
-    return build(data=data, cond=True, dgl_teacher=[teacher], batch=2, aug="noaug", metrics=[], device="cpu", **flags)[
-        1
-    ]
+def options(data, teacher, dgl_recipe="paper", **flags):
+    common = {"data": data, "cond": True, "batch": 2, "aug": "noaug", "metrics": [], "device": "cpu"}
+    return build(**common, dgl_teacher=[teacher], dgl_recipe=dgl_recipe, **flags)[1]
 
 
 def test_widths_and_shapes_come_from_the_teacher(data, teacher):
@@ -228,6 +227,48 @@ def test_fitting_comes_after_pruning_and_starts_the_average(data, teacher, tmp_p
         options(data, teacher, cbase=0.5, dgl_fit=1)
 
 
+# Recipes
+
+
+def test_a_narrow_student_is_compressed_by_default(data, teacher):
+    desc, made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5)
+    recipe, init = RECIPES["compress"], made["init_kwargs"]
+    assert (init["parts"], init["D"], init["fit"]["kimg"]) == ("teacher", True, recipe["dgl_fit"])
+    assert made["loss_kwargs"]["dgl_weight"] == 0
+    assert made["D_kwargs"]["channel_base"] == WIDTHS["channel_base"]
+    assert desc.endswith("compress")
+    assert made == build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, dgl_recipe="compress")[1]
+
+
+@pytest.mark.parametrize(
+    "flags", [{"cbase": 1.0}, {"dgl_recipe": "paper"}, {"dgl_teacher": 2}, {"resume": "x.pkl"}], ids=str
+)
+def test_where_it_has_no_meaning_the_paper_is_the_default(data, teacher, flags):
+    flags = {"cbase": 0.5, **flags, "dgl_teacher": [teacher] * flags.get("dgl_teacher", 1)}
+    made = build(data=data, cond=True, batch=2, **flags)[1]
+    assert "init_kwargs" not in made and made["loss_kwargs"]["dgl_weight"] == 0.1
+    assert made["D_kwargs"]["channel_base"] == WIDTHS["channel_base"] * flags["cbase"]
+
+
+def test_a_given_flag_wins_over_the_recipe(data, teacher):
+    made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, cbase_d=0.25, dgl_fit=3.0)[1]
+    assert made["D_kwargs"]["channel_base"] == WIDTHS["channel_base"] / 4
+    assert made["init_kwargs"]["fit"]["kimg"] == 3
+    made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, dgl_init="random")[1]
+    assert made["init_kwargs"].keys() == {"path", "sha256", "D"}
+
+
+def test_steering_the_guidance_asks_for_it(data, teacher):
+    made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, dgl_stop=10.0)[1]
+    assert made["loss_kwargs"]["dgl_weight"] == 0.1 and made["init_kwargs"]["parts"] == "teacher"
+
+
+def test_a_recipe_without_a_teacher_changes_nothing(data):
+    assert build(data=data)[1] == build(data=data, dgl_teacher=[])[1]
+    with pytest.raises(UserError, match="--dgl-recipe needs a teacher"):
+        build(data=data, dgl_recipe="paper")
+
+
 # What the teachers do
 
 
@@ -247,7 +288,8 @@ def test_a_live_teacher_has_the_optimiser_of_d(data, teacher):
     ],
 )
 def test_a_residual_critic_takes_the_place_of_the_term(data, teacher, flags, kappa, weight, words):
-    desc, made = build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, **flags)
+    common = {"cond": True, "batch": 2, "cbase": 0.5, "dgl_recipe": "paper"}
+    desc, made = build(data=data, dgl_teacher=[teacher], **common, **flags)
     assert (made["loss_kwargs"]["dgl_residual"], made["loss_kwargs"]["dgl_weight"]) == (kappa, weight)
     assert desc.endswith(words)
 

@@ -201,7 +201,9 @@ def test_metric_with_a_count_in_its_name(datasets):
 
 
 def test_teacher_selects_the_guided_loss(datasets, teacher_pkl):
-    desc, options = build(data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0, cbase=0.5)
+    desc, options = build(
+        data=datasets["toy64"], batch=8, dgl_teacher=[teacher_pkl], gamma=3.0, cbase=0.5, dgl_recipe="paper"
+    )
     (teacher,) = options["loss_kwargs"].pop("teachers")
     assert teacher["path"] == teacher_pkl and len(teacher["sha256"]) == 64
     assert options["loss_kwargs"] == {
@@ -231,7 +233,7 @@ def test_two_teachers_with_every_choice(datasets, teacher_pkl):
 
 def test_flags_of_the_schedule(datasets, teacher_pkl):
     flags = {"dgl_ratio": 0.3, "dgl_start": "auto", "dgl_stop": 5.0}
-    desc, options = build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5, **flags)
+    desc, options = build(data=datasets["toy64"], dgl_teacher=[teacher_pkl], cbase=0.5, dgl_recipe="paper", **flags)
     assert {key: options["loss_kwargs"][key] for key in flags} == flags
     assert desc == "toy64-auto1-cbase0.5-dgl0.1-dglratio0.3-dglstartauto-dglstop5"
     json.dumps(options)

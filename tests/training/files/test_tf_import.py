@@ -151,7 +151,14 @@ def test_a_student_inherits_from_it(golden, cbase, tmp_path):
     data = make_image_zip(tmp_path / "data.zip", resolution=size, num_images=4, num_labels=labels)
     flags = {"cond": name == "cond", "batch": 4, "aug": "noaug", "metrics": [], "device": "cpu", "fp32": True}
     _, made = build(
-        data=str(data), dgl_teacher=[path], cbase=cbase, dgl_init="teacher", dgl_init_d=True, workers=1, **flags
+        data=str(data),
+        dgl_teacher=[path],
+        cbase=cbase,
+        dgl_recipe="paper",
+        dgl_init="teacher",
+        dgl_init_d=True,
+        workers=1,
+        **flags,
     )
     run = Trainer(TrainingOptions(run_dir=str(tmp_path), **{**made, "data_loader_kwargs": {}}))
     z, c = golden_inputs(run.G)
