@@ -70,7 +70,14 @@ class Option:
 # What --dgl-recipe stands for: values of flags that are not given. 'paper' is DGL-GAN as published (arXiv 2112.06502);
 # 'compress' is what docs/evidence.md found best.
 RECIPES: dict[str, dict[str, Any]] = {
-    "compress": {"dgl_init": "teacher", "dgl_init_d": True, "cbase_d": 1, "dgl_fit": 100, "dgl_weight": 0},
+    "compress": {
+        "dgl_init": "teacher",
+        "dgl_prune": "diversity",
+        "dgl_fit": 100,
+        "dgl_init_d": True,
+        "cbase_d": 1,
+        "dgl_weight": 0,
+    },
     "paper": {},
 }
 # Flags that only mean something for a teacher that guides.

@@ -342,7 +342,7 @@ def test_each_file_is_opened_once(run_cli, datasets, teacher_pkl, tmp_path, monk
 
     monkeypatch.setattr(training_loop.Trainer, "run", run)
     flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.5, "workers": 1}
-    _, options = build(**flags, dgl_teacher=[teacher_pkl])
+    _, options = build(**flags, dgl_teacher=[teacher_pkl], dgl_recipe="paper")
     G, D = (new_network(options[name], SHAPE_64) for name in ("G_kwargs", "D_kwargs"))
     own = str(tmp_path / "own.pkl")
     snapshot.save_snapshot(own, {"G": G, "D": D, "G_ema": G})

@@ -101,7 +101,8 @@ def test_guidance_reaches_the_generator_of_the_family(toy, run, tmp_path):
     snapshot.save_snapshot(tmp_path / "teacher.pkl", {"D": families.class_of("ToyD")(**SHAPE)})
     flags = {"data": data, "cfg": "toy", "aug": "noaug", "metrics": "none", "device": "cpu", "workers": 1}
     weights = []
-    for guidance in ({}, {"dgl_teacher": tmp_path / "teacher.pkl", "dgl_weight": 1000}):
+    teacher = {"dgl_teacher": tmp_path / "teacher.pkl", "dgl_recipe": "paper", "dgl_weight": 1000}
+    for guidance in ({}, teacher):
         outdir = tmp_path / f"runs{len(weights)}"
         status, _, err = run(train, outdir=outdir, **flags, **guidance)
         assert status == 0, err

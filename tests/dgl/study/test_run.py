@@ -148,6 +148,7 @@ def test_a_study_of_toy_networks(tmp_path):
     detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "toy.pt")
     arms = {"control": {"flags": {"dgl-weight": 0}}, "bad": {"flags": {"dgl-weight": 0.1, "batch": 3}}}
     common = {"cfg": "cifar", "cond": 1, "batch": 32, "aug": "noaug", "metrics": "none", "workers": 1, "device": "cpu"}
+    common |= {"dgl-recipe": "paper"}
     files = {"data": data, "held_out": data, "teacher": teacher, "detectors": [detector, detector]}
     rest = {"common": common, "widths": {"half": {"cbase": 0.5}}, "arms": arms, "seeds": [1], "kimg": 1}
     (tmp_path / "study.json").write_text(json.dumps({"name": "toy", **files, **rest, "num_fakes": 1000}))
