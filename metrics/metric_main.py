@@ -20,7 +20,7 @@ def register_metric(fn: Callable) -> Callable:
 
 
 def list_valid_metrics() -> list[str]:
-    """All metric names, the recommended ones first. `fid<N>k_full` and `kid<N>k_full` are valid for any other N too."""
+    """All metric names, the recommended ones first. `fid<N>k_full`, `kid<N>k_full`, `pr<N>k3_full` are valid too."""
     return list(catalogue.METRICS)
 
 

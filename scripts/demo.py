@@ -84,12 +84,11 @@ class Demo:
 
     def begin(self) -> int:
         """Make the folder, or continue in it if it is of the same demo; returns the number of jobs done before."""
-        try:
-            state = json.loads((self.work / STATE).read_text(encoding="utf-8"))
-            self.done = state["done"] if state["settings"] == self.settings else {}
-        except (OSError, ValueError, KeyError):
-            pass  # no demo, or one of another version: start anew
-        if not self.done:
+        path = self.work / STATE
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if state.get("settings") == self.settings:
+            self.done = state["done"]
+        else:
             shutil.rmtree(self.work, ignore_errors=True)
         make_folder(self.work, "--outdir")
         return len(self.done)

@@ -256,7 +256,8 @@ def test_a_guided_run_describes_its_teacher(run_cli, outdir, datasets, teacher_p
     """Printed before the first tick; the tick line ends with the scores and the push."""
     held_out = make_dataset(outdir.parent / "other.zip", resolution=64, num_images=4)
     flags = {"data": datasets["toy64"], "batch": 4, "device": "cpu", "cbase": 0.5, "workers": 1, "metrics": "none"}
-    guided = {"dgl_teacher": teacher_pkl, "dgl_held_out": held_out, "dgl_weight": 1000, "dgl_ratio": 0.5}
+    guided = {"dgl_teacher": teacher_pkl, "dgl_recipe": "paper", "dgl_weight": 1000, "dgl_ratio": 0.5}
+    guided["dgl_held_out"] = held_out
     assert "Safe --dgl-weight" not in "".join(run_cli(outdir=outdir, **flags, **guided, dry_run=True)[1:])
     monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: _one_tick(self))
     status, out, err = run_cli(outdir=outdir, **flags, **guided)

@@ -246,7 +246,7 @@ def test_a_stop_after_the_end_of_the_run_is_shown(datasets, teacher_pkl):
 
 
 def test_held_out_images_must_be_like_the_training_images_and_others(datasets, teacher_pkl, tmp_path):
-    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "cbase": 0.5}
+    flags = {"data": datasets["toy64"], "dgl_teacher": [teacher_pkl], "cbase": 0.5, "dgl_recipe": "paper"}
     other = make_dataset(tmp_path / "other.zip", resolution=64, num_images=3, num_labels=2)
     plan = resolve(**flags, dgl_held_out=other)
     plan.opened.training_set.close()
