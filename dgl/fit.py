@@ -81,6 +81,8 @@ def fit(
     pieces of at most `batch_gpu`; gradients are averaged over processes. `lr` is the largest learning rate. The mean w
     stays as it is.
     """
+    group = families.of(D).batch_group(D)
+    batch, batch_gpu = (_whole_groups(size, group) for size in (batch, batch_gpu))
     training = G.training
     G.eval()
     for frozen in (source, D):
@@ -97,6 +99,11 @@ def fit(
             progress.update(batch * distributed.world_size())
     G.train(training)
     return loss.distance.item()
+
+
+def _whole_groups(size: int, group: int | None) -> int:
+    """The largest number of images up to `size` that D can compare in groups of `group`, or in a single smaller one."""
+    return size if group is None or size < group else size - size % group
 
 
 def _progress(images: int) -> Progress:

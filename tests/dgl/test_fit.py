@@ -66,6 +66,15 @@ def test_pieces_give_the_gradients_of_the_batch():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_batches_fit_the_groups_of_d():
+    source = make_G(7, **TEACHER)
+    seen = []
+    D = make_D(9, epilogue_kwargs={"mbstd_group_size": 3})
+    D.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    fit(pruned(source), source, D, draw, kimg=0.014, lr=0.03, batch=7, batch_gpu=4)
+    assert seen and all(count % 3 == 0 for count in seen)
+
+
 def test_a_student_equal_to_its_teacher_stays():
     source = make_G(7, **TEACHER)
     loss = FitLoss(copy.deepcopy(source).eval().requires_grad_(True), source.eval(), make_D(9))
