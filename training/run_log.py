@@ -21,13 +21,17 @@ _SHOWN = f"{_REAL}|{_FAKE}|{_PUSH}|{_TEACHER}"
 
 
 class RunLog:
-    """Collects and writes statistics per tick. Only the main process writes (`write`)."""
+    """Collects and writes statistics per tick. Only the main process writes (`write`).
 
-    def __init__(self, run_dir: str, write: bool, device: torch.device):
+    The total time counts from `start` (as `time.time`), so that it includes what was done before the first tick.
+    """
+
+    def __init__(self, run_dir: str, write: bool, device: torch.device, start: float | None = None):
         self.run_dir = run_dir
         self.write = write
         self.device = device
-        self.start_time = self.tick_start = time.time()
+        self.tick_start = time.time()
+        self.start_time = self.tick_start if start is None else start
         self.maintenance = 0.0
         self._stats = training_stats.Collector(regex=".*")
         self._scores = training_stats.Collector(regex=_SHOWN, keep_previous=False)

@@ -98,6 +98,7 @@ class Trainer:
     """The state of a run: data, networks, loss, phases, counters."""
 
     def __init__(self, options: TrainingOptions, rank: int = 0, opened=None):
+        start = time.time()
         self.options = options
         self.rank = rank
         self.device = distributed.resolve_device(options.device, rank=rank)
@@ -110,7 +111,7 @@ class Trainer:
         self._build_loss({} if opened is None else opened.loss_arguments())
         if opened is not None:
             opened.release()
-        self.log = RunLog(options.run_dir, write=rank == 0, device=self.device)
+        self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
 
     def _configure_torch(self) -> None:

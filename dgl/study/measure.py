@@ -109,16 +109,24 @@ def last_snapshots(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 def training_time(run_dir: pathlib.Path) -> dict[str, float]:
-    """`seconds` of the whole training, `kimg`, and `sec_per_kimg`: of the ticks, without their snapshots.
+    """`seconds` of the whole training, `kimg`, and `sec_per_kimg`: of ticks, without snapshots, and of the `setup`.
 
-    The first tick is left out, since it is short and includes the warm-up, unless it is the only one.
+    `setup` are the seconds before the first tick, such as fitting. The first tick, which is short and includes the
+    warm-up, is left out of the time of ticks, unless it is the only one.
     """
     ticks = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
     kimg = [tick["Progress/kimg"]["mean"] for tick in ticks]
     seconds = sum(tick["Timing/sec_per_tick"]["mean"] for tick in (ticks[1:] or ticks))
     shown = kimg[-1] - kimg[0] if len(ticks) > 1 else kimg[0]
     total = ticks[-1]["Timing/total_sec"]["mean"]
-    return {"kimg": round(kimg[-1], 3), "seconds": round(total, 1), "sec_per_kimg": round(seconds / shown, 4)}
+    setup = ticks[0]["Timing/total_sec"]["mean"] - ticks[0]["Timing/sec_per_tick"]["mean"]
+    pace = seconds / shown + setup / kimg[-1]
+    return {
+        "kimg": round(kimg[-1], 3),
+        "seconds": round(total, 1),
+        "setup": round(setup, 1),
+        "sec_per_kimg": round(pace, 4),
+    }
 
 
 def _metrics(num_fakes: int) -> dict[str, str]:

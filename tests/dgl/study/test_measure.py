@@ -40,16 +40,18 @@ def test_the_classifier_learns_from_the_fakes_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_first_tick_does_not_count_as_time(tmp_path):
+def test_time_of_ticks_and_of_what_came_before_the_first(tmp_path):
     def tick(kimg, seconds, total):
         values = {"Progress/kimg": kimg, "Timing/sec_per_tick": seconds, "Timing/total_sec": total}
         return json.dumps({name: {"mean": value} for name, value in values.items()})
 
     stats = tmp_path / "stats.jsonl"
-    stats.write_text("\n".join([tick(0.064, 9, 10), tick(4.064, 8, 20), tick(8.064, 16, 40)]))
-    assert measure.training_time(tmp_path) == {"kimg": 8.064, "seconds": 40, "sec_per_kimg": 3}
+    stats.write_text("\n".join([tick(0.05, 9, 9), tick(4.05, 8, 20), tick(8.05, 16, 40)]))
+    assert measure.training_time(tmp_path) == {"kimg": 8.05, "seconds": 40, "setup": 0, "sec_per_kimg": 3}
+    stats.write_text("\n".join([tick(0.25, 9, 25), tick(4.25, 8, 36), tick(8, 16, 52)]))  # 16 s before the first tick
+    assert measure.training_time(tmp_path)["sec_per_kimg"] == pytest.approx(24 / 7.75 + 2, abs=1e-4)
     stats.write_text(tick(2, 9, 10))
-    assert measure.training_time(tmp_path)["sec_per_kimg"] == 4.5
+    assert measure.training_time(tmp_path)["sec_per_kimg"] == 5
 
 
 def test_the_last_snapshots_are_measured_without_that_of_the_first_iteration(tmp_path):
