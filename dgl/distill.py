@@ -6,12 +6,12 @@ student cannot do and by nothing else. First the formulas, then the term. Shapes
 image; features are lists of [N, C_l, H_l, W_l].
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import normalize, softplus
 
+from dgl.schedule import cosine_decay
 from dgl.teacher import Teacher
 from dnnlib.util import UserError
 from torch_utils import training_stats
@@ -49,13 +49,6 @@ def verdict_distance(scores: torch.Tensor, targets: torch.Tensor, balance: float
     return relative(-1.0) + balance * relative(1.0)
 
 
-def cosine_decay(kimg: float, start: float, stop: float) -> float:
-    """½(1 + cos π(t - start)/(stop - start)) at t = `kimg`: 1 until `start`, 0 from `stop` on."""
-    if kimg >= stop:
-        return 0.0
-    return 0.5 * (1 + math.cos(math.pi * max(kimg - start, 0.0) / (stop - start)))
-
-
 class DistillationTerm(Term):
     """α mean|x - x̄| + β Σ_l d(φ_l(x), φ_l(x̄)) + γ v(s̄(x), s̄(x̄)): x̄ = Ḡ(w) is the target of x = G(w).
 
@@ -78,7 +71,6 @@ class DistillationTerm(Term):
         feature_weight: float = 0.0,
         verdict_weight: float = 0.0,
         stop: float | None = None,
-        share_ws: bool = True,
     ):
         self.teacher = teachers[0]
         if self.teacher.G is None:
@@ -86,17 +78,16 @@ class DistillationTerm(Term):
         self.output_weight = output_weight
         self.feature_weight = feature_weight
         self.verdict_weight = verdict_weight
-        self.share_ws = share_ws
         self.stop = stop
         self.begin_iteration(cur_nimg=0, new_tick=True)
 
     def begin_iteration(self, cur_nimg: int, new_tick: bool) -> None:
-        self.scale = 1.0 if self.stop is None else cosine_decay(cur_nimg / 1000, 0, self.stop)
+        self.scale = 1.0 if self.stop is None else cosine_decay(cur_nimg / 1000 / self.stop)
         self.active = self.scale > 0 and max(self.output_weight, self.feature_weight, self.verdict_weight) > 0
 
     def __call__(self, fakes: Fakes) -> torch.Tensor:
         """The weighted distances per sample [N, 1]."""
-        target = self.teacher.matching_images(fakes, self.share_ws)
+        target = self.teacher.matching_images(fakes)
         distance = l1_distance(fakes.img, target)
         training_stats.report("Loss/DGL/distill_output", distance)
         loss = self.output_weight * distance

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dgl.distill import feature_distance, l1_distance
+from dgl.schedule import cosine_decay
 from dgl.teacher import scores_and_features
 from dnnlib.progress import Progress
 from torch_utils import distributed
@@ -61,8 +62,7 @@ class FitLoss:
 
 def rate(step: int, steps: int) -> float:
     """Learning rate of a step, as a share of the largest: rises over WARMUP steps, falls as a cosine to LAST_RATE."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return min(1.0, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+    return min(1.0, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine_decay(step / steps))
 
 
 def fit(

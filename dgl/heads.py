@@ -6,6 +6,7 @@ where fakes are distributed like reals they cannot tell them apart. Sources: Vis
 Projected GAN (arXiv 2111.01007). Shapes: N images in a batch, C channels, H W image, K labels.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,9 +103,11 @@ class HeadsTerm(Term):
         """Weights and optimiser of the heads."""
         if not self.active:
             return {}
-        return {"heads": self.heads.state_dict(), "optimizer": self._phases[0].optimizer.state_dict()}
+        state = {"heads": self.heads.state_dict(), "optimizer": self._phases[0].optimizer.state_dict()}
+        return copy.deepcopy(state)  # as in dgl.live: training goes on with these tensors
 
     def load_state_dict(self, state: dict) -> None:
         if self.active:
             self.heads.load_state_dict(state["heads"])
-            self._phases[0].optimizer.load_state_dict(state["optimizer"])
+            # An optimiser keeps the tensors that it is given.
+            self._phases[0].optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

@@ -68,8 +68,7 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     if f.dgl_init_d:
         check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
         inherited["D"] = True
-    if f.dgl_fit:
-        check_source(first.G, student, first.path, "mapping")
+    if f.dgl_fit:  # of inherited weights, which were checked above
         inherited["fit"] = fit_settings(f.dgl_fit, options)
     if inherited:
         options["init_kwargs"] = {"path": first.path, "sha256": first.sha256, **inherited}

@@ -248,13 +248,11 @@ class Trainer:
         opt = self.options
         local = opt.batch_size // opt.num_gpus
         reals = [self._next_reals() for phase in self.phases if phase.fresh_reals and phase.is_due(self.iteration)]
-        all_z = torch.randn([len(self.phases), local, self.G.z_dim], device=self.device)
-        picks = np.random.randint(len(self.training_set), size=len(self.phases) * local)
-        all_c = self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
+        all_z, all_c = self._draw(len(self.phases) * local)
         if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
         batches = map(self._reals_to_device, reals)
-        run_due(self.phases, self.iteration, self.loss, batches, all_z, all_c.split(local), opt.batch_gpu)
+        run_due(self.phases, self.iteration, self.loss, batches, all_z.split(local), all_c.split(local), opt.batch_gpu)
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size
         self.iteration += 1
