@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything about several processes. With a single process, each function does nothing or the obvious thing."""
 
+import importlib
 import os
 import pathlib
 import sys
@@ -33,6 +34,9 @@ def init(
     init_file = init_file or _init_file
     if init_file is None:
         raise ValueError("distributed.init: several processes outside launch() need init_file")
+    # Its functions keep the group that exists when it is imported, as PyTorch's optimisers do later: the group's threads
+    # would then outlive destroy_process_group and now and then abort a process that ends.
+    importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         # Not a file:// address, in which a space in the path would be escaped but not unescaped.

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import psutil
 import pytest
 import torch
 
@@ -147,3 +148,21 @@ def fill_the_disk(rank):
 def test_a_full_disk_in_a_process_is_a_user_error_of_the_parent():
     with pytest.raises(UserError, match=r"network\.pkl"):
         distributed.launch(fill_the_disk, 2)
+
+
+def _threads_of_a_group(rank, folder):
+    distributed.init(rank, 2)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight])  # imports the parts of PyTorch that could keep the group
+    weight.grad = distributed.all_reduce_(torch.ones(2))
+    optimizer.step()
+    within = psutil.Process().num_threads()
+    torch.distributed.destroy_process_group()
+    pathlib.Path(folder, f"{rank}.json").write_text(json.dumps([within, psutil.Process().num_threads()]))
+
+
+def test_no_thread_of_a_group_outlives_it(tmp_path):
+    """A thread left to the end of the interpreter aborts the process now and then."""
+    distributed.launch(_threads_of_a_group, 2, str(tmp_path))
+    within, after = json.loads((tmp_path / "1.json").read_text())
+    assert within - after >= 2
