@@ -34,8 +34,8 @@ def init(
     init_file = init_file or _init_file
     if init_file is None:
         raise ValueError("distributed.init: several processes outside launch() need init_file")
-    # Its functions keep the group that exists when it is imported, as PyTorch's optimisers do later: the group's threads
-    # would then outlive destroy_process_group and now and then abort a process that ends.
+    # Its functions keep the group that exists when it is imported, which PyTorch's optimisers do later: the threads of
+    # the group would then outlive destroy_process_group, and now and then abort a process that ends.
     importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
