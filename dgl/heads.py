@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dgl.teacher import Teacher
 from torch_utils import training_stats
 from training.loss import Fakes, Term, d_logistic_fake, d_logistic_real, g_nonsaturating
-from training.phases import Phase, build_phases
+from training.phases import Phase, build_phases, load_optimizer
 
 ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
 
@@ -110,4 +110,4 @@ class HeadsTerm(Term):
         if self.active:
             self.heads.load_state_dict(state["heads"])
             # An optimiser keeps the tensors that it is given.
-            self._phases[0].optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            load_optimizer(self._phases[0].optimizer, state["optimizer"])

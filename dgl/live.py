@@ -13,7 +13,7 @@ from dgl.terms import AdversarialTerm
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.training_stats import report
 from training.loss import Fakes, d_logistic_fake, d_logistic_real, r1_penalty
-from training.phases import Phase, build_phases
+from training.phases import Phase, build_phases, load_optimizer
 
 # The discriminator's loss per real and per generated image; the generator's forms are dgl.terms.FORMS.
 CRITIC_LOSSES = {
@@ -99,4 +99,4 @@ class LiveTerm(AdversarialTerm):
         for teacher, phases, saved in zip(self.teachers, self._phases, state["teachers"], strict=True):
             teacher.D.load_state_dict(saved["D"])
             # An optimiser keeps the tensors that it is given.
-            phases[0].optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+            load_optimizer(phases[0].optimizer, saved["optimizer"])

@@ -79,19 +79,19 @@ class AutoStart:
     def __init__(self):
         self.nimg: int | None = None
         self.wants_scores = True
-        self._mean: torch.Tensor | None = None  # scalar, of this process
+        self._mean: torch.Tensor | None = None  # scalar
 
     def observe(self, scores: torch.Tensor) -> None:
-        """Take in the scores of this process's batch, of any shape."""
-        self._mean = scores.detach().float().mean()
+        """Take in the scores of this process's batch, of any shape. Every process must call it."""
+        self._mean = distributed.all_reduce_(scores.detach().float().mean()) / distributed.world_size()
         self.wants_scores = False
 
     def begin_tick(self, cur_nimg: int) -> None:
-        """Decide, at the beginning of a tick with `cur_nimg` images done. Every process must call it."""
+        """Decide, at the beginning of a tick with `cur_nimg` images done."""
         if self.nimg is not None:
             return
         if self._mean is not None:
-            mean = float(distributed.all_reduce_(self._mean.clone())) / distributed.world_size()
+            mean = float(self._mean)
             if mean > START_SCORE:
                 self.nimg = cur_nimg
                 kimg = f"{cur_nimg / 1000:.1f}"

@@ -4,4 +4,6 @@
 from dnnlib import util
 from dnnlib.util import EasyDict, make_cache_dir_path
 
+__version__ = "0.1.0"
+
 __all__ = ["EasyDict", "make_cache_dir_path", "util"]

@@ -8,10 +8,16 @@ import os
 import pathlib
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from typing import IO
 
 from dnnlib.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas
 
@@ -64,6 +70,28 @@ def make_folder(path: str | os.PathLike, flag: str) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"{flag}={path}: cannot make a folder there ({error.strerror})") from error
     return folder
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, wait: float = 20.0) -> Iterator[None]:
+    """Inside, no other process that calls this has the same folder; the end of a process ends its lock.
+
+    Raises UserError if another one does not release it within `wait` seconds. Does nothing on systems without flock.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(os.path.join(folder, ".lock"), "ab") as file:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{folder} is in use by another process: wait until it ends, or end it") from error
+                time.sleep(0.2)
+        yield
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:

@@ -80,6 +80,7 @@ class Progress(StatusLine):
         desc: what is being done.
         unit: what is counted.
         stream, min_interval: as for StatusLine.
+        start: units that were done before.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class Progress(StatusLine):
         unit: str = "it",
         stream: TextIO | None = None,
         min_interval: float | None = None,
+        start: int = 0,
     ):
         super().__init__(stream, min_interval)
         self.total = total
         self.desc = desc
         self.unit = unit
-        self.count = 0
+        self.count = self.start = start
 
     def update(self, n: int = 1) -> None:
         """Count `n` more units as done."""
@@ -103,7 +105,7 @@ class Progress(StatusLine):
 
     def line(self, elapsed: float) -> str:
         """Counts, rate and time remaining."""
-        rate = self.count / max(elapsed, 1e-9)
+        rate = (self.count - self.start) / max(elapsed, 1e-9)
         text = f"{self._counted()}, {rate:.3g} {self.unit}/s"
         if self.total and rate > 0:
             text += f", ETA {format_time(max(self.total - self.count, 0) / rate)}"

@@ -22,7 +22,7 @@ RANKS = [  # first prefix that matches
     ("training.projection_files", 4),
     ("training.training_loop", 5),
     ("training.initial", 5),
-    ("training.checkpoint", 5),
+    ("training.run_state", 5),
     ("training.options", 6),
     ("training.preflight", 6),
     ("training.guidance", 6),

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything about several processes. With a single process, each function does nothing or the obvious thing."""
 
+import contextlib
 import importlib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -93,23 +96,78 @@ def broadcast_(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
     return tensor
 
 
-def launch(fn: Callable, num_processes: int, *args: Any) -> None:
+def gather(value: Any) -> list[Any]:
+    """The `value` of every process, by rank, in process 0; an empty list in the others. Every process must call it.
+
+    Values are pickled: only data of the run's own processes.
+    """
+    if not _active():
+        return [value]
+    values = [None] * world_size() if is_main() else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
+def launch(fn: Callable, num_processes: int, *args: Any) -> Any:
     """Run `fn(rank, *args)` in `num_processes` processes and wait for all of them; one process is a direct call.
 
-    `fn` must be importable (at the top level of a module) and call `init` itself. If it fails with a UserError in any
-    process, that UserError is raised here; other failures are raised as torch's ProcessRaisedException.
+    `fn` must be importable (at the top level of a module) and call `init` itself. Signals that ask to stop reach all
+    processes. Returns what `fn` returns, or None with several processes. If it fails with a UserError in any process,
+    that UserError is raised here; a process that exits with a status ends this one with it; other failures are raised
+    as torch's ProcessRaisedException.
     """
     if num_processes == 1:
-        fn(0, *args)
-        return
+        return fn(0, *args)
     with tempfile.TemporaryDirectory() as folder:
+        arguments = (fn, num_processes, folder, args)
+        context = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=num_processes, join=False)
         try:
-            torch.multiprocessing.spawn(_worker, args=(fn, num_processes, folder, args), nprocs=num_processes)
+            with _forwarded_signals(context.pids()) as received:
+                while not context.join():
+                    pass
         except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
             sentences = sorted(pathlib.Path(folder).glob("error-*"))
-            if not sentences:
+            if sentences:
+                raise UserError(sentences[0].read_text(encoding="utf-8")) from error
+            if isinstance(error, torch.multiprocessing.ProcessRaisedException):
                 raise
-            raise UserError(sentences[0].read_text(encoding="utf-8")) from error
+            if error.signal_name is not None:
+                raise UserError(
+                    f"process {error.error_index} of {num_processes} was ended by {error.signal_name}, as happens "
+                    f"where memory runs out; the others were stopped"
+                ) from error
+            sys.exit(128 + received[0] if received else error.exit_code)
+    return None
+
+
+@contextlib.contextmanager
+def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
+    """Inside, signals that ask this process to end go to the processes `pids`; yields the list of those received.
+
+    A second SIGINT kills them. Python can handle signals in the main thread only; in another, nothing is forwarded.
+    """
+    received: list[int] = []
+
+    def forward(signum: int, _frame) -> None:
+        again = signum == signal.SIGINT and signal.SIGINT in received
+        received.append(signum)
+        # A terminal sends SIGINT to all processes, and two of them would not let them end in good order.
+        sent = signal.SIGKILL if again else signal.SIGTERM if signum == signal.SIGINT else signum
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        if again:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        yield received
+        return
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tuple) -> None:

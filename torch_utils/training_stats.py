@@ -94,6 +94,14 @@ class Collector:
         if self._regex.fullmatch(name):
             self._period[name] = self._period.get(name, 0) + sums
 
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The sums of the unfinished period and of the last ones, by name."""
+        return {"period": dict(self._period), "moments": dict(self._moments)}
+
+    def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Restore what `state_dict` returned; reports not yet gathered are those of `load_pending`."""
+        self._period, self._moments = dict(state["period"]), dict(state["moments"])
+
     def _get(self, name: str) -> tuple[float, float, float]:
         if not self._regex.fullmatch(name):
             raise KeyError(f"this collector does not read {name!r}")
@@ -138,6 +146,11 @@ class Tally:
         if name == self._name:
             self._sums += moments.to(self._sums)
 
+    @property
+    def sums(self) -> torch.Tensor:
+        """Count, sum and sum of squares [3] of this process since the last `take_mean`; may be written to."""
+        return self._sums
+
     def take_mean(self) -> torch.Tensor:
         """Mean, float [], over all processes since the last call; NaN if nothing was reported.
 
@@ -148,6 +161,34 @@ class Tally:
         if _sync_device is not None:
             torch.distributed.all_reduce(sums)
         return sums[1] / sums[0]
+
+
+def pending() -> dict[str, Any]:
+    """Names of all statistics, and what this process has reported of them and no collector has read.
+
+    The latter as {name: {type of device: moments [n, 3] on the CPU}}.
+    """
+    reports = {
+        name: {device.type: torch.stack(queue).cpu() for device, queue in queues.items() if queue}
+        for name, queues in _pending.items()
+    }
+    return {"names": list(_known), "reports": reports}
+
+
+def load_pending(saved: list[dict[str, Any]], device: torch.device) -> None:
+    """Replace the names and the reports of this process by `saved`, one or several results of `pending`.
+
+    Reports of another device than the CPU go to `device`.
+    """
+    _known.clear()
+    _pending.clear()
+    for part in saved:
+        _known.update(dict.fromkeys(part["names"]))
+        for name, queues in part["reports"].items():
+            ours = _pending.setdefault(name, {})
+            for kind, moments in queues.items():
+                target = torch.device("cpu") if kind == "cpu" else device
+                ours.setdefault(target, []).extend(moments.to(target))
 
 
 def _gather(names: list[str]) -> None:

@@ -29,3 +29,12 @@ class AdaController:
         p = self.augment_pipe.p
         direction = (self.signs.take_mean() - self.target).nan_to_num(nan=0).sign()  # NaN: no usable data
         p.copy_((p + direction.to(p.dtype) * self.step_size).clamp_min(0))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """p, and the sums of this process since the last adjustment."""
+        return {"p": self.augment_pipe.p.clone(), "signs": self.signs.sums.clone()}
+
+    def load_state_dict(self, states: list[dict[str, torch.Tensor]]) -> None:
+        """Restore one or several results of `state_dict`, whose sums are added up."""
+        self.augment_pipe.p.copy_(states[0]["p"])
+        self.signs.sums.copy_(torch.stack([state["signs"] for state in states]).sum(dim=0).to(self.signs.sums))

@@ -102,6 +102,7 @@ class Loss:
 
     takes_terms = False
     terms: Sequence[Term] = ()
+    own_statistics: Sequence[torch.Tensor] = ()  # follow a process's own images; averaged over them
     augment_pipe: torch.nn.Module | None = None
 
     def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
@@ -153,7 +154,10 @@ class Loss:
         term.accumulate_gradients(phase, real_img, real_c, Fakes(gen_z, gen_c, ws, gen_img), gain)
 
     def state_dict(self) -> dict:
-        """Everything the loss needs to continue exactly; families add their own state."""
+        """Everything the loss needs to continue exactly, equal in all processes between two iterations.
+
+        Tensors and plain values in dicts and lists; families add their own state.
+        """
         return {"terms": [term.state_dict() for term in self.terms]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -206,6 +210,7 @@ class StyleGAN2Loss(Loss):
         self.pl_decay = pl_decay
         self.pl_weight = pl_weight
         self.pl_mean = torch.zeros([], device=device)
+        self.own_statistics = [self.pl_mean]
         self._noise_state = None
 
     def state_dict(self) -> dict:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimiser phases with lazy regularisation (Karras et al., arXiv 1912.04958, appendix B) and gradient accumulation."""
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -47,6 +48,18 @@ def build_phases(
     ]
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """As `optimizer.load_state_dict(state)`, with the tensors laid out in memory as the parameters they belong to.
+
+    Fused optimisers go through parameters and their averages in the order of memory.
+    """
+    optimizer.load_state_dict(copy.deepcopy(state))
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def phases_of_terms(loss) -> list[Phase]:
     """Phases in which terms of `loss` train networks, which start equal in all processes; none for a foreign loss."""
     phases = loss.extra_phases() if hasattr(loss, "extra_phases") else []
@@ -61,47 +74,54 @@ def run_due(
     iteration: int,
     loss,
     reals: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    all_z: Iterable[torch.Tensor],
-    all_c: Iterable[torch.Tensor],
+    draw: Callable[[int, int, int], tuple[torch.Tensor, torch.Tensor]],
     batch_gpu: int,
 ) -> None:
     """Run the phases that are due in `iteration`, in micro-batches of at most `batch_gpu` images.
 
     `reals` gives images [N, C, H, W] in [-1, 1] and labels [N, K] for each due phase that takes fresh ones, of which
-    the first due phase has to be one; `all_z` and `all_c` have latents [N, Z] and labels [N, K] for every phase.
+    the first due phase has to be one. `draw(phase, piece, n)` gives latents [n, Z] and labels [n, K] for a micro-batch,
+    by the numbers of its phase and of its place in the phase; it is called just before they are used.
     """
-    for phase, z, c in zip(phases, all_z, all_c):
+    for number, phase in enumerate(phases):
         if phase.is_due(iteration):
             if phase.fresh_reals:
-                real_img, real_c = next(reals)
-            pieces = zip(*(x.split(batch_gpu) for x in (real_img, real_c, z, c)))
-            names = ("real_img", "real_c", "gen_z", "gen_c")
-            run_phase(phase, loss, [dict(zip(names, piece)) for piece in pieces])
+                reals_of_phase = next(reals)
+            pieces = list(zip(*(x.split(batch_gpu) for x in reals_of_phase)))
+            run_phase(phase, loss, _micro_batches(pieces, number, draw), len(pieces))
 
 
-def run_phase(phase: Phase, loss, micro_batches: list[dict]) -> None:
-    """Accumulate the gradients of `micro_batches` (keyword arguments of `loss.accumulate_gradients`); take one step."""
+def _micro_batches(pieces: list, phase: int, draw: Callable) -> Iterator[dict[str, torch.Tensor]]:
+    for piece, (real_img, real_c) in enumerate(pieces):
+        gen_z, gen_c = draw(phase, piece, len(real_img))
+        yield {"real_img": real_img, "real_c": real_c, "gen_z": gen_z, "gen_c": gen_c}
+
+
+def run_phase(phase: Phase, loss, micro_batches: Iterable[dict], count: int | None = None) -> None:
+    """Accumulate the gradients of `micro_batches` (keyword arguments of `loss.accumulate_gradients`); take one step.
+
+    `count`: how many they are, if they do not have a length.
+    """
+    count = len(micro_batches) if count is None else count
     phase.optimizer.zero_grad(set_to_none=True)
     phase.module.requires_grad_(True)
     for i, micro_batch in enumerate(micro_batches):
-        loss.accumulate_gradients(
-            phase=phase.name, sync=i == len(micro_batches) - 1, gain=phase.interval / len(micro_batches), **micro_batch
-        )
+        loss.accumulate_gradients(phase=phase.name, sync=i == count - 1, gain=phase.interval / count, **micro_batch)
     phase.module.requires_grad_(False)
     grads = [p.grad for p in phase.module.parameters() if p.grad is not None]
     if grads:
-        _average_over_processes(grads)
+        average_over_processes(grads)
         for grad in grads:
             torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
         phase.optimizer.step()
 
 
-def _average_over_processes(grads: list[torch.Tensor]) -> None:
-    """Replace each gradient by its mean over all processes, in one message."""
-    if distributed.world_size() == 1:
+def average_over_processes(tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one message."""
+    if distributed.world_size() == 1 or not tensors:
         return
-    flat = torch.cat([grad.flatten() for grad in grads])
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce_(flat)
     flat /= distributed.world_size()
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads])):
-        grad.copy_(mean.reshape(grad.shape))
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(mean.reshape(tensor.shape))

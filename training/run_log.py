@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import time
 
@@ -18,6 +19,11 @@ from torch_utils import training_stats
 _REAL, _FAKE, _PUSH = "Loss/scores/real", "Loss/scores/fake", "Loss/DGL/grad_ratio"
 _TEACHER = r"Loss/DGL/scores\d+"
 _SHOWN = f"{_REAL}|{_FAKE}|{_PUSH}|{_TEACHER}"
+
+
+def _line_files(run_dir: str) -> list[pathlib.Path]:
+    """The files to which every tick and every metric adds a line."""
+    return sorted(pathlib.Path(run_dir).glob("*.jsonl"))
 
 
 class RunLog:
@@ -36,6 +42,38 @@ class RunLog:
         self._stats = training_stats.Collector(regex=".*")
         self._scores = training_stats.Collector(regex=_SHOWN, keep_previous=False)
         self._tfevents = None  # False: TensorBoard is unusable
+        self._purge_step: int | None = None  # where the events of an interrupted run end
+
+    def means(self) -> dict[str, float]:
+        """Means of the losses and scores in the tick that has ended, by name."""
+        values = self._stats.as_dict()
+        return {name: value.mean for name, value in values.items() if value.num and name.startswith("Loss/")}
+
+    def state_dict(self) -> dict:
+        """The times, the statistics of the unfinished tick, and the lengths of the files of lines."""
+        now = time.time()
+        sizes = {path.name: path.stat().st_size for path in _line_files(self.run_dir)} if self.write else {}
+        return {
+            "elapsed": now - self.start_time,
+            "in_tick": now - self.tick_start,
+            "maintenance": self.maintenance,
+            "collectors": [collector.state_dict() for collector in (self._stats, self._scores)],
+            "sizes": sizes,
+        }
+
+    def load_state_dict(self, state: dict, kimg: int) -> None:
+        """Continue the log of a run that was interrupted after `kimg` thousand images.
+
+        Lines that were written after the state was saved are cut off.
+        """
+        now = time.time()
+        self.start_time, self.tick_start = now - state["elapsed"], now - state["in_tick"]
+        self.maintenance, self._purge_step = state["maintenance"], kimg + 1
+        for collector, saved in zip((self._stats, self._scores), state["collectors"]):
+            collector.load_state_dict(saved)
+        if self.write:
+            for path in _line_files(self.run_dir):
+                os.truncate(path, min(state["sizes"].get(path.name, 0), path.stat().st_size))
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
         """End a tick of `tick_kimg` thousand images: report and print the tick line. Every process must call it."""
@@ -58,6 +96,7 @@ class RunLog:
         training_stats.report0("Timing/total_days", total / 86400)
         if self.write:
             print(" ".join(fields), flush=True)
+        self._stats.update()
         self.tick_end = now
 
     def _score_fields(self) -> list[str]:
@@ -83,8 +122,7 @@ class RunLog:
         return peak
 
     def flush(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the values reported since the last call, and the newest metrics. Every process must call it."""
-        self._stats.update()
+        """Write the values of the tick that has ended, and the newest metrics."""
         if self.write:
             timestamp = time.time()
             values = self._stats.as_dict()
@@ -100,7 +138,7 @@ class RunLog:
                 print(f"No tfevents: TensorBoard is installed but does not start ({error}).")
                 self._tfevents = False
             else:
-                self._tfevents = SummaryWriter(self.run_dir)
+                self._tfevents = SummaryWriter(self.run_dir, purge_step=self._purge_step)
         if not self._tfevents:
             return
         scalars = {name: value["mean"] for name, value in values.items()}

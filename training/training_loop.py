@@ -4,7 +4,9 @@
 import copy
 import dataclasses
 import io
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,18 +17,18 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from dnnlib.util import UserError
 from metrics import metric_main, metric_utils
 from torch_utils import distributed, misc, precision
-from torch_utils.images import from_uint8
 from torch_utils.ops import layout
-from training import families, initial
+from training import families, guards, initial, randomness, run_state
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
-from training.phases import phases_of_terms, run_due
+from training.phases import average_over_processes, phases_of_terms, run_due
+from training.reals import Reals
 from training.run_log import RunLog
 from training.sample_grid import SampleGrid
+from training.stopping import Agreement, stop_request
 
 PROGRESS_INTERVAL = 30.0  # seconds between progress lines inside a tick where the output is not a terminal
 
@@ -62,6 +64,8 @@ class TrainingOptions:
     image_snapshot_ticks: int | None = 50
     network_snapshot_ticks: int | None = 50
     snapshots_keep: int | None = None  # newest network snapshots to keep; None: all
+    save_every: float | None = 15  # minutes between saved states (training.checkpoint); None: with snapshots only
+    on_nan: str = "stop"  # or 'rollback': what to do where weights or losses are not finite any more
     resume_pkl: str | None = None
     init_kwargs: dict | None = None  # start from a teacher: see training.initial.from_teacher
     trust_pickle: bool = False
@@ -77,33 +81,38 @@ def training_loop(
     abort_fn: Callable[[], bool] | None = None,
     progress_fn: Callable[[float, int], Any] | None = None,
     opened=None,
+    resume: bool = False,
+    about: dict[str, Any] | None = None,
     **options,
-) -> None:
+) -> int | None:
     """Train up to `total_kimg`. In a multi-process run every process calls this with its `rank`, in an open group.
 
     `options` are the fields of TrainingOptions. `abort_fn()` is called once per tick and ends the run, with a snapshot,
     if it returns true; `progress_fn(cur_nimg / 1000, total_kimg)` is called once per tick. `opened` is a
-    `training.options.Opened` with files that this process has already opened; None opens them here.
+    `training.options.Opened` with files that this process has already opened; None opens them here. `resume`: go on
+    from the state in `run_dir`. `about`: plain values to save with the state.
+
+    Returns the number of the signal that has ended the run early, with its state saved, or None.
+    Raises UserError, training.guards.Diverged where weights or losses are not finite any more.
     """
-    trainer = Trainer(TrainingOptions(**options), rank, opened)
-    trainer.run(abort_fn, progress_fn)
-
-
-def _num_processors() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
+    return trainer.run(abort_fn, progress_fn)
 
 
 class Trainer:
     """The state of a run: data, networks, loss, phases, counters."""
 
-    def __init__(self, options: TrainingOptions, rank: int = 0, opened=None):
+    def __init__(self, options: TrainingOptions, rank: int = 0, opened=None, about: dict | None = None, resume=False):
         start = time.time()
         self.options = options
         self.rank = rank
+        self.about = about or {}
         self.device = distributed.resolve_device(options.device, rank=rank)
         self.half_dtype = precision.run_dtype(options.precision, self.device)
         self.cur_nimg = self.cur_tick = self.iteration = 0
+        self.tick_start_nimg, self.new_tick = 0, True  # new_tick: the next iteration is the first of a tick
+        self.attempt = 0  # how often the run was rolled back
+        self.resumed, self.saved_networks = resume, False
         self.metric_values: dict[str, float] = {}
         self._configure_torch()
         self._open_data(None if opened is None else opened.training_set)
@@ -113,11 +122,15 @@ class Trainer:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
+        self.keeper = run_state.Keeper(self)
+        if resume:
+            self.keeper.load()
+
+    def _seed(self, *place: int) -> None:
+        randomness.seed(self.options.random_seed, self.attempt, *place)
 
     def _configure_torch(self) -> None:
-        seed = self.options.random_seed * self.options.num_gpus + self.rank
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        self._seed(randomness.SETUP, 0, 0, 0)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = self.options.cudnn_benchmark
             precision.allow_tf32(self.options.allow_tf32)
@@ -127,20 +140,15 @@ class Trainer:
         if training_set is None:
             training_set = dnnlib.util.construct_class_by_name(**opt.training_set_kwargs)
         self.training_set = training_set
-        sampler = misc.InfiniteSampler(
-            self.training_set, rank=self.rank, num_replicas=opt.num_gpus, seed=opt.random_seed
-        )
-        loader_kwargs = dict(opt.data_loader_kwargs)
-        if self.device.type != "cuda":
-            loader_kwargs["pin_memory"] = False
-        # More workers than processors gain nothing, and PyTorch warns about them.
-        loader_kwargs["num_workers"] = min(loader_kwargs.get("num_workers", 0), _num_processors())
-        loader = torch.utils.data.DataLoader(
-            dataset=self.training_set, sampler=sampler, batch_size=opt.batch_size // opt.num_gpus, **loader_kwargs
-        )
-        self.batches = iter(loader)
+        self.reset_reals(0)
         shape = f"{self.training_set.image_shape}, labels {self.training_set.label_shape}"
         distributed.print0(f"Training set: {len(self.training_set)} images {shape}")
+
+    def reset_reals(self, start: int) -> None:
+        """Begin with batch `start` of the reals."""
+        opt = self.options
+        group = (opt.batch_size, self.rank, opt.num_gpus)
+        self.reals = Reals(self.training_set, self.device, opt.random_seed, *group, opt.data_loader_kwargs, start)
 
     def _build_networks(self, opened) -> None:
         opt, shape = self.options, initial.network_shape(self.training_set)
@@ -150,8 +158,20 @@ class Trainer:
         layout.prepare(self.G, self.device)
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
-        networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
-        load = snapshot.load_snapshot if opened is None else opened.snapshot
+        self.networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        averaged = re.compile(self.family.differs_by_process or "")
+        named = ((f"{type(self.G).__name__}.{name}", tensor) for name, tensor in self.G.named_buffers())
+        self.own_statistics = [tensor for name, tensor in named if averaged.fullmatch(name)]
+        if not self.resumed:
+            self._start_networks(snapshot.load_snapshot if opened is None else opened.snapshot)
+        if self.rank == 0:
+            self._print_networks()
+        for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
+            precision.set_half_dtype(module, self.half_dtype)
+
+    def _start_networks(self, load: Callable) -> None:
+        """Weights from the files that the options name, equal in all processes."""
+        opt, networks = self.options, self.networks
         if opt.resume_pkl is not None and self.rank == 0:
             distributed.print0(f"Resuming from {opt.resume_pkl}")
             initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
@@ -163,11 +183,8 @@ class Trainer:
                 distributed.broadcast_(tensor)
         if opt.init_kwargs is not None and "fit" in opt.init_kwargs:
             snap = load(opt.init_kwargs["path"], opt.trust_pickle)
+            self._seed(randomness.SETUP, 1, self.rank, 0)
             initial.fit_to_teacher(opt.init_kwargs["fit"], snap, networks, self._draw)
-        if self.rank == 0:
-            self._print_networks()
-        for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
-            precision.set_half_dtype(module, self.half_dtype)
 
     def _draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [count, Z] and labels [count, K], distributed as those of the reals."""
@@ -178,8 +195,7 @@ class Trainer:
     def _print_networks(self) -> None:
         z = torch.zeros([1, self.G.z_dim], device=self.device)
         c = torch.zeros([1, self.G.c_dim], device=self.device)
-        # The networks draw noise, which must not change training's random sequence.
-        with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
             misc.print_module_summary(self.D, [img, c])
 
@@ -208,60 +224,88 @@ class Trainer:
         if first.interval != 1 or not first.fresh_reals:
             raise ValueError(f"the first phase of the family {self.family.name} must take fresh reals every iteration")
 
-    def run(self, abort_fn=None, progress_fn=None) -> None:
-        """Train until `total_kimg` is reached or `abort_fn` returns true."""
+    def run(self, abort_fn=None, progress_fn=None) -> int | None:
+        """Train until `total_kimg` is reached, `abort_fn` returns true, or a signal arrives, which is returned."""
         opt = self.options
         total_nimg = round(opt.total_kimg * 1000)
-        if self.rank == 0:
-            self.grid.save_reals(os.path.join(opt.run_dir, "reals.png"))
-            self._save_fakes("fakes_init.png")
-        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
-        distributed.print0(f"Training for {opt.total_kimg} kimg on {self.device} {types}...")
+        self._begin()
         progress = self._progress(total_nimg)
-        self.log.tick_start = time.time()
-        tick_start_nimg, new_tick = self.cur_nimg, True
-        while True:
-            self.step(new_tick)
-            progress.update(opt.batch_size)
-            done = self.cur_nimg >= total_nimg
-            new_tick = done or self.cur_tick == 0 or self.cur_nimg >= tick_start_nimg + opt.kimg_per_tick * 1000
-            if not new_tick:
-                continue
-            aborted = abort_fn is not None and abort_fn()
-            progress.clear()
-            self.tick(done or aborted, (self.cur_nimg - tick_start_nimg) / 1000)
-            tick_start_nimg = self.cur_nimg
-            if progress_fn is not None:
-                progress_fn(self.cur_nimg / 1000, opt.total_kimg)
-            if done or aborted:
-                break
+        agreement = Agreement(self.device)
+        with stop_request() as request:
+            while True:
+                self.step(self.new_tick)
+                progress.update(self.cur_nimg - progress.count)
+                done, aborted = self.cur_nimg >= total_nimg, False
+                self.new_tick = done or self.cur_tick == 0 or self._in_tick() >= opt.kimg_per_tick
+                try:
+                    if self.new_tick:
+                        aborted = abort_fn is not None and abort_fn()
+                        progress.clear()
+                        self.tick(done or aborted)
+                        if progress_fn is not None:
+                            progress_fn(self.cur_nimg / 1000, opt.total_kimg)
+                    signum, due = agreement.reach(self.iteration, request.signum, self.keeper.is_due())
+                    ends = done or aborted or signum is not None
+                    if ends or due or (self.new_tick and self.saved_networks):
+                        self.keeper.save()
+                except guards.Diverged as error:
+                    self.keeper.roll_back(error)
+                    continue
+                if ends:
+                    break
+            self.keeper.wait()
+        self.reals.close()
         self.log.close()
         progress.close()
-        distributed.print0("Aborted." if aborted and not done else "Done.")
+        if done:
+            signum = None
+        distributed.print0("Done." if done else "Aborted." if signum is None else self.keeper.how_to_continue(signum))
+        return signum
+
+    def _begin(self) -> None:
+        """Say what follows, and write what a new run begins with."""
+        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
+        if self.resumed:
+            distributed.print0(f"Continuing at kimg {self.cur_nimg / 1000:g}")
+        elif self.rank == 0:
+            self.grid.save_reals(os.path.join(self.options.run_dir, "reals.png"))
+            self._save_fakes("fakes_init.png")
+        distributed.print0(f"Training for {self.options.total_kimg} kimg on {self.device} {types}...")
+        if not self.resumed:
+            self.log.tick_start = time.time()
+            self.keeper.save()
+
+    def _in_tick(self) -> float:
+        """Thousand images since the tick began."""
+        return (self.cur_nimg - self.tick_start_nimg) / 1000
 
     def _progress(self, total_nimg: int) -> Progress:
         stream = sys.stderr if self.rank == 0 else io.StringIO()
-        return Progress(total_nimg, "training", "img", stream, None if stream.isatty() else PROGRESS_INTERVAL)
+        interval = None if stream.isatty() else PROGRESS_INTERVAL
+        return Progress(total_nimg, "training", "img", stream, interval, start=self.cur_nimg)
 
     def step(self, new_tick: bool) -> None:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
-        opt = self.options
+        opt, iteration = self.options, self.iteration
         local = opt.batch_size // opt.num_gpus
-        reals = [self._next_reals() for phase in self.phases if phase.fresh_reals and phase.is_due(self.iteration)]
-        all_z, all_c = self._draw(len(self.phases) * local)
+        first = self.rank * math.ceil(local / opt.batch_gpu)  # number of this process's first micro-batch
+        fetched = [self.reals.fetch() for phase in self.phases if phase.fresh_reals and phase.is_due(iteration)]
+
+        def draw(phase: int, piece: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            self._seed(randomness.PHASE, iteration, phase, first + piece)
+            return self._draw(count)
+
+        self._seed(randomness.ITERATION, iteration, 0, 0)
         if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
-        batches = map(self._reals_to_device, reals)
-        run_due(self.phases, self.iteration, self.loss, batches, all_z.split(local), all_c.split(local), opt.batch_gpu)
+        reals = map(self.reals.to_device, fetched)
+        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu)
+        average_over_processes([*self.own_statistics, *getattr(self.loss, "own_statistics", ())])
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size
         self.iteration += 1
         if self.ada is not None:
             self.ada.update(self.iteration)
-
-    def _reals_to_device(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        img, c = (tensor.to(self.device, non_blocking=True) for tensor in batch)
-        return from_uint8(img), c
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -269,28 +313,26 @@ class Trainer:
             tensor = tensor.pin_memory()  # copies from pageable memory make the host wait for the GPU
         return tensor.to(self.device, non_blocking=True)
 
-    def _next_reals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        try:
-            return next(self.batches)
-        except UserError as error:
-            kind = f"{type(error).__module__}.{type(error).__qualname__}: "
-            # A data-loader worker puts its traceback before the message.
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix(kind)) from error
+    def tick(self, done: bool) -> None:
+        """End a tick: report, and write images, snapshot and metrics if they are due.
 
-    def tick(self, done: bool, tick_kimg: float) -> None:
-        """End a tick: report, and write images, snapshot and metrics if they are due."""
+        Raises Diverged, before anything is written, where weights or losses are not finite any more.
+        """
         opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
-        self.log.tick(self.cur_tick, self.cur_nimg / 1000, tick_kimg, augment_p)
+        self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p)
+        self.keeper.check(self.log.means())
         kimg = f"{self.cur_nimg // 1000:06d}"
         if self.rank == 0 and self._due(opt.image_snapshot_ticks, done):
             self._save_fakes(f"fakes{kimg}.png")
-        if self._due(opt.network_snapshot_ticks, done):
+        self.saved_networks = self._due(opt.network_snapshot_ticks, done)
+        if self.saved_networks:
             name = f"network-snapshot-{kimg}.pkl"
             self._save_networks(name)
             self._evaluate(name)
         self.log.flush(self.cur_nimg, self.metric_values)
         self.cur_tick += 1
+        self.tick_start_nimg = self.cur_nimg
         self.log.start_tick()
 
     def _due(self, every: int | None, done: bool) -> bool:
@@ -300,7 +342,7 @@ class Trainer:
         self.grid.save_fakes(os.path.join(self.options.run_dir, name), self.G_ema, self.options.batch_gpu, self.device)
 
     def _save_networks(self, name: str) -> None:
-        misc.check_ddp_consistency(self.G, ignore_regex=self.family.differs_by_process)
+        misc.check_ddp_consistency(self.G)
         misc.check_ddp_consistency(self.D)
         if self.rank != 0:
             return

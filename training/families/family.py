@@ -89,7 +89,8 @@ class Family:
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
-    differs_by_process: regular expression of '<Class>.<tensor>' that processes do not share.
+    differs_by_process: regular expression of '<Class>.<tensor>', buffers of G that follow a process's own images; the
+                        loop averages them over processes after each iteration.
     derived_tensors:    endings of tensors that follow from constructor arguments, which files may leave out.
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.

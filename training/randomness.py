@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers of a run as a function of its seed and of the place in the run.
+
+Every micro-batch seeds the generators anew. So a run has no generator states that a resume would have to restore, what
+is drawn outside training (images, metrics) changes nothing, and as many micro-batches of the same size see the same
+numbers whether one process computes them all or each process a part.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+# What follows the seed and the attempt (see `seed`): set-up of a process, or the iteration.
+SETUP, ITERATION, PHASE = range(3)
+
+
+def seed(*place: int) -> None:
+    """Seed the global generators of PyTorch (of all devices), NumPy and Python for `place`, numbers from 0.
+
+    Places of different purposes must differ within equal lengths, for which zeros at the end do not count.
+    """
+    word = int(np.random.SeedSequence(place).generate_state(1)[0])
+    torch.manual_seed(word)
+    np.random.seed(word)
+    random.seed(word)
