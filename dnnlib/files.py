@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import fnmatch
+import json
 import os
 import pathlib
 import secrets
@@ -11,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from dnnlib.errors import UserError
 
@@ -80,6 +81,14 @@ def full_disk_is_a_user_error() -> Iterator[None]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for anything else, also if its lists are too deep."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -84,7 +84,7 @@ def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + number(0) + b"t" + text(b"b") + b"tR("
     array += number(1) + b"(" + number(len(data)) + number(data.shape[1]) + b"t" + dtype
     array += b"\x89" + text(data.tobytes()) + b"tb"
-    values = b"(" + b"".join(number(label) for label in labels) + b"l"
+    values = b"](" + b"".join(number(label) for label in labels) + b"e"
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + values + b"u."
 
 
