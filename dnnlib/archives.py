@@ -38,7 +38,10 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> 
     check_member(archive, info, limit)
     try:
         with archive.open(info) as file:
-            return file.read(info.file_size + 1)  # with a number, zlib makes no more than that
+            data = file.read(info.file_size + 1)  # with a number, zlib makes no more than that
+        if len(data) != info.file_size:
+            raise ValueError("another size than stated")
+        return data
     except Exception as error:  # damaged data raise exceptions of any type
         raise ValueError("the zip is damaged or encrypted") from error
 

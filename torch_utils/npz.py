@@ -30,7 +30,9 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     try:
         with archive.open(info) as file:
             shape, _fortran_order, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-            if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            if dtype.hasobject or not dtype.itemsize:
+                raise ValueError("it has no plain elements")
+            if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
                 raise ValueError("its header states another size")
         with archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)

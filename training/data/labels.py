@@ -9,8 +9,10 @@ from dnnlib.files import parse_json
 from dnnlib.text import printable
 from training.data.image_files import LABEL_FILE, DatasetError, FolderFiles, ZipFiles
 
-# Of the file: the labels of a large dataset may lie beside a few of its images; a vector has thousands of digits.
-_MOST_BYTES, _MOST_BYTES_PER_FILE = 1 << 25, 1 << 14
+# The labels of a large dataset may lie beside a few of its images, and a vector may have thousands of digits. An empty
+# list takes thirty times as much memory as text.
+_MOST_BYTES, _MOST_BYTES_PER_IMAGE = 1 << 25, 1 << 14
+_MOST_LISTS, _MOST_LISTS_PER_IMAGE = 1 << 22, 4
 _MOST_CLASSES = 1 << 16  # unless there are more images: each takes memory in the networks
 
 
@@ -19,12 +21,14 @@ def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> list | None:
 
     Raises DatasetError if the file is malformed or has no label for an image, which it names.
     """
-    found = files.names()
-    if LABEL_FILE not in found:
+    if LABEL_FILE not in files.names():
         return None
     where = _where(files)
     try:
-        content = parse_json(files.read(LABEL_FILE, _MOST_BYTES + _MOST_BYTES_PER_FILE * len(found)))
+        data = files.read(LABEL_FILE, _MOST_BYTES + _MOST_BYTES_PER_IMAGE * len(names))
+        if data.count(b"[") + data.count(b"{") > _MOST_LISTS + _MOST_LISTS_PER_IMAGE * len(names):
+            raise ValueError("it has too many lists")
+        content = parse_json(data)
     except ValueError as err:
         raise DatasetError(f"{where} is not valid JSON: {printable(str(err))}.") from err
     entries = content.get("labels") if isinstance(content, dict) else ()
