@@ -250,6 +250,7 @@ def fault(tmp_path, name) -> tuple[dict, str]:
         "crop without size": ({"transform": "center-crop"}, "--width and --height"),
         "width alone": ({"width": 8}, "give both"),
         "odd width": ({"width": 12, "height": 12}, "--width must be a power of two"),
+        "huge width": ({"width": 131072, "height": 131072}, "--width must be a power of two from 4 to 8192"),
         "unequal": ({"width": 8, "height": 4}, "--height=4 must equal --width=8"),
         "too high": ({"transform": "center-crop-wide", "width": 8, "height": 16}, "--height=16 must not exceed"),
     }[name]
@@ -258,7 +259,7 @@ def fault(tmp_path, name) -> tuple[dict, str]:
 FAULTS = [
     "truncated", "empty file", "mixed size", "non-square", "not a power of two",
     *(name for name in ODD_MODES if name not in ("grey.png", "rgb.png")), "rgb.png",
-    "crop without size", "width alone", "odd width", "unequal", "too high",
+    "crop without size", "width alone", "odd width", "huge width", "unequal", "too high",
 ]  # fmt: skip
 
 
@@ -298,6 +299,21 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(photos, tmp_path):
     assert len(images_of(tmp_path / "out")) == 5
     with pytest.raises(UserError, match="not an empty folder"):
         tool(photos, tmp_path / "out")
+
+
+def test_an_empty_folder_behind_a_link_is_filled(photos, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    tool(photos, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and len(images_of(tmp_path / "disk")) == 5
+
+
+@pytest.mark.parametrize("label", [-1, "cat", 1e39, [1e39, 0], 10**9])
+def test_labels_that_training_would_refuse_are_refused(photos, tmp_path, label):
+    labels = [[name, label] for name in ("a/1.png", "a/2.png", "a/9.png", "b/1.png", "b/3.bmp")]
+    (photos / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(UserError, match=r"Labels in 'dataset\.json'"):
+        tool(photos, tmp_path / "d.zip")
 
 
 def test_an_unwritable_destination_is_named(photos, tmp_path):
