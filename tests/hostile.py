@@ -40,9 +40,10 @@ def write_zip(path: pathlib.Path, members: list[Member]) -> pathlib.Path:
     return path
 
 
-def bomb(name: bytes, mebibytes: int = 600, stated: int | None = None) -> Member:
-    """Zeros in a zip; `stated` is the size that the headers state, by default the true one."""
-    return Member(name, _deflated(b"", mebibytes), 8, mebibytes << 20 if stated is None else stated)
+def bomb(name: bytes, mebibytes: int = 600, stated: int | None = None, head: bytes = b"") -> Member:
+    """`head` and zeros in a zip; `stated` is the size that the headers state, by default the true one."""
+    size = len(head) + (mebibytes << 20)
+    return Member(name, _deflated(head, mebibytes), 8, size if stated is None else stated)
 
 
 def gzip_bomb(head: bytes, mebibytes: int = 600) -> bytes:

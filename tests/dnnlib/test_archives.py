@@ -42,7 +42,6 @@ BOMBS = {
     "true size": bomb(b"a"),
     "stated to be small": bomb(b"a", stated=1000),
     "stated to be within the bound": bomb(b"a", stated=60 << 20),
-    "bzip2": Member(b"a", bz2.compress(bytes(10**7)) * 30, zipfile.ZIP_BZIP2, 10**8),
     "stated to be packed": Member(b"a", b"\0" * 10, size=LIMIT - 1),
 }
 
@@ -50,8 +49,15 @@ BOMBS = {
 @pytest.mark.parametrize("member", BOMBS.values(), ids=BOMBS)
 def test_bombs_in_zips_do_not_unpack(tmp_path, member):
     path = write_zip(tmp_path / "z.zip", [member])
-    with memory_below(200), pytest.raises(ValueError, match=r"unpack to more|damaged|only 'stored' and 'deflated'"):
+    with memory_below(200), pytest.raises(ValueError, match=r"unpack to more|damaged"):
         read(path)
+
+
+def test_methods_without_a_bound_are_not_used(tmp_path):
+    content = bytes(1000)
+    member = Member(b"a", bz2.compress(content), zipfile.ZIP_BZIP2, 1000, zlib.crc32(content))
+    with pytest.raises(ValueError, match="only 'stored' and 'deflated' are read"):
+        read(write_zip(tmp_path / "z.zip", [member]))
 
 
 def test_a_bomb_whose_packed_size_is_false_does_not_unpack(tmp_path):

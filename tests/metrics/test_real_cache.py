@@ -125,6 +125,7 @@ def with_array(name, array):
     return damage
 
 
+HUGE = npy(np.zeros(9)).replace(b"(9,)", b"(1125899906842624,)")
 MEMBER = Member(b"settings.npy", b"x" * 50)
 DAMAGE = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
@@ -135,7 +136,7 @@ DAMAGE = {
     "bomb": lambda path: write_zip(path, [bomb(b"settings.npy")]),
     "an npy": lambda path: path.write_bytes(npy(np.zeros(3))),
     "empty": lambda path: path.write_bytes(b""),
-    "huge": lambda path: write_zip(path, [MEMBER._replace(packed=npy(np.zeros(9)).replace(b"(9,)", b"(1125899906842624,)"))]),
+    "huge": lambda path: write_zip(path, [MEMBER._replace(packed=HUGE)]),
     "text": with_array("mean", np.array(["a"])),
     "not finite": with_array("mean", np.full(8, np.nan)),
     "another number": with_array("num_items", np.array(7)),

@@ -16,6 +16,7 @@ from dnnlib.util import UserError
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
 from training.data import convert
+from training.data.sources import Source, SourceImage
 from training.dataset import ImageFolderDataset
 
 
@@ -120,6 +121,14 @@ def test_images_without_labels_get_none(tmp_path):
     tool(tmp_path / "d", tmp_path / "d.zip")
     with zipfile.ZipFile(tmp_path / "d.zip") as archive:
         assert json.loads(archive.read("dataset.json")) == {"labels": None}
+
+
+def test_pictures_in_other_formats_are_left_out_with_a_notice(photos, tmp_path, capsys):
+    (photos / "c.jp2").write_bytes(b"")
+    (photos / "d.eps").write_bytes(b"")
+    tool(photos, tmp_path / "d.zip")
+    assert "2 files such as 'c.jp2' are left out" in capsys.readouterr().err
+    assert len(images_of(tmp_path / "d.zip")) == 5
 
 
 def test_labels_from_folders_numbers_sorted_folders(photos, tmp_path):
@@ -314,6 +323,13 @@ def test_labels_that_training_would_refuse_are_refused(photos, tmp_path, label):
     (photos / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(UserError, match=r"Labels in 'dataset\.json'"):
         tool(photos, tmp_path / "d.zip")
+
+
+def test_a_source_with_fewer_images_than_it_states_is_refused(tmp_path):
+    image = SourceImage("Image 0", PIL.Image.new("L", (8, 8)), None)
+    with pytest.raises(UserError, match="1 instead of 3 images"):
+        convert.convert(Source(3, iter([image])), str(tmp_path / "d.zip"), lambda image: image)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_destination_is_named(photos, tmp_path):

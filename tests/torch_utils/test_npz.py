@@ -44,7 +44,7 @@ BAD = {
     "unknown version": Member(b"w.npy", header("(1,)", version=b"\x09\x00") + bytes(4)),
     "no array": Member(b"w.npy", b"text"),
     "empty": Member(b"w.npy", b""),
-    "bomb": bomb(b"w.npy"),
+    "bomb": bomb(b"w.npy", head=header(f"({600 << 20},)", "'|u1'")),
     "bomb of text": Member(b"w.npy", header("()", "'<U100000000'")),
     "damaged deflate": Member(b"w.npy", b"\xff" * 50, 8, 100),
     "encrypted": Member(b"w.npy", b"x" * 50, flags=1),

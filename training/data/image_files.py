@@ -176,11 +176,21 @@ def open_files(path: str) -> FolderFiles | ZipFiles:
 
 def image_names(names: list[str]) -> list[str]:
     """The `names` with the extension of one of FORMATS, without macOS resource forks (`._name`)."""
-    readable = {ext for ext, kind in PIL.Image.registered_extensions().items() if kind in FORMATS}
+    return _names_of(names, set(FORMATS))
+
+
+def other_image_names(names: list[str]) -> list[str]:
+    """The `names` with the extension of any other format that Pillow knows to read."""
+    PIL.Image.init()
+    return _names_of(names, set(PIL.Image.OPEN) - set(FORMATS))
+
+
+def _names_of(names: list[str], formats: set[str]) -> list[str]:
+    extensions = {ext for ext, kind in PIL.Image.registered_extensions().items() if kind in formats}
     return [
         name
         for name in names
-        if os.path.splitext(name)[1].lower() in readable and not os.path.basename(name).startswith("._")
+        if os.path.splitext(name)[1].lower() in extensions and not os.path.basename(name).startswith("._")
     ]
 
 

@@ -4,6 +4,7 @@
 import math
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from training.data.image_files import (
     image_names,
     open_files,
     open_picture,
+    other_image_names,
     read_header,
 )
 from training.data.labels import label_array, read_labels
@@ -105,6 +107,13 @@ def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
 def _open_files(path: str, channels: int | None, labels_from: str | None) -> Source:
     files = open_files(path)
     names = image_names(files.names())
+    left_out = other_image_names(files.names())
+    if left_out:
+        print(
+            f"Note: {len(left_out)} files such as '{printable(left_out[0])}' are left out: only {', '.join(FORMATS)} "
+            f"images are read.",
+            file=sys.stderr,
+        )
     if not names:
         raise DatasetError(f"'{path}' contains no images ({', '.join(FORMATS)}).")
     labels = _folder_labels(path, names) if labels_from == "folders" else read_labels(files, names)

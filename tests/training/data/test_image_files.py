@@ -137,8 +137,9 @@ def test_damaged_zips_are_refused(tmp_path, members):
 
 
 def test_names_are_printed_short_and_without_control_characters(tmp_path):
-    for name in (b"\x1b[2J\x07.png", b"x" * 60_000 + b".png"):
-        path = str(write_zip(tmp_path / "d.zip", [Member(name, b"damaged")]))
+    names = (b"\x1b[2J\x07.png", b"x" * 60_000 + b".png")
+    for member in (Member(name, b"damaged", flags=flags) for name in names for flags in (0, 1)):
+        path = str(write_zip(tmp_path / "d.zip", [member]))
         with pytest.raises(DatasetError) as caught:
             ImageFolderDataset(path)
         assert str(caught.value).isprintable() and len(str(caught.value)) < 600

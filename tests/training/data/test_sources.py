@@ -170,6 +170,7 @@ BAD_BATCHES = {
     "no pickle": (b"\x80\x04garbage", ""),
     "no array": (pickle.dumps({"data": 1}), ""),
     "float pixels": (pickle.dumps({"data": PIXELS.astype(float), "labels": [0] * 4}), ""),
+    "signed pixels": (pickle.dumps({"data": PIXELS.astype(np.int8), "labels": [0] * 4}), ""),
     "pixels of another size": (pickle.dumps({"data": PIXELS[:, :3000], "labels": [0] * 4}), ""),
     "text as labels": (pickle.dumps({"data": PIXELS, "labels": ["a"] * 4}), ""),
     "vectors as labels": (pickle.dumps({"data": PIXELS, "labels": [[1, 2]] * 4}), ""),
