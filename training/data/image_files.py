@@ -117,7 +117,7 @@ class ZipFiles:
 
     def names(self) -> list[str]:
         """Sorted paths of all files."""
-        return sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+        return sorted(info.filename for info in self._open().infolist() if not info.filename.endswith("/"))
 
     def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
         """Contents of one file. Raises DatasetError where it cannot be read or exceeds `limit` bytes."""
@@ -203,8 +203,8 @@ def open_picture(data: bytes, where: str) -> Iterator[PIL.Image.Image]:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of pictures that are half as large as those that it refuses.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            # Of pictures half as large as those that it refuses, and of damage in notes about the picture.
+            warnings.filterwarnings("ignore", module="PIL")
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_pixels(image.width, image.height, where)
                 yield image

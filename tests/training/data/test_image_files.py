@@ -73,9 +73,13 @@ def jpeg_of(width: int, height: int) -> bytes:
     return patched(data, data.index(b"\xff\xc0") + 5, struct.pack(">HH", height, width))
 
 
-def test_a_large_photo_is_no_reason_for_a_warning():
+def test_neither_large_photos_nor_their_notes_are_a_reason_for_a_warning():
     # Pillow warns from 89 million pixels on, and warnings are errors in this test.
     assert image_files.read_header(jpeg_of(12_000, 14_000), "x") == ("L", 12_000, 14_000)
+    noted = io.BytesIO()
+    PIL.Image.new("L", (8, 8)).save(noted, "TIFF", description="x" * 99)
+    cut = noted.getvalue().replace(struct.pack("<HHI", 270, 2, 100), struct.pack("<HHI", 270, 2, 1 << 20))
+    assert cut != noted.getvalue() and decode(cut, "x", channels=3).size == (8, 8)
 
 
 LARGE = 1 << 17
@@ -125,6 +129,7 @@ ZIPS = {
     "first is a bomb, unsaid": [bomb(b"a.png", stated=1000)],
     "later is a bomb": [Member(b"a.png", PICTURE), bomb(b"b.png")],
     "size beyond the end": [Member(b"a.png", PICTURE), Member(b"b.png", PICTURE, size=0xFFFFFFF0)],
+    "empty name": [Member(b"a.png", PICTURE), Member(b"", PICTURE), Member(b"b.png", b"")],
     "labels are a bomb": [Member(b"a.png", PICTURE), bomb(b"dataset.json")],
 }
 
