@@ -9,7 +9,7 @@ from dnnlib import cli, network_options
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
 @click.option("--target", help="Image to project, or a folder of images", metavar="PATH", required=True)
-@click.option("--num-steps", help="Optimisation steps per image", type=click.IntRange(min=1), default=1000)
+@click.option("--num-steps", help="Optimisation steps per image", type=click.IntRange(1, 100_000), default=1000)
 @click.option("--seed", help="Random seed", type=click.IntRange(0, 2**32 - 1), default=303)
 @click.option("--save-video", help="Make a video of the optimisation", type=cli.BOOL, default=True)
 @network_options.class_idx

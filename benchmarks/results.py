@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.cases import REFERENCE
 from benchmarks.timing import Spread, paired_ratio, spread
-from dnnlib.files import write_text
+from dnnlib.files import parse_json, write_text
 from dnnlib.util import UserError
 
 SCHEMA = 1
@@ -69,7 +69,7 @@ class Run:
 def load(path: str | os.PathLike) -> Run:
     """Read a file written by `Run.save`. Raises UserError if it is missing or not such a file."""
     try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        content = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise UserError(f"--compare={path} was written by another version of the benchmark: make a new one")
         results = [Result(**result) for result in content.pop("results")]

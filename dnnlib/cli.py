@@ -10,19 +10,23 @@ import click
 
 from dnnlib.errors import UserError
 from dnnlib.files import full_disk_is_a_user_error
+from dnnlib.text import printable
+
+_LONGEST_MESSAGE = 4000  # a sentence with some paths
+_MOST_NUMBERS = 1_000_000
 
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
-    Ctrl-C, without a message.
+    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr, in which control
+    characters are escaped; 130 after Ctrl-C, without a message.
     """
     try:
         with full_disk_is_a_user_error():
             result = command.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(str(error), _LONGEST_MESSAGE)}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -55,12 +59,14 @@ class _IntList(click.ParamType):
             return value
         numbers: list[int] = []
         for item in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", item)
+            match = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", item)
             if match is None:
-                self.fail(f"{value!r} is not a list of integers and ranges such as 1,2,5-7", param, ctx)
+                self.fail(f"{printable(value)!r} is not a list of integers and ranges such as 1,2,5-7", param, ctx)
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                self.fail(f"the range {item.strip()} in {value!r} runs backwards", param, ctx)
+                self.fail(f"the range {item.strip()} in {printable(value)!r} runs backwards", param, ctx)
+            if len(numbers) + last - first >= _MOST_NUMBERS:
+                self.fail(f"{printable(value)!r} has more than {_MOST_NUMBERS} numbers", param, ctx)
             numbers.extend(range(first, last + 1))
         return numbers
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders: atomic writing, listing, copying."""
+"""Files and folders: reading regular files, atomic writing, listing, copying."""
 
 import contextlib
 import errno
 import fnmatch
+import json
 import os
 import pathlib
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from dnnlib.errors import UserError
 
@@ -22,26 +25,56 @@ except ImportError:  # Windows
 _FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises OSError unless `path` is a regular file: reading a pipe or a device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+    """Open the regular file `path` for reading. Raises OSError as `check_regular` does."""
+    check_regular(path)
+    return open(path, "rb")
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """Contents of the regular file `path`. Raises OSError as `check_regular` does, and if it exceeds `limit` bytes."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", os.fspath(path))
+        return file.read(limit)
+
+
 @contextlib.contextmanager
 def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open `path` for atomic writing: it appears completely or not at all.
 
     The bytes go to a hidden temporary file in the same folder, which replaces `path` when the block ends without an
-    exception and is removed otherwise. Text modes write UTF-8; 'w+b' can also be read back. Raises OSError if the
-    folder is missing or not writable.
+    exception and is removed otherwise. Where `path` is a symbolic link, the file behind it is replaced. A pipe or
+    device stays in place and gets the finished bytes. Text modes write UTF-8; 'w+b' can also be read back. Raises
+    OSError if the folder is missing or not writable.
     """
     if "w" not in mode:
         raise ValueError(f"open_atomic writes whole files: its mode must be 'wb' or 'w', not {mode!r}")
-    folder, name = os.path.split(os.fspath(path))
-    temporary = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    path = os.fspath(path) if special else os.path.realpath(path)
+    with contextlib.ExitStack() as stack:
+        folder, name = os.path.split(path)
+        if special:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        temporary = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+            if special:
+                with open(temporary, "rb") as source, open(path, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            else:
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+            raise
 
 
 @contextlib.contextmanager
@@ -54,6 +87,14 @@ def full_disk_is_a_user_error() -> Iterator[None]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for anything else, also if its lists are too deep."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

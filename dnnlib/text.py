@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations and tables as text."""
+"""Durations, tables and foreign names as text."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,17 @@ def format_time(seconds: float) -> str:
     if minutes:
         return f"{m}m {s:02}s"
     return f"{s}s"
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """`text` out of a file for a message: control characters escaped, cut to `limit` characters with '...'.
+
+    Anything but a str is described by its type only: str() of a foreign structure may take forever.
+    """
+    if not isinstance(text, str):
+        return f"<{type(text).__name__}>"
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> str:

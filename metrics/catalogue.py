@@ -164,7 +164,7 @@ METRICS: dict[str, Metric] = {
         _ppl("ppl_wend", space="w", sampling="end", crop=True),
     )
 }
-_ANY_NUMBER = re.compile(r"(fid|kid|pr)([1-9][0-9]*)(k3?_full)")
+_ANY_NUMBER = re.compile(r"(fid|kid|pr)([1-9][0-9]{0,5})(k3?_full)")
 
 
 def register(metric: Metric) -> None:

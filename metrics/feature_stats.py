@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from dnnlib.util import open_atomic
-from torch_utils import distributed
+from torch_utils import distributed, npz
+
+ARRAYS = ("settings", "num_items", "features", "mean", "scatter")  # of `to_arrays`
 
 
 class FeatureStats:
@@ -115,10 +117,15 @@ class FeatureStats:
             stats._mean, stats._scatter = arrays["mean"], arrays["scatter"]
             stats.num_features = stats._mean.shape[-1]
         d = stats.num_features
+        if d is None:
+            raise ValueError("there are no statistics")
         if any(part.shape != (stats.num_items, d) or part.dtype != np.float32 for part in stats._parts):
             raise ValueError("features have the wrong shape or type")
         if stats._mean is not None and (stats._mean.shape, stats._scatter.shape) != ((d,), (d, d)):
             raise ValueError("mean or covariance has the wrong shape")
+        for array in (*stats._parts, stats._mean, stats._scatter):
+            if array is not None and (array.dtype.kind != "f" or not np.isfinite(array).all()):
+                raise ValueError("not all values are finite numbers")
         return stats
 
     def save(self, path: str) -> None:
@@ -128,6 +135,5 @@ class FeatureStats:
 
     @staticmethod
     def load(path: str) -> "FeatureStats":
-        """Read a file that `save` wrote. Raises OSError, ValueError, KeyError or BadZipFile if it is damaged."""
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return FeatureStats.from_arrays(arrays)
+        """Read a file that `save` wrote. Raises OSError if it cannot be read, or as `from_arrays` if it is damaged."""
+        return FeatureStats.from_arrays(npz.read(path, ARRAYS))

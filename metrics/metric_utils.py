@@ -258,7 +258,7 @@ def compute_feature_stats_for_dataset(
         "stats_kwargs": stats_kwargs,
     }
     path = real_cache.cache_path(opts.dataset_kwargs, spec.name, **identity) if opts.cache else None
-    stats = _if_everywhere(opts, real_cache.load(path) if path else None)
+    stats = _if_everywhere(opts, real_cache.load(path, num_items) if path else None)
     if stats is None:
         progress = opts.progress.sub(f"{spec.name} features of reals", num_items, rel_lo, rel_hi)
         loaded = _dataset_loader(opts, dataset, num_items, batch_size, data_loader_kwargs)

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import sys
-import zipfile
 
+from dnnlib.archives import open_zip
+from dnnlib.text import printable
 from dnnlib.util import make_cache_dir_path
 from metrics.feature_stats import FeatureStats
 
@@ -22,13 +23,15 @@ def dataset_fingerprint(path: str) -> str | None:
         found = []
         for root, _dirs, files in os.walk(path):
             for file in files:
-                info = os.stat(os.path.join(root, file))
-                found.append((os.path.relpath(os.path.join(root, file), path), info.st_size, info.st_mtime_ns))
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            found = [(member.filename, member.CRC, member.file_size) for member in archive.infolist()]
+                name = os.path.join(root, file)
+                info = os.stat(name) if os.path.exists(name) else os.lstat(name)  # a link without its file
+                found.append((os.path.relpath(name, path), info.st_size, info.st_mtime_ns))
     else:
-        return None
+        try:
+            with open_zip(path) as archive:
+                found = [(member.filename, member.CRC, member.file_size) for member in archive.infolist()]
+        except (OSError, ValueError):
+            return None
     return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
 
 
@@ -48,15 +51,23 @@ def cache_path(dataset_kwargs: dict, detector_name: str, **identity) -> str | No
     return make_cache_dir_path("gan-metrics", f"{data_name}-{detector_name}-{key}.npz")
 
 
-def load(path: str) -> FeatureStats | None:
-    """The statistics in the cache file, or None if there is none; a damaged file is ignored with a notice."""
+def load(path: str, num_items: int) -> FeatureStats | None:
+    """The statistics of `num_items` images in the cache file, or None if there is none.
+
+    A damaged file is ignored with a notice; `save` will replace it.
+    """
     if not os.path.isfile(path):
         return None
     try:
-        return FeatureStats.load(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"Note: ignoring the damaged cache file {path} ({error}).", file=sys.stderr)
+        stats = FeatureStats.load(path)
+        if stats.num_items != num_items:
+            raise ValueError("another number of images")
+    except Exception as error:
+        # Damaged bytes can raise any exception, and no result depends on the file.
+        reason = printable(f"{type(error).__name__}: {error}")
+        print(f"Note: ignoring the damaged cache file {path} ({reason}).", file=sys.stderr)
         return None
+    return stats
 
 
 def save(path: str, stats: FeatureStats) -> None:

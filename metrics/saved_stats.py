@@ -11,9 +11,13 @@ import os
 
 import numpy as np
 
+from dnnlib.files import parse_json
+from dnnlib.text import printable
 from dnnlib.util import UserError, open_atomic
 from metrics import detectors
-from metrics.feature_stats import FeatureStats
+from metrics.feature_stats import ARRAYS, FeatureStats
+from torch_utils import npz
+from training.data.labels import check_label_dim
 from training.dataset import Dataset
 
 ENDING = ".npz"
@@ -108,17 +112,17 @@ def load(path: str) -> SavedStats:
     if not os.path.isfile(path):
         raise UserError(f"There is no file of statistics {path}: check --data.")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            fields = json.loads(str(arrays["about"])) if "about" in arrays else {}
-            ours = (fields.pop("format", None), fields.pop("version", None)) == (_FORMAT, _FORMAT_VERSION)
-            if ours:
-                about, stats = _about(fields), FeatureStats.from_arrays(arrays)
-                labels = _labels(arrays["labels"], about)
+        arrays = npz.read(path, ("about", "labels", *ARRAYS))
+        fields = parse_json(str(arrays["about"])) if "about" in arrays else {}
+        ours = (fields.pop("format", None), fields.pop("version", None)) == (_FORMAT, _FORMAT_VERSION)
+        if ours:
+            about, stats = _about(fields), FeatureStats.from_arrays(arrays)
+            labels = _labels(arrays["labels"], about, path)
     except Exception as error:
         # Damaged bytes can raise any exception; the user gets one message for all of them.
         raise UserError(
-            f"{path} is a damaged file of statistics ({type(error).__name__}: {str(error)[:200]}): save it again with "
-            f"--save-stats, or provide images with --data."
+            f"{path} is a damaged file of statistics ({printable(f'{type(error).__name__}: {error}')}): save it again "
+            f"with --save-stats, or provide images with --data."
         ) from error
     if not ours:
         raise UserError(f"{path} is not a file that --save-stats wrote: provide such a file, or images, with --data.")
@@ -130,12 +134,15 @@ def _about(fields: dict) -> About:
     for field in dataclasses.fields(About):
         if not isinstance(getattr(about, field.name), field.type):
             raise TypeError(f"{field.name} has the wrong type")
+        if isinstance(getattr(about, field.name), str):  # for messages and results
+            about = dataclasses.replace(about, **{field.name: printable(getattr(about, field.name))})
     return about
 
 
-def _labels(values: np.ndarray, about: About) -> SavedLabels:
+def _labels(values: np.ndarray, about: About, path: str) -> SavedLabels:
     if (values.dtype, values.ndim) not in [(np.int64, 1), (np.float32, 2)] or len(values) != about.num_images:
         raise ValueError("labels have the wrong shape or type")
     if not np.isfinite(values).all() or (values.ndim == 1 and values.min() < 0):
         raise ValueError("invalid labels")
+    check_label_dim(int(values.max()) + 1 if values.ndim == 1 else values.shape[1], len(values), f"'{path}'")
     return SavedLabels(about.dataset, values)

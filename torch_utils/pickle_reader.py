@@ -239,6 +239,8 @@ _HANDLERS: dict[int, Callable[[PickleReader], None]] = {
         pickle.SHORT_BINBYTES: lambda r: r._push(r._bytes(r._number("B"))),
         pickle.BINBYTES: lambda r: r._push(r._bytes(r._number("I"))),
         pickle.BINBYTES8: lambda r: r._push(r._bytes(r._number("Q"))),
+        pickle.SHORT_BINSTRING: lambda r: r._push(r._bytes(r._number("B"))),  # of Python 2, where text was bytes
+        pickle.BINSTRING: lambda r: r._push(r._bytes(r._number("I"))),
         pickle.BYTEARRAY8: lambda r: r._push(bytearray(r.take(r._number("Q")))),
         pickle.EMPTY_TUPLE: lambda r: r._push(()),
         pickle.TUPLE: lambda r: r._push(tuple(r._pop_to_mark())),

@@ -10,13 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import torch.utils.data
 
+from dnnlib.text import printable
 from dnnlib.util import EasyDict
 from training.data.image_files import (
-    LABEL_FILE,
+    FORMATS,
     PNG_SIGNATURE,
     DatasetError,
-    FolderFiles,
-    ZipFiles,
     check_same_shape,
     check_side,
     decode_image,
@@ -24,8 +23,8 @@ from training.data.image_files import (
     header_shape,
     image_names,
     open_files,
-    read_label_file,
 )
+from training.data.labels import load_labels
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -177,7 +176,7 @@ class ImageFolderDataset(Dataset):
         self._files = open_files(self._path)
         self._image_names = image_names(self._files.names())
         if not self._image_names:
-            raise DatasetError(f"Dataset '{self._path}' contains no images.")
+            raise DatasetError(f"Dataset '{self._path}' contains no images ({', '.join(FORMATS)}).")
         raw_shape = [len(self._image_names), *self._first_shape()]
         if resolution is not None and raw_shape[2] != resolution:
             raise DatasetError(
@@ -188,7 +187,7 @@ class ImageFolderDataset(Dataset):
         super().__init__(name=name, raw_shape=raw_shape, **super_kwargs)
 
     def _where(self, name: str) -> str:
-        return f"Image '{name}' in '{self._path}'"
+        return f"Image '{printable(name)}' in '{self._path}'"
 
     def _first_shape(self) -> list[int]:
         name = self._image_names[0]
@@ -231,29 +230,3 @@ class ImageFolderDataset(Dataset):
     def close(self) -> None:
         """Close the zip; the next read opens it again."""
         self._files.close()
-
-
-def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray | None:
-    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None if there are none.
-
-    Raises DatasetError if the file is malformed or has no label for an image, which it names.
-    """
-    by_name = read_label_file(files)
-    if by_name is None:
-        return None
-    missing = next((name for name in names if name not in by_name), None)
-    if missing is not None:
-        raise DatasetError(f"'{LABEL_FILE}' in '{files.path}' has no label for image '{missing}': add it there.")
-    try:
-        labels = np.array([by_name[name] for name in names])
-    except ValueError:  # lists of different lengths
-        labels = np.array(None)
-    if labels.dtype.kind in "iuf" and np.isfinite(labels).all():
-        if labels.ndim == 2:
-            return labels.astype(np.float32)
-        if labels.ndim == 1 and 0 <= labels.min() <= labels.max() < 2**31 and (labels % 1 == 0).all():
-            return labels.astype(np.int64)
-    raise DatasetError(
-        f"Labels in '{LABEL_FILE}' in '{files.path}' must all be integer class numbers from 0 up, or all be lists of "
-        f"the same length."
-    )

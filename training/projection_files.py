@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from dnnlib.files import read_regular
 from dnnlib.progress import Progress
+from dnnlib.text import printable
 from dnnlib.util import open_atomic
 from metrics.lpips import open_features
 from torch_utils import distributed, images
 from training import families, sampling
 from training.data.convert import make_transform
-from training.data.image_files import DatasetError, image_names
+from training.data.image_files import MOST_BYTES, DatasetError, image_names
 from training.data.sources import decode
 from training.projection import Projection, project
 
@@ -66,7 +68,9 @@ def project_images(
                     save_result(folder, G, found, index)
                     paths[name] = found.w[index]
                     first, last = found.distance[index, [0, -1]].tolist()
-                    summary.append(f"{os.path.join(folder, 'proj.png')}: LPIPS distance {first:.4g} -> {last:.4g}")
+                    summary.append(
+                        f"{printable(os.path.join(folder, 'proj.png'), 1000)}: LPIPS distance {first:.4g} -> {last:.4g}"
+                    )
         print("\n".join(summary), flush=True)
         if save_video:
             _save_videos(outdir, G, targets, paths, num_steps)
@@ -94,12 +98,12 @@ def read_targets(path: str, resolution: int, channels: int) -> dict[str, torch.T
 
 
 def _read_target(path: str, resolution: int, channels: int) -> torch.Tensor:
+    where = f"--target={printable(path, 1000)}"
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_regular(path, MOST_BYTES)
     except OSError as error:
-        raise DatasetError(f"--target={path} cannot be read: {error.strerror}.") from error
-    image = decode(data, f"--target={path}", channels)
+        raise DatasetError(f"{where} cannot be read: {error.strerror}.") from error
+    image = decode(data, where, channels)
     image = make_transform("center-crop", resolution, resolution, "lanczos")(image)
     pixels = np.array(image).reshape(resolution, resolution, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -9,7 +9,6 @@ Letters in shape comments: Z Y D widths of z, label and w, L number of w vectors
 import contextlib
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -17,10 +16,12 @@ import torch
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from torch_utils import distributed, images
+from torch_utils import distributed, images, npz
 from torch_utils.ops import layout
 from training import families
 from training.files.snapshot import load_snapshot
+
+_MOST_GRID_BYTES = 1 << 32  # of style_mixing.py, whose images are kept in memory
 
 
 def generate_images(
@@ -88,12 +89,13 @@ def _of_latents(G: torch.nn.Module, path: str, noise_mode: str, device: torch.de
 def _read_latents(G: torch.nn.Module, path: str) -> torch.Tensor:
     """float32 [n, L, D], the array `w` of an npz file. Raises UserError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            ws = torch.from_numpy(arrays["w"]).to(torch.float32)
+        ws = torch.from_numpy(npz.read(path, ["w"])["w"]).to(torch.float32)
     except OSError as error:
         raise UserError(f"--projected-w={path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"--projected-w={path} is not an npz file with an array 'w' of numbers.") from error
+    if not ws.isfinite().all():
+        raise UserError(f"--projected-w={path} contains values that are not finite numbers: project again.")
     if ws.ndim != 3 or list(ws.shape[1:]) != [G.num_ws, G.w_dim]:
         raise UserError(
             f"--projected-w={path} contains a w of shape {list(ws.shape)}, and this network takes "
@@ -125,6 +127,7 @@ def mix_styles(
     torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = open_generator(network, trust_pickle, torch_device)
     families.require_w(G, "Style mixing")
+    _check_grid(G, rows, cols)
     if max(styles) >= G.num_ws:
         raise UserError(f"--styles={max(styles)} is out of range: the network has styles 0 to {G.num_ws - 1}.")
     families.of(G).check_truncation(G, psi)
@@ -143,6 +146,14 @@ def mix_styles(
                 images.save_png(drawn[row, col], os.path.join(outdir, f"{row}-{col}.png"))
                 progress.update()
         images.save_png(_style_grid(drawn, rows, cols), os.path.join(outdir, "grid.png"))
+
+
+def _check_grid(G: torch.nn.Module, rows: Sequence[int], cols: Sequence[int]) -> None:
+    if (len(rows) + 1) * (len(cols) + 1) * G.img_channels * G.img_resolution**2 > _MOST_GRID_BYTES:
+        raise UserError(
+            f"--rows and --cols have {len(rows)} and {len(cols)} seeds, and a grid of so many images of "
+            f"{G.img_resolution}x{G.img_resolution} would exceed {_MOST_GRID_BYTES >> 30} GiB: use fewer."
+        )
 
 
 def _style_grid(drawn: dict[tuple[int, int], torch.Tensor], rows: Sequence[int], cols: Sequence[int]) -> np.ndarray:

@@ -4,12 +4,12 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
 from typing import Any
 
+from dnnlib.files import parse_json
 from dnnlib.util import UserError
 from training.flags import BY_NAME
 
@@ -191,7 +191,7 @@ def runs_of(study: Study, arms: list[str] = (), widths: list[str] = (), seeds: l
 def load(path: str | os.PathLike, kimg: int | None = None) -> Study:
     """The study in a JSON file; `kimg` replaces every length. Raises UserError, naming the file and the key."""
     try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        content = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"there is no readable study file {path} ({error.strerror})") from error
     except ValueError as error:

@@ -197,7 +197,7 @@ def samples(study: Study, width: str, outcomes: list[Outcome], outdir: str):
         line = outcome.lines[0]
         path = Run(study, outcome.arm, width, line["seed"]).folder(outdir) / results.GRID
         if path.is_file():
-            with Image.open(path) as grid:
+            with Image.open(path, formats=["PNG"]) as grid:
                 strip = grid.crop((0, 0, grid.width, grid.height // results.GRID_ROWS * STRIP))
                 size = (strip.width * ZOOM, strip.height * ZOOM)
                 found[f"{outcome.arm.title}, seed {line['seed']}"] = strip.resize(size, Image.Resampling.NEAREST)

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from dgl.study.plan import TICK, Run, Study
+from dnnlib.files import parse_json
 from dnnlib.util import UserError
 
 GRID_ROWS = 5  # of the sample grid
@@ -24,7 +25,7 @@ def read(path: str | os.PathLike, study: str) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 key = key_of(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"--results={path}: line {number} is no result of a study; remove it") from error

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import dnnlib
-from dnnlib import util
+from dnnlib import files, util
+from dnnlib.errors import UserError
 from tests.dnnlib.disk import no_file_above
 from tests.support import ROOT
 
@@ -130,6 +131,55 @@ def test_open_atomic_gives_the_usual_permissions(tmp_path):
     with util.open_atomic(tmp_path / "atomic"):
         pass
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are POSIX")
+def test_open_atomic_replaces_the_file_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("old")
+    for link, target in (("link", "disk/file"), ("dangling", "disk/new"), ("twice", "link")):
+        (tmp_path / link).symlink_to(target)
+        with util.open_atomic(tmp_path / link, "w") as file:
+            file.write(link)
+        assert os.readlink(tmp_path / link) == target and (tmp_path / link).read_text() == link
+    assert sorted(os.listdir(tmp_path / "disk")) == ["file", "new"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX")
+def test_open_atomic_writes_into_pipes_and_devices(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        try:
+            with util.open_atomic(tmp_path / "pipe", "w+b") as file:
+                file.write(b"there and back")
+                file.seek(6)
+                file.write(b"AND")
+            assert (tmp_path / "pipe").is_fifo() and reader.communicate()[0] == b"there AND back"
+        finally:
+            reader.kill()
+    # Only behind links, and after the pipe: a fault here would replace the machine's own devices.
+    for name in ("null", "full"):
+        (tmp_path / name).symlink_to(f"/dev/{name}")
+    with util.open_atomic(tmp_path / "null", "w") as file:
+        file.write("nothing")
+    if (tmp_path / "full").exists():
+        no_space = pytest.raises(UserError, match="No space left")
+        with no_space, files.full_disk_is_a_user_error(), util.open_atomic(tmp_path / "full") as file:
+            file.write(b"x" * 100_000)
+    assert sorted(os.listdir(tmp_path)) == ["full", "null", "pipe"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX")
+def test_only_regular_files_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert files.read_regular(tmp_path / "link", limit=7) == b"content"
+    with pytest.raises(OSError, match="larger than"):
+        files.read_regular(tmp_path / "file", limit=6)
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.read_regular(path, limit=7)
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):

@@ -23,7 +23,7 @@ def test_names_are_those_of_the_command_line_in_order():
 def test_any_number_of_fakes_is_valid():
     assert all(map(metric_main.is_valid_metric, ["fid1k_full", "kid7k_full", "fid123k_full", "pr5k3_full"]))
     wrong = ["fid0k_full", "fid05k_full", "fid5k", "kid5k", "pr5k_full", "fid5k3_full", "fidk_full", "xfid5k_full"]
-    wrong += ["fid5k_full2", ""]
+    wrong += ["fid5k_full2", "", f"fid{'9' * 5000}k_full"]
     assert not any(map(metric_main.is_valid_metric, wrong))
 
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import os
 
+import numpy as np
 import pytest
 
 from metrics import detectors, real_cache
 from metrics.metric_utils import MetricOptions, ProgressMonitor, compute_feature_stats_for_dataset
+from tests.hostile import Member, bomb, memory_below, write_zip
 from tests.metrics import stand_ins
 
 FEATURES = {"return_features": True}
@@ -105,6 +108,55 @@ def test_a_damaged_cache_file_is_ignored_and_replaced(setup, cache_folder, capsy
     assert setup.mean() == (first, False)
 
 
+def npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def with_array(name, array):
+    """Damage: the file with another array of this name."""
+
+    def damage(path):
+        with np.load(path) as arrays:
+            content = {**arrays, name: array}
+        np.savez(path, **content)
+
+    return damage
+
+
+HUGE = npy(np.zeros(9)).replace(b"(9,)", b"(1125899906842624,)")
+MEMBER = Member(b"settings.npy", b"x" * 50)
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "deflate": lambda path: write_zip(path, [MEMBER._replace(method=8, size=100)]),
+    "encrypted": lambda path: write_zip(path, [MEMBER._replace(flags=1)]),
+    "newer version": lambda path: write_zip(path, [MEMBER._replace(version=255)]),
+    "unknown method": lambda path: write_zip(path, [MEMBER._replace(method=99)]),
+    "bomb": lambda path: write_zip(path, [bomb(b"settings.npy")]),
+    "an npy": lambda path: path.write_bytes(npy(np.zeros(3))),
+    "empty": lambda path: path.write_bytes(b""),
+    "huge": lambda path: write_zip(path, [MEMBER._replace(packed=HUGE)]),
+    "text": with_array("mean", np.array(["a"])),
+    "not finite": with_array("mean", np.full(8, np.nan)),
+    "another number": with_array("num_items", np.array(7)),
+    "no images": with_array("num_items", np.array(0)),
+    "no number": with_array("num_items", np.array([1, 2])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_whatever_is_wrong_with_a_cache_file_it_is_replaced(setup, cache_folder, capsys, damage):
+    first, _ = setup.mean()
+    (name,) = os.listdir(cache_folder / "gan-metrics")
+    damage(cache_folder / "gan-metrics" / name)
+    with memory_below(200):
+        assert setup.mean() == (first, True)
+    (notice,) = [line for line in capsys.readouterr().err.splitlines() if "damaged cache file" in line]
+    assert notice.isprintable() and len(notice) < 600
+    assert setup.mean() == (first, False)
+
+
 def test_an_unwritable_cache_is_only_a_notice(setup, cache_folder, capsys):
     cache_folder.mkdir()
     (cache_folder / "gan-metrics").write_text("in the way")
@@ -123,9 +175,20 @@ def test_data_that_change_during_the_work_are_not_cached(tmp_path, setup):
 
 
 def test_data_without_a_fingerprint_are_not_cached(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    write_zip(tmp_path / "newer.zip", [MEMBER._replace(version=255)])
+    for name in ("pipe", "newer.zip"):
+        assert real_cache.dataset_fingerprint(str(tmp_path / name)) is None
     (tmp_path / "other.bin").write_bytes(b"neither folder nor zip")
     assert real_cache.cache_path({"path": str(tmp_path / "other.bin")}, "d") is None
     assert real_cache.cache_path({"class_name": "made.up.Noise"}, "d") is None
+
+
+def test_a_folder_with_a_link_to_nowhere_has_a_fingerprint(tmp_path):
+    (tmp_path / "d").mkdir()
+    empty = real_cache.dataset_fingerprint(str(tmp_path / "d"))
+    (tmp_path / "d" / "link.png").symlink_to("nowhere.png")
+    assert real_cache.dataset_fingerprint(str(tmp_path / "d")) not in (empty, None)
 
 
 def test_file_name_says_which_data_and_detector(setup, cache_folder):

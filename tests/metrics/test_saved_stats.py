@@ -134,11 +134,24 @@ def facts(**changes):
         {"labels": CLASSES - 1},
         {"labels": CLASSES.astype(np.float32)},
         {"labels": VECTORS * np.float32("nan")},
+        {"labels": CLASSES + 2**40},
+        {"labels": np.zeros([40, 70_000], np.float32)},
+        {"features": features() * np.float32("inf")},
+        {"mean": np.full(3, 1j)},
+        {"num_items": np.array(0)},
+        {"about": np.array("[" * 200_000)},
     ],
 )
 def test_damaged_files_are_refused(save, changes):
     with pytest.raises(UserError, match=r"x\.npz is a damaged file of statistics.*--save-stats"):
         saved_stats.load(rewritten(save(), **changes))
+
+
+def test_names_in_the_file_are_printed_short_and_without_control_characters(save):
+    path = rewritten(save(), about=facts(detector="\x1b[2J" + "x" * 5000))
+    with pytest.raises(UserError, match=r"made with the detector \\x1b\[2Jxxx") as caught:
+        take(path, spec=OTHER)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
 def test_truncated_files_are_refused(save):

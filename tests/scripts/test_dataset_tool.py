@@ -16,6 +16,7 @@ from dnnlib.util import UserError
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
 from training.data import convert
+from training.data.sources import Source, SourceImage
 from training.dataset import ImageFolderDataset
 
 
@@ -120,6 +121,14 @@ def test_images_without_labels_get_none(tmp_path):
     tool(tmp_path / "d", tmp_path / "d.zip")
     with zipfile.ZipFile(tmp_path / "d.zip") as archive:
         assert json.loads(archive.read("dataset.json")) == {"labels": None}
+
+
+def test_pictures_in_other_formats_are_left_out_with_a_notice(photos, tmp_path, capsys):
+    (photos / "c.jp2").write_bytes(b"")
+    (photos / "d.eps").write_bytes(b"")
+    tool(photos, tmp_path / "d.zip")
+    assert "2 files such as 'c.jp2' are left out" in capsys.readouterr().err
+    assert len(images_of(tmp_path / "d.zip")) == 5
 
 
 def test_labels_from_folders_numbers_sorted_folders(photos, tmp_path):
@@ -250,6 +259,7 @@ def fault(tmp_path, name) -> tuple[dict, str]:
         "crop without size": ({"transform": "center-crop"}, "--width and --height"),
         "width alone": ({"width": 8}, "give both"),
         "odd width": ({"width": 12, "height": 12}, "--width must be a power of two"),
+        "huge width": ({"width": 131072, "height": 131072}, "--width must be a power of two from 4 to 8192"),
         "unequal": ({"width": 8, "height": 4}, "--height=4 must equal --width=8"),
         "too high": ({"transform": "center-crop-wide", "width": 8, "height": 16}, "--height=16 must not exceed"),
     }[name]
@@ -258,7 +268,7 @@ def fault(tmp_path, name) -> tuple[dict, str]:
 FAULTS = [
     "truncated", "empty file", "mixed size", "non-square", "not a power of two",
     *(name for name in ODD_MODES if name not in ("grey.png", "rgb.png")), "rgb.png",
-    "crop without size", "width alone", "odd width", "unequal", "too high",
+    "crop without size", "width alone", "odd width", "huge width", "unequal", "too high",
 ]  # fmt: skip
 
 
@@ -298,6 +308,28 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(photos, tmp_path):
     assert len(images_of(tmp_path / "out")) == 5
     with pytest.raises(UserError, match="not an empty folder"):
         tool(photos, tmp_path / "out")
+
+
+def test_an_empty_folder_behind_a_link_is_filled(photos, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    tool(photos, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and len(images_of(tmp_path / "disk")) == 5
+
+
+@pytest.mark.parametrize("label", [-1, "cat", 1e39, [1e39, 0], 10**9])
+def test_labels_that_training_would_refuse_are_refused(photos, tmp_path, label):
+    labels = [[name, label] for name in ("a/1.png", "a/2.png", "a/9.png", "b/1.png", "b/3.bmp")]
+    (photos / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(UserError, match=r"Labels in 'dataset\.json'"):
+        tool(photos, tmp_path / "d.zip")
+
+
+def test_a_source_with_fewer_images_than_it_states_is_refused(tmp_path):
+    image = SourceImage("Image 0", PIL.Image.new("L", (8, 8)), None)
+    with pytest.raises(UserError, match="1 instead of 3 images"):
+        convert.convert(Source(3, iter([image])), str(tmp_path / "d.zip"), lambda image: image)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_destination_is_named(photos, tmp_path):

@@ -99,9 +99,25 @@ def _text(path):
         np.savez(file, w=np.array([["a"]]))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda path: path.write_bytes(b"x" * 50), lambda path: None, _npy, _other_name, _objects, _text]
-)
+def _huge(path):
+    with open(path, "wb") as file:
+        np.savez(file, w=np.zeros(7))
+    path.write_bytes(path.read_bytes().replace(b"'shape': (7,)", b"'shape': (1000000000000000,)"))
+
+
+def _not_finite(path):
+    with open(path, "wb") as file:
+        np.savez(file, w=np.full([1, 2, 4], np.inf))
+
+
+def _device(path):
+    path.symlink_to("/dev/zero")
+
+
+BAD_FILES = [_npy, _other_name, _objects, _text, _huge, _not_finite, _device]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_bytes(b"x" * 50), lambda path: None, *BAD_FILES])
 def test_files_without_a_w_are_refused(network, run_cli, tmp_path, make):
     make(tmp_path / "w.npz")
     path, _ = network()

@@ -221,6 +221,8 @@ def test_a_folder_without_images_is_refused(network, run_cli, tmp_path):
     ("flags", "words"),
     [
         ({"num_steps": 0}, ["--num-steps"]),
+        ({"num_steps": 10**11}, ["--num-steps"]),
+        ({"target": "/dev/zero"}, ["--target=/dev/zero", "not a regular file"]),
         ({"batch": 0}, ["--batch"]),
         ({"seed": -1}, ["--seed"]),
         ({"seed": 2**32}, ["--seed"]),

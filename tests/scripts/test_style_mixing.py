@@ -72,6 +72,7 @@ def test_class_of_a_conditional_network(network, run_cli):
         (0, {"styles": "0-4"}, ["--styles=4", "0 to 3"]),
         (0, {"styles": "a"}, ["--styles"]),
         (0, {"rows": "9-1"}, ["--rows"]),
+        (0, {"rows": "0-99999", "cols": "0-99999"}, ["--rows and --cols", "100000 and 100000 seeds", "GiB"]),
         (0, {"rows": 2**32}, ["--rows=4294967296"]),
         (0, {"cols": 2**32}, ["--cols=4294967296"]),
         (0, {"trunc": "inf"}, ["--trunc", "finite"]),

@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,10 +16,11 @@ import PIL.Image
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, open_atomic
-from training.data.image_files import LABEL_FILE, DatasetError, check_same_shape, check_side
+from training.data.image_files import LABEL_FILE, MOST_PIXELS, DatasetError, check_same_shape, check_side
 from training.data.sources import Source, open_source
 
 FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
+_LARGEST_SIDE = 1 << (math.isqrt(MOST_PIXELS).bit_length() - 1)
 TRANSFORMS = ("center-crop", "center-crop-wide")
 
 Transform = Callable[[PIL.Image.Image], PIL.Image.Image]
@@ -88,8 +90,8 @@ def _check_size(transform: str | None, width: int | None, height: int | None) ->
         if transform is not None:
             raise UserError(f"--transform={transform} needs --width and --height.")
         return
-    if width < 4 or width & (width - 1):
-        raise UserError(f"--width must be a power of two from 4 up, not {width}.")
+    if not 4 <= width <= _LARGEST_SIDE or width & (width - 1):
+        raise UserError(f"--width must be a power of two from 4 to {_LARGEST_SIDE}, not {width}.")
     if transform == "center-crop-wide" and height > width:
         raise UserError(f"--height={height} must not exceed --width={width} with --transform=center-crop-wide.")
     if transform != "center-crop-wide" and height != width:
@@ -140,6 +142,8 @@ def convert(
                 write(name, png.getvalue())
                 labels.append([name, label])
                 progress.update()
+            if len(labels) < count:
+                raise DatasetError(f"The source has {len(labels)} instead of {count} images: it is damaged.")
             kept = labels if all(label is not None for _name, label in labels) else None
             write(LABEL_FILE, json.dumps({"labels": kept}, separators=(",", ":")).encode())
     except DatasetError:
@@ -165,7 +169,7 @@ def _zip_writer(dest: str) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _folder_writer(dest: str) -> Iterator[Write]:
-    dest = os.path.abspath(dest)
+    dest = os.path.realpath(dest)  # an empty folder behind a link is filled, and the link stays
     if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
         raise UserError(
             f"--dest='{dest}' exists and is not an empty folder: choose a new one, or a file ending in .zip."

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image files in a folder or zip: list them, read them, and describe what is wrong with them.
 
-Shared by the dataset and dataset_tool.py, so PyTorch, which is slow to import, is not used here.
+Shared by the dataset and dataset_tool.py, so PyTorch, which is slow to import, is not used here. Files may come from
+anywhere: whatever is wrong with one becomes a DatasetError, and none takes more memory than a large picture does.
 """
 
+import contextlib
 import io
-import json
 import os
 import struct
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
 
+from dnnlib.archives import open_zip, read_member
+from dnnlib.files import open_regular, read_regular
+from dnnlib.text import printable
 from dnnlib.util import UserError
 
 try:
@@ -29,6 +33,10 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 HEAD_SIZE = 33  # signature and IHDR chunk of a PNG
 TAIL_SIZE = len(PNG_END)
+# Pillow goes by the content, not the name, and knows formats that start other programs, such as PostScript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+MOST_PIXELS = 2 * 89_478_485  # of one picture: where Pillow refuses, too
+MOST_BYTES = 1 << 30  # of an image file: MOST_PIXELS with four channels and all kinds of notes
 
 # Pillow mode: (what is wrong with it, value of `dataset_tool.py --channels` that fixes it). 'RGB;16' is not Pillow's:
 # Pillow has no 16-bit RGB and would silently drop the low bytes.
@@ -47,6 +55,16 @@ class DatasetError(UserError, IOError):
     """An error in the user's images or labels: one sentence with the fault, the place and the fix."""
 
 
+@contextlib.contextmanager
+def _reading(name: str, path: str) -> Iterator[None]:
+    """Inside this block, whatever is wrong with the file `name` in `path` becomes a DatasetError."""
+    try:
+        yield
+    except Exception as err:  # damaged archives raise exceptions of any type
+        reason = getattr(err, "strerror", None) or (err if isinstance(err, ValueError) else "it is damaged")
+        raise DatasetError(f"Cannot read '{printable(name)}' in '{path}': {reason}.") from err
+
+
 class FolderFiles:
     """All files in a folder and its subfolders, by relative path with forward slashes."""
 
@@ -60,24 +78,18 @@ class FolderFiles:
             found += [os.path.relpath(os.path.join(root, file), self.path).replace(os.sep, "/") for file in files]
         return sorted(found)
 
-    def read(self, name: str) -> bytes:
-        """Contents of one file. Raises DatasetError where it cannot be read."""
-        try:
-            with open(os.path.join(self.path, name), "rb") as file:
-                return file.read()
-        except OSError as err:
-            raise DatasetError(f"Cannot read '{name}' in '{self.path}': {err.strerror}.") from err
+    def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
+        """Contents of one file. Raises DatasetError where it cannot be read or exceeds `limit` bytes."""
+        with _reading(name, self.path):
+            return read_regular(os.path.join(self.path, name), limit)
 
     def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
         """First HEAD_SIZE and last TAIL_SIZE bytes of each file, without reading the rest."""
         for name in names:
-            try:
-                with open(os.path.join(self.path, name), "rb") as file:
-                    head = file.read(HEAD_SIZE)
-                    file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_SIZE))
-                    tail = file.read()
-            except OSError as err:
-                raise DatasetError(f"Cannot read '{name}' in '{self.path}': {err.strerror}.") from err
+            with _reading(name, self.path), open_regular(os.path.join(self.path, name)) as file:
+                head = file.read(HEAD_SIZE)
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_SIZE))
+                tail = file.read(TAIL_SIZE)
             yield head, tail
 
     def close(self) -> None:
@@ -95,38 +107,37 @@ class ZipFiles:
     def _open(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
             try:
-                self._zip = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as err:
-                raise DatasetError(f"'{self.path}' is neither a folder nor an intact zip file.") from err
+                self._zip = open_zip(self.path)
             except OSError as err:
                 raise DatasetError(f"Cannot read '{self.path}': {err.strerror}.") from err
+            except ValueError as err:
+                raise DatasetError(f"'{self.path}' is neither a folder nor an intact zip file.") from err
             self._pid = os.getpid()
         return self._zip
 
     def names(self) -> list[str]:
         """Sorted paths of all files."""
-        return sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+        return sorted(info.filename for info in self._open().infolist() if not info.filename.endswith("/"))
 
-    def read(self, name: str) -> bytes:
-        """Contents of one file. Raises DatasetError where it cannot be read."""
-        try:
-            return self._open().read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as err:
-            if isinstance(err, DatasetError):
-                raise
-            raise DatasetError(f"Cannot read '{name}' in '{self.path}': the zip is damaged or encrypted.") from err
+    def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
+        """Contents of one file. Raises DatasetError where it cannot be read or exceeds `limit` bytes."""
+        archive = self._open()
+        with _reading(name, self.path):
+            return read_member(archive, archive.getinfo(name), limit)
 
     def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
         """First HEAD_SIZE and last TAIL_SIZE bytes of each file; only these are read if it is uncompressed."""
         archive = self._open()
-        with open(self.path, "rb") as raw:
+        with open_regular(self.path) as raw:
             for name in names:
                 info = archive.getinfo(name)
                 if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
-                    yield _stored_ends(raw, info)
+                    with _reading(name, self.path):
+                        ends = _stored_ends(raw, info)
                 else:
                     data = self.read(name)
-                    yield data[:HEAD_SIZE], data[-TAIL_SIZE:]
+                    ends = data[:HEAD_SIZE], data[-TAIL_SIZE:]
+                yield ends
 
     def close(self) -> None:
         """Close the archive; the next use opens it again."""
@@ -164,25 +175,68 @@ def open_files(path: str) -> FolderFiles | ZipFiles:
 
 
 def image_names(names: list[str]) -> list[str]:
-    """The `names` that Pillow can open, by extension, without macOS resource forks (`._name`)."""
-    formats = PIL.Image.registered_extensions()
-    readable = {ext for ext, kind in formats.items() if kind in PIL.Image.OPEN}
+    """The `names` with the extension of one of FORMATS, without macOS resource forks (`._name`)."""
+    return _names_of(names, set(FORMATS))
+
+
+def other_image_names(names: list[str]) -> list[str]:
+    """The `names` with the extension of any other format that Pillow knows to read."""
+    PIL.Image.init()
+    return _names_of(names, set(PIL.Image.OPEN) - set(FORMATS))
+
+
+def _names_of(names: list[str], formats: set[str]) -> list[str]:
+    extensions = {ext for ext, kind in PIL.Image.registered_extensions().items() if kind in formats}
     return [
         name
         for name in names
-        if os.path.splitext(name)[1].lower() in readable and not os.path.basename(name).startswith("._")
+        if os.path.splitext(name)[1].lower() in extensions and not os.path.basename(name).startswith("._")
     ]
+
+
+@contextlib.contextmanager
+def open_picture(data: bytes, where: str) -> Iterator[PIL.Image.Image]:
+    """The image file `data`, opened with Pillow; its pixels are decoded on first use.
+
+    Raises DatasetError, naming `where`, if it is not an image in one of FORMATS or is too large, and for whatever goes
+    wrong inside the block.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of pictures half as large as those that it refuses, and of damage in notes about the picture.
+            warnings.filterwarnings("ignore", module="PIL")
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_pixels(image.width, image.height, where)
+                yield image
+    except DatasetError:
+        raise
+    except PIL.Image.DecompressionBombError as err:
+        raise _too_large(where) from err
+    except Exception as err:  # decoders raise any exception on damaged data
+        raise DatasetError(
+            f"{where} is empty, truncated, damaged or no usable {', '.join(FORMATS)} image: replace or remove the file."
+        ) from err
+
+
+def _check_pixels(width: int, height: int, where: str) -> None:
+    if width * height > MOST_PIXELS:
+        raise _too_large(where)
+
+
+def _too_large(where: str) -> DatasetError:
+    return DatasetError(f"{where} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller or remove it.")
 
 
 def read_header(data: bytes, where: str) -> tuple[str, int, int]:
     """Pillow mode (or 'RGB;16'), width and height of an image file; 26 bytes are enough for a PNG.
 
-    Raises DatasetError, naming `where`, if it is not an image.
+    Raises DatasetError, naming `where`, if it is not an image or has more than MOST_PIXELS.
     """
     if data.startswith(PNG_SIGNATURE):
         if len(data) < 26:
             raise DatasetError(f"{where} is truncated: replace or remove the file.")
         width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
+        _check_pixels(width, height, where)
         if depth not in (8, 16) and kind == 0:
             mode = "1"
         else:
@@ -190,11 +244,8 @@ def read_header(data: bytes, where: str) -> tuple[str, int, int]:
         if depth == 16:
             mode = {"L": "I;16", "RGB": "RGB;16"}.get(mode, mode)
         return mode, width, height
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return image.mode, image.width, image.height
-    except (OSError, ValueError, SyntaxError) as err:
-        raise DatasetError(f"{where} is empty, truncated or not an image: replace or remove the file.") from err
+    with open_picture(data, where) as image:
+        return image.mode, image.width, image.height
 
 
 def check_mode(mode: str, where: str) -> None:
@@ -251,34 +302,12 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     """Pixels of an image file, uint8 [H, W, C]. Raises DatasetError if it is damaged or has an unsupported mode."""
     mode, _width, _height = read_header(data, where)
     check_mode(mode, where)
-    try:
-        if pyspng is not None and data.startswith(PNG_SIGNATURE):
+    if pyspng is not None and data.startswith(PNG_SIGNATURE):
+        try:
             pixels = pyspng.load(data, format=mode)
-        else:
-            with PIL.Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(image)
-    except Exception as err:  # decoders raise any exception on damaged data
-        raise DatasetError(f"{where} is truncated or damaged: replace or remove the file.") from err
+        except Exception as err:  # decoders raise any exception on damaged data
+            raise DatasetError(f"{where} is truncated or damaged: replace or remove the file.") from err
+    else:
+        with open_picture(data, where) as image:
+            pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def read_label_file(files: FolderFiles | ZipFiles) -> dict | None:
-    """Labels by image path from `dataset.json`, as parsed JSON; None if there are none.
-
-    Raises DatasetError if the file is malformed.
-    """
-    if LABEL_FILE not in files.names():
-        return None
-    where = f"'{LABEL_FILE}' in '{files.path}'"
-    try:
-        content = json.loads(files.read(LABEL_FILE))
-    except ValueError as err:
-        raise DatasetError(f"{where} is not valid JSON: {err}.") from err
-    labels = content.get("labels") if isinstance(content, dict) else ()
-    if labels is None:
-        return None
-    if not isinstance(labels, list) or not all(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in labels
-    ):
-        raise DatasetError(f'{where} must read {{"labels": [["path/of/image.png", label], ...]}}.')
-    return dict(labels)

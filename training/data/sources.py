@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image sources of dataset_tool.py: folders, zips, MNIST, CIFAR-10 and LSUN files."""
 
-import gzip
-import io
+import math
 import os
-import pickle
-import tarfile
-import zlib
+import struct
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
+from dnnlib.archives import open_gzip
+from dnnlib.files import check_regular
+from dnnlib.text import printable
+from training.data import cifar10
 from training.data.image_files import (
+    FORMATS,
+    LABEL_FILE,
     DatasetError,
     decode_image,
     image_names,
     open_files,
+    open_picture,
+    other_image_names,
     read_header,
-    read_label_file,
 )
+from training.data.labels import label_array, read_labels
 
 MNIST_PADDING = 2  # 28x28 -> 32x32
+_MOST_IDX_BYTES = 1 << 31
 
 
 class SourceImage(NamedTuple):
@@ -63,7 +70,10 @@ def open_source(path: str, channels: int | None = None, labels_from: str | None 
         raise DatasetError(f"--labels-from={labels_from} needs a folder or zip as --source, not '{name}'.")
     if not os.path.exists(path):
         raise DatasetError(f"There is no '{path}'.")
-    return opener(path, channels)
+    source = opener(path, channels)
+    if source.count == 0:
+        raise DatasetError(f"'{path}' contains no images.")
+    return source
 
 
 def _convert(image: PIL.Image.Image, channels: int | None) -> PIL.Image.Image:
@@ -85,11 +95,8 @@ def decode(data: bytes, where: str, channels: int | None) -> PIL.Image.Image:
     mode = read_header(data, where)[0]
     if mode in ("L", "RGB") or channels is None:
         return _convert(PIL.Image.fromarray(_without_single_channel(decode_image(data, where))), channels)
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return _convert(image, channels)
-    except Exception as err:  # decoders raise any exception on damaged data
-        raise DatasetError(f"{where} is truncated, damaged or not convertible: replace or remove the file.") from err
+    with open_picture(data, where) as image:
+        return _convert(image, channels)
 
 
 def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
@@ -100,49 +107,60 @@ def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
 def _open_files(path: str, channels: int | None, labels_from: str | None) -> Source:
     files = open_files(path)
     names = image_names(files.names())
+    left_out = other_image_names(files.names())
+    if left_out:
+        print(
+            f"Note: {len(left_out)} files such as '{printable(left_out[0])}' are left out: only {', '.join(FORMATS)} "
+            f"images are read.",
+            file=sys.stderr,
+        )
     if not names:
-        raise DatasetError(f"'{path}' contains no images.")
-    labels = _folder_labels(path, names) if labels_from == "folders" else read_label_file(files)
-    if labels is not None:
-        missing = next((name for name in names if name not in labels), None)
-        if missing is not None:
-            raise DatasetError(f"'dataset.json' in '{path}' has no label for image '{missing}': add it there.")
+        raise DatasetError(f"'{path}' contains no images ({', '.join(FORMATS)}).")
+    labels = _folder_labels(path, names) if labels_from == "folders" else read_labels(files, names)
+    if labels is not None and None not in labels:
+        label_array(labels, f"'{LABEL_FILE}' in '{path}'")
 
     def images() -> Iterator[SourceImage]:
-        for name in names:
-            where = f"Image '{name}' in '{path}'"
-            yield SourceImage(where, decode(files.read(name), where, channels), labels and labels[name])
+        for index, name in enumerate(names):
+            where = f"Image '{printable(name)}' in '{path}'"
+            yield SourceImage(where, decode(files.read(name), where, channels), labels and labels[index])
         files.close()
 
     return Source(len(names), images())
 
 
-def _folder_labels(path: str, names: list[str]) -> dict[str, int]:
+def _folder_labels(path: str, names: list[str]) -> list[int]:
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
-        raise DatasetError(f"--labels-from=folders: image '{loose}' is in no subfolder of '{path}': move it into one.")
+        raise DatasetError(
+            f"--labels-from=folders: image '{printable(loose)}' is in no subfolder of '{path}': move it into one."
+        )
     folders = sorted({name.split("/")[0] for name in names})
     if len(folders) < 2:
         raise DatasetError(
-            f"--labels-from=folders: '{path}' has images in one folder only, '{folders[0]}', but two or more classes "
-            f"are needed: use the parent of the class folders as --source."
+            f"--labels-from=folders: '{path}' has images in one folder only, '{printable(folders[0])}', but two or "
+            f"more classes are needed: use the parent of the class folders as --source."
         )
-    return {name: folders.index(name.split("/")[0]) for name in names}
+    classes = {folder: index for index, folder in enumerate(folders)}
+    return [classes[name.split("/")[0]] for name in names]
 
 
 def _read_idx(path: str, num_dims: int) -> np.ndarray:
     """The uint8 array in a gzipped IDX file: two zero bytes, type 8, number of dimensions, big-endian sizes, data."""
     try:
-        with gzip.open(path, "rb") as file:
-            data = file.read()
+        with open_gzip(path, _MOST_IDX_BYTES) as file:
+            magic, *sizes = struct.unpack(f">I{num_dims}I", file.read(4 + 4 * num_dims))
+            size = math.prod(sizes)
+            data = file.read(size + 1) if magic == 0x800 + num_dims and size <= file.left else b""
     except FileNotFoundError as err:
         raise DatasetError(f"MNIST also needs '{path}': put the file there.") from err
-    except (OSError, EOFError, zlib.error) as err:
+    except Exception as err:  # damaged data raise exceptions of any type
         raise DatasetError(f"'{path}' is truncated or not a gzip file: download it again.") from err
-    sizes = np.frombuffer(data[4 : 4 + 4 * num_dims], dtype=">u4").astype(np.int64)
-    if data[:4] != bytes([0, 0, 8, num_dims]) or len(data) != 4 + 4 * num_dims + sizes.prod():
+    if size == 0:
+        raise DatasetError(f"'{path}' contains no images.")
+    if len(data) != size:
         raise DatasetError(f"'{path}' is not an MNIST file of {num_dims}-dimensional bytes: download it again.")
-    return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * num_dims).reshape(sizes)
+    return np.frombuffer(data, dtype=np.uint8).reshape(sizes)
 
 
 def _open_mnist(path: str, channels: int | None) -> Source:
@@ -156,36 +174,9 @@ def _open_mnist(path: str, channels: int | None) -> Source:
     return _array_source(path, pixels, labels, channels)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays; anything else could run code and is refused.
-
-    Separate from `torch_utils.safe_pickle`, which reads networks and imports PyTorch: a converter starts without it.
-    """
-
-    def find_class(self, module: str, name: str):
-        """Arrays are stored under numpy's old private name, which may differ from the current one."""
-        reconstruct = np.empty(0).__reduce__()[0]
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return reconstruct
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
 def _open_cifar10(path: str, channels: int | None) -> Source:
-    batches = []
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for index in range(1, 6):
-                file = archive.extractfile(f"cifar-10-batches-py/data_batch_{index}")
-                batches.append(_ArrayUnpickler(file, encoding="latin1").load())
-        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        labels = np.concatenate([batch["labels"] for batch in batches])
-    except pickle.UnpicklingError as err:
-        raise DatasetError(f"'{path}' is damaged or contains something other than arrays: {err}.") from err
-    except (tarfile.TarError, OSError, EOFError, zlib.error, LookupError, TypeError, ValueError) as err:
-        raise DatasetError(f"'{path}' is truncated or not the CIFAR-10 archive: download it again.") from err
-    return _array_source(path, pixels.transpose(0, 2, 3, 1), labels, channels)
+    pixels, labels = cifar10.read(path)
+    return _array_source(path, pixels, labels, channels)
 
 
 def _array_source(path: str, pixels: np.ndarray, labels: np.ndarray, channels: int | None) -> Source:
@@ -203,14 +194,15 @@ def _open_lsun(path: str, channels: int | None) -> Source:
     except ImportError as err:
         raise DatasetError("LSUN sources need the package lmdb: install it with pip install '.[lmdb]'.") from err
     try:
+        check_regular(os.path.join(path, "data.mdb"))
         database = lmdb.open(path, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as err:
+    except (lmdb.Error, OSError) as err:
         raise DatasetError(f"'{path}' is not an LMDB folder: download it again.") from err
 
     def images() -> Iterator[SourceImage]:
         with database, database.begin(buffers=True) as transaction:
             for key, data in transaction.cursor():
-                where = f"Image '{bytes(key).decode(errors='replace')}' in '{path}'"
+                where = f"Image '{printable(bytes(key).decode(errors='replace'))}' in '{path}'"
                 yield SourceImage(where, decode(bytes(data), where, channels), None)
 
     return Source(database.stat()["entries"], images())

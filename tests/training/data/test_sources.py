@@ -3,6 +3,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import sys
@@ -13,6 +14,8 @@ import PIL.Image
 import pytest
 
 from dnnlib.util import UserError
+from tests.compat.opcodes import Raw, built, call, named, pickled
+from tests.hostile import gzip_bomb, memory_below
 from training.data.sources import open_source
 
 
@@ -70,6 +73,24 @@ def test_bad_mnist_files_are_named(tmp_path, fault):
         read(source)
 
 
+BAD_IDX = {
+    "no images": gzip.compress(struct.pack(">IIII", 0x803, 0, 28, 28)),
+    "images without pixels": gzip.compress(struct.pack(">IIII", 0x803, 12, 0, 28)),
+    "sizes that overflow": gzip.compress(struct.pack(">IIII", 0x803, *[2**32 - 1] * 3)),
+    "cut header": gzip.compress(b"\0\0\x08\x03\0\0"),
+    "bomb": gzip_bomb(struct.pack(">IIII", 0x803, 600 << 10, 32, 32)),
+    "more than stated": gzip_bomb(struct.pack(">IIII", 0x803, 12, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("content", BAD_IDX.values(), ids=BAD_IDX)
+def test_mnist_files_beyond_belief_are_refused(tmp_path, content):
+    source, _images, _labels = write_mnist(tmp_path / "mnist")
+    source.write_bytes(content)
+    with memory_below(100), pytest.raises(UserError, match=source.name):
+        read(source)
+
+
 def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
     """A pickle as Python 2 wrote CIFAR-10's: byte strings as text, numpy by its old module name."""
 
@@ -84,7 +105,7 @@ def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + number(0) + b"t" + text(b"b") + b"tR("
     array += number(1) + b"(" + number(len(data)) + number(data.shape[1]) + b"t" + dtype
     array += b"\x89" + text(data.tobytes()) + b"tb"
-    values = b"(" + b"".join(number(label) for label in labels) + b"l"
+    values = b"](" + b"".join(number(label) for label in labels) + b"e"
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + values + b"u."
 
 
@@ -114,20 +135,92 @@ class Harmful:
         return print, ("this must not run",)
 
 
-@pytest.mark.parametrize(
-    "batches, word",
-    [
-        ([pickle.dumps(Harmful())] * 5, "builtins.print is not allowed"),
-        ([b"\x80\x04garbage"] * 5, "cifar-10-python"),
-        ([pickle.dumps({"data": 1})] * 5, "not the CIFAR-10 archive"),
-        ([], "not the CIFAR-10 archive"),
-    ],
-)
-def test_cifar10_files_run_no_code_and_faults_are_named(tmp_path, capsys, batches, word):
-    source = write_cifar10(tmp_path / "cifar-10-python.tar.gz", batches)
-    with pytest.raises(UserError, match=word):
+PIXELS = pixels(0, 4, 3072)
+UINT8 = built(call("numpy.dtype", "u1", 0, 1), (3, "|", None, None, None, -1, -1, 0))
+POINTER = call("numpy.dtype", "O8", 0, 1)
+IN_A_STRUCTURE = (3, "|", None, ("a",), {"a": (POINTER, 0)}, 8, 1, 0)  # a state of a dtype that makes it one of objects
+SHARED = Raw(b")" + b"2\x86" * 60)  # a tuple of two tuples of two tuples ..., 2^60 in all
+
+
+def array(data: bytes, shape: tuple, dtype: Raw = UINT8) -> Raw:
+    made = call("numpy.core.multiarray._reconstruct", named("numpy.ndarray"), (0,), b"b")
+    return built(made, (1, shape, dtype, False, data))
+
+
+def batch(data: Raw, labels=(1, 2)) -> bytes:
+    return pickled({"data": data, "labels": list(labels)})
+
+
+BAD_BATCHES = {
+    "code": (pickle.dumps(Harmful()), "builtins.print is not allowed"),
+    "pointers by constructor": (batch(call("numpy.ndarray", (3072,), POINTER, b"A" * 24576)), ""),
+    "pointers by type": (batch(array(b"A" * 24576, (1, 3072), POINTER), [1]), ""),
+    "pointers by state": (batch(array(b"A" * 3072, (1, 3072), built(UINT8, IN_A_STRUCTURE)), [1]), ""),
+    "pointers in a structure": (
+        batch(array(b"A" * 24576, (1, 3072), built(call("numpy.dtype", "V8", 0, 1), IN_A_STRUCTURE)), [1]),
+        "",
+    ),
+    "array of 2^40": (batch(call("numpy.ndarray", (2**40,))), ""),
+    "shape of 2^40": (batch(array(b"A" * 3072, (2**40, 3072))), ""),
+    "bytes of 2^50": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".", ""),
+    "memo of 2^32": (b"\x80\x02Nr\xff\xff\xff\xff.", ""),
+    "key of 2^60": (b"\x80\x02}(" + SHARED + b"Ku.", ""),
+    "labels of 2^60": (batch(array(bytes(6144), (2, 3072)), [SHARED, SHARED]), ""),
+    "state of a dict": (b"\x80\x02}}b.", ""),
+    "no pickle": (b"\x80\x04garbage", ""),
+    "no array": (pickle.dumps({"data": 1}), ""),
+    "float pixels": (pickle.dumps({"data": PIXELS.astype(float), "labels": [0] * 4}), ""),
+    "signed pixels": (pickle.dumps({"data": PIXELS.astype(np.int8), "labels": [0] * 4}), ""),
+    "pixels of another size": (pickle.dumps({"data": PIXELS[:, :3000], "labels": [0] * 4}), ""),
+    "text as labels": (pickle.dumps({"data": PIXELS, "labels": ["a"] * 4}), ""),
+    "vectors as labels": (pickle.dumps({"data": PIXELS, "labels": [[1, 2]] * 4}), ""),
+    "negative label": (pickle.dumps({"data": PIXELS, "labels": [0, 0, 0, -1]}), ""),
+    "class 10": (pickle.dumps({"data": PIXELS, "labels": [0, 0, 0, 10]}), ""),
+    "fewer labels": (pickle.dumps({"data": PIXELS, "labels": [0]}), ""),
+    "no images": (pickle.dumps({"data": PIXELS[:0], "labels": []}), "contains no images"),
+}
+
+
+@pytest.mark.parametrize("content, word", BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_cifar10_files_run_no_code_and_faults_are_named(tmp_path, capsys, content, word):
+    source = write_cifar10(tmp_path / "cifar-10-python.tar.gz", [content] * 5)
+    with memory_below(100), pytest.raises(UserError, match=rf"cifar-10-python\.tar\.gz.*{word}"):
         read(source)
     assert "must not run" not in capsys.readouterr().out
+
+
+def test_the_hand_made_cifar10_batches_are_read_where_they_are_right(tmp_path):
+    good = batch(array(PIXELS.tobytes(), (4, 3072)), [3, 1, 4, 1])
+    got, labels = read(write_cifar10(tmp_path / "cifar-10-python.tar.gz", [good] * 5))
+    assert got.shape == (20, 32, 32, 3) and labels == [3, 1, 4, 1] * 5
+
+
+def tar_header(name=b"", kind=tarfile.REGTYPE, size=0, real_size=0, link="") -> bytes:
+    info = tarfile.TarInfo(name or "cifar-10-batches-py/data_batch_1")
+    info.type, info.size, info.linkname = kind, size, link
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if kind == tarfile.GNUTYPE_SPARSE:
+        header[386:410], header[483:495] = b"%011o\0" % 0 * 2, b"%011o\0" % real_size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+BAD_ARCHIVES = {
+    "empty": gzip.compress(bytes(1024)),
+    "large batch": gzip_bomb(tar_header(size=600 << 20)),
+    "large note": gzip_bomb(tar_header("x", tarfile.XHDTYPE, 600 << 20)),
+    "large other file": gzip_bomb(tar_header("x", size=600 << 20)),
+    "sparse file": gzip.compress(tar_header(kind=tarfile.GNUTYPE_SPARSE, real_size=600 << 20) + bytes(1024)),
+    "link to itself": gzip.compress(tar_header(kind=tarfile.SYMTYPE, link="data_batch_1") + bytes(1024)),
+}
+
+
+@pytest.mark.parametrize("content", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
+def test_cifar10_archives_beyond_belief_are_refused(tmp_path, content):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
+    with memory_below(400), pytest.raises(UserError, match="not the CIFAR-10 archive"):
+        read(tmp_path / "cifar-10-python.tar.gz")
 
 
 def test_a_truncated_cifar10_archive_is_named(tmp_path):
@@ -148,6 +241,17 @@ def test_lsun_images_come_in_key_order(tmp_path):
     got, labels = read(tmp_path / "church_lmdb")
     assert np.array_equal(got, [pixels(i, 8, 12, 3) for i in range(3)]) and labels == [None] * 3
     assert read(tmp_path / "church_lmdb", channels=1)[0].shape == (3, 8, 12)
+
+
+def test_lsun_folders_without_images_or_of_pipes_are_refused(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    lmdb.open(str(tmp_path / "empty_lmdb"), map_size=1 << 20).close()
+    (tmp_path / "no_lmdb").mkdir()
+    (tmp_path / "pipe_lmdb").mkdir()
+    os.mkfifo(tmp_path / "pipe_lmdb" / "data.mdb")
+    for name, words in {"empty": "contains no images", "no": "not an LMDB", "pipe": "not an LMDB"}.items():
+        with pytest.raises(UserError, match=f"{name}_lmdb' {words}|{name}_lmdb' is {words}"):
+            read(tmp_path / f"{name}_lmdb")
 
 
 def test_without_lmdb_the_extra_is_named(tmp_path, monkeypatch):
