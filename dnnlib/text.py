@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations and tables as text."""
+"""Durations, tables, and what files and servers say, as text."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,21 @@ def format_time(seconds: float) -> str:
     if minutes:
         return f"{m}m {s:02}s"
     return f"{s}s"
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """`text` for a message: on one line, control characters escaped, cut to `limit` characters with '...'.
+
+    Of anything but a str only the type is named: str() of a structure from a file could take forever.
+    """
+    if not isinstance(text, str):
+        return f"<{type(text).__name__}>"
+    escaped = "".join(char if char.isprintable() else _escaped(char) for char in text[: limit + 1])
+    return escaped if len(escaped) <= limit else f"{escaped[: max(limit - 3, 0)]}..."
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> str:
