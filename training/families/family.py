@@ -76,7 +76,8 @@ class Family:
     options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
                         D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
-                        our class. Raises UserError if our class cannot represent it.
+                        our class. Raises UserError if our class cannot represent it, ValueError for values with which
+                        it could not run or would need more memory than any real network: the file is not trusted.
     half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
                         half precision where the other has it; None for the other is the published setting.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
