@@ -75,18 +75,24 @@ class _FiniteFloat(click.types.FloatParamType):
 
 
 class CommaList(click.ParamType):
-    """'a,b' -> ['a', 'b']; 'none' or '' -> []."""
+    """'a,b' -> ['a', 'b']; 'none' -> []; '' too unless `empty` is off, as an unset variable must not hide a flag."""
 
     name = "list"
 
+    def __init__(self, empty: bool = True):
+        self.empty = empty
+
     def convert(self, value, param, ctx) -> list[str]:
-        """Split at commas; empty items are dropped."""
+        """Split at commas; empty items are dropped, but not all of them."""
         if isinstance(value, list):
             return value
         text = str(value).strip()
-        if text.lower() in ("", "none"):
+        if text.lower() == "none" or (text == "" and self.empty):
             return []
-        return [item.strip() for item in text.split(",") if item.strip()]
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        if not items:
+            self.fail(f"{value!r} names nothing: give names with commas between them, or none", param, ctx)
+        return items
 
 
 BOOL = _Bool()

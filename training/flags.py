@@ -219,7 +219,7 @@ OPTIONS = [
     Option("--z-dim", _DGL, COUNT, None, "Numbers in a latent z.", word="z", unset="512, or the teacher's"),
     Option("--w-dim", _DGL, COUNT, None, "Numbers in an intermediate latent w.", word="w",
            unset="512, or the teacher's"),
-    Option("--dgl-teacher", _DGL, CommaList(), [], "Teacher networks, given as for --resume.",
+    Option("--dgl-teacher", _DGL, CommaList(empty=False), [], "Teacher networks, given as for --resume.",
            word=_teacher_word, metavar="PKL,..."),
     Option("--dgl-recipe", _DGL, click.Choice(list(RECIPES)), None,
            "Values of the flags below: the best known way to a narrow student, or the published method.",

@@ -82,6 +82,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, error):
         (cli.CommaList(), "fid50k_full, kid50k_full", ["fid50k_full", "kid50k_full"]),
         (cli.CommaList(), "none", []),
         (cli.CommaList(), "", []),
+        (cli.CommaList(empty=False), "none", []),
         (cli.CommaList(), ["a"], ["a"]),
     ],
 )
@@ -94,6 +95,8 @@ def test_flag_values(kind, text, value):
     [
         *((cli.BOOL, text) for text in ("maybe", "")),
         *((cli.INT_LIST, text) for text in ("", "a", "1,,2", "7-5", "-3", "1.5")),
+        *((cli.CommaList(), text) for text in (",", " , ,")),
+        *((cli.CommaList(empty=False), text) for text in ("", " ", ",")),
         *((cli.FINITE_FLOAT, text) for text in ("nan", "inf", "-Infinity", "1e999", "x")),
     ],
 )

@@ -177,6 +177,22 @@ def test_a_missing_network_is_refused(run_cli):
     refused(run_cli(network="nowhere.pkl"), "nowhere.pkl")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"colour": 1}, {3: 4}, {"path": 3}, {"path": ["a"]}, {"path": None}, {"max_size": "5"}, {"max_size": 0}),
+        *({"max_size": -1}, {"random_seed": -1}, {"random_seed": 2**32}, {"xflip": []}, {"class_name": ["a"]}),
+        *({"class_name": np.zeros(3)}, {"name": "\x1b[2J"}, {"\x1b[2J": 1}),
+    ],
+    ids=repr,
+)
+def test_what_a_pickle_says_of_its_training_set_is_checked(run_cli, work, changes):
+    save(work, training_set_kwargs={**stand_ins.dataset_options(str(work / "data.zip"), use_labels=True), **changes})
+    result = run_cli()
+    refused(result, "net.pkl", "--data")
+    assert "\x1b" not in result[2]
+
+
 def test_a_dataset_class_named_by_the_pickle_is_not_called(run_cli, work):
     save(work, training_set_kwargs={"class_name": "os.makedirs", "name": str(work / "created")})
     refused(run_cli(), "os.makedirs", "--trust-pickle", "--data")

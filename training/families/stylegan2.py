@@ -204,9 +204,11 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
 
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Raises UserError if truncation needs a mean w that the mapping network does not track."""
+    """Raises UserError if truncation needs a mean w that the mapping network does not track, or that is not finite."""
     if psi != 1 and G.mapping.w_avg_beta is None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
+    if psi != 1 and not G.mapping.w_avg.isfinite().all():
+        raise UserError(f"--trunc={psi:g} needs a mean w, and that of this network is NaN or infinite: use --trunc=1.")
 
 
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
