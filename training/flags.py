@@ -187,6 +187,8 @@ OPTIONS = [
            lands=("metrics",), always=True, stores=list),
     Option("--detector", _OUT, str, None, "Feature network of the metrics, such as mnist.",
            lands=("detector",), metavar="FILE|NAME"),
+    Option("--trust-detector", _OUT, SWITCH, False, "Run a detector, a program, that is not known.",
+           lands=("trust_detector",)),
     Option("--data", _DATA, str, None, "Images, as made by dataset_tool.py.", metavar="ZIP|DIR"),
     Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
     Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),

@@ -16,7 +16,7 @@ import torch
 import dnnlib
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from metrics import metric_main, metric_utils
+from metrics import detectors, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.images import from_uint8
 from torch_utils.ops import layout
@@ -70,6 +70,7 @@ class TrainingOptions:
     device: str = "auto"
     precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
     detector: str | None = None  # feature network for the metrics; None: the published ones
+    trust_detector: bool = False
 
 
 def training_loop(
@@ -103,6 +104,8 @@ class Trainer:
         self.rank = rank
         self.device = distributed.resolve_device(options.device, rank=rank)
         self.half_dtype = precision.run_dtype(options.precision, self.device)
+        if options.trust_detector and options.metrics:
+            detectors.trust(options.detector)
         self.cur_nimg = self.cur_tick = self.iteration = 0
         self.metric_values: dict[str, float] = {}
         self._configure_torch()

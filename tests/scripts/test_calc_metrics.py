@@ -44,7 +44,8 @@ def run_cli(monkeypatch, capsys, work):
 
     def run(**flags):
         flags = {"network": work / "net.pkl", "metrics": "fid1k_full", "detector": work / "digits.pt", **flags}
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
+        given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value is not None}
+        argv = [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
         monkeypatch.setattr(sys, "argv", ["calc_metrics.py", "--device=cpu", *argv])
         with pytest.raises(SystemExit) as exit_info:
             dnnlib.cli.run(calc_metrics.main)
@@ -124,7 +125,7 @@ def test_two_processes_give_the_results_of_one(run_cli, work):
     one = [json.loads(line) for line in out.splitlines()]
     shutil.rmtree(work / "cache")
     (work / "training_options.json").write_text("{}")
-    assert run_cli(metrics="fid1k_full,kid1k_full", gpus=2)[0] == 0
+    assert run_cli(metrics="fid1k_full,kid1k_full", gpus=2, trust_detector=True)[0] == 0
     # The output of the processes is not captured here, so compare the files they wrote.
     two = [json.loads((work / f"metric-{line['metric']}.jsonl").read_text()) for line in one]
     for a, b in zip(one, two):
@@ -165,6 +166,13 @@ def test_images_of_another_size_are_refused(run_cli, work):
 def test_labels_that_do_not_match_are_refused(run_cli, work):
     other = stand_ins.write_zip(work / "other.zip", stand_ins.make_images(6))
     refused(run_cli(data=other), "labels of 2", "--data")
+
+
+def test_an_unknown_detector_needs_trust(run_cli, work):
+    path = stand_ins.save_detector(stand_ins.Inception(seed=7), work / "unknown.pt", trusted=False)
+    refused(run_cli(detector=path), "unknown.pt", "--trust-detector")
+    status, _, err = run_cli(detector=path, trust_detector=True)
+    assert status == 0 and "WARNING: --trust-detector" in err
 
 
 def test_an_unavailable_detector_is_refused(run_cli, work):
