@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dnnlib.util import UserError
 from training.families.family import Axis, Data, Family, Like, batch_sizes, scale_width
-from training.families.stylegan2_arguments import CHANNEL_BASE, CHANNEL_MAX, PUBLISHED_PRECISION, stored_arguments
+from training.families.stylegan2_arguments import (
+    CHANNEL_BASE,
+    CHANNEL_MAX,
+    PUBLISHED_PRECISION,
+    largest_layer,
+    stored_arguments,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -325,6 +331,7 @@ STYLEGAN2 = Family(
     flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "fp32", "nhwc"}),
     options=options,
     stored_arguments=stored_arguments,
+    largest_layer=largest_layer,
     half_precision=half_precision,
     loss_arguments=loss_arguments,
     phases=phases,

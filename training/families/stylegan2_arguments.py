@@ -18,7 +18,6 @@ _FULL_WIDTH = {"channel_base": CHANNEL_BASE, "channel_max": CHANNEL_MAX}
 PUBLISHED_PRECISION = {"num_fp16_res": 4, "conv_clamp": 256}
 
 LARGEST_IMAGE = 4096  # pixels per side; four times the largest published network
-MOST_ACTIVATIONS = 1 << 28  # of a layer for one image: eight times the largest published network, 1 GiB in fp32
 _LARGEST_LATENT = 8192  # numbers in z and w; projection draws 10,000 of them
 
 _GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
@@ -153,7 +152,6 @@ def _check_generator(kwargs: dict[str, Any]) -> None:
     _check(mapping, _MAPPING, "mapping_kwargs.")
     _check(synthesis, _SYNTHESIS, "synthesis_kwargs.")
     _check_mapping(mapping, kwargs.get("z_dim", 0), kwargs.get("c_dim", 0), kwargs.get("w_dim", 0))
-    _check_activations(kwargs, synthesis)
 
 
 def _check_discriminator(kwargs: dict[str, Any]) -> None:
@@ -169,7 +167,6 @@ def _check_discriminator(kwargs: dict[str, Any]) -> None:
         raise ValueError(f"epilogue_kwargs.mbstd_num_channels {groups} does not divide {lowest} channels")
     cmap_dim = kwargs.get("cmap_dim")
     _check_mapping(mapping, 0, kwargs.get("c_dim", 0), lowest if cmap_dim is None else cmap_dim)
-    _check_activations(kwargs, kwargs)
 
 
 def _check_mapping(mapping: dict[str, Any], z_dim: int, c_dim: int, w_dim: int) -> None:
@@ -185,11 +182,9 @@ def _channels_at(resolution: int, widths: dict[str, Any]) -> int:
     return min(int(base) // resolution, int(most))
 
 
-def _check_activations(kwargs: dict[str, Any], widths: dict[str, Any]) -> None:
-    """Layers are computed at all resolutions up to the image's, whatever their number of stored weights."""
-    side = kwargs.get("img_resolution", 4)
-    channels = [kwargs.get("img_channels", 1), *(_channels_at(2**i, widths) for i in range(2, side.bit_length()))]
-    pixels = [side**2, *(4**i for i in range(2, side.bit_length()))]
-    most = max(count * area for count, area in zip(channels, pixels))
-    if most > MOST_ACTIVATIONS:
-        raise ValueError(f"a layer would have {most} activations for one image, more than {MOST_ACTIVATIONS}")
+def largest_layer(class_name: str, kwargs: dict[str, Any]) -> int:
+    """Values of the largest layer for one image, by checked constructor arguments, at all resolutions up to its own."""
+    widths = kwargs.get("synthesis_kwargs", {}) if class_name == "Generator" else kwargs
+    side = kwargs["img_resolution"]
+    layers = [4**log2 * _channels_at(2**log2, widths) for log2 in range(2, side.bit_length())]
+    return max(side**2 * kwargs["img_channels"], *layers)

@@ -35,6 +35,9 @@ KEYS = (*NETWORK_KEYS, "training_set_kwargs")
 _LARGEST_ARGUMENT = 1 << 20
 _MOST_ARGUMENTS = 32  # AugmentPipe takes 28
 _SPARE_BYTES = 1 << 26
+# Values of a layer for one image: of any file, twice those of the largest published network; more by its size.
+_SMALL_LAYER = 1 << 26
+_LAYER_VALUES_PER_BYTE = 16
 _MOST_FAULTS = 20  # that one message lists
 _MOST_DATASET_VALUES = 1000
 _LONGEST_DATASET_VALUE = 10_000  # characters
@@ -208,8 +211,9 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     except UserError as error:
         raise UserError(f"{name} cannot be read: {error}") from error
     try:
-        args, kwargs = _constructor_arguments(stored, list(tensors))
-        with _Uninitialised(_stored_bytes(tensors)):
+        size = _stored_bytes(tensors)
+        args, kwargs = _constructor_arguments(stored, list(tensors), size)
+        with _Uninitialised(size):
             network = cls(*args, **kwargs)
     except UserError as error:
         raise UserError(f"{name} {error}") from error
@@ -297,8 +301,11 @@ def _check_dataset_arguments(value: dict[str, Any], name: str) -> None:
             raise UserError(f"{name} is too long for a description of a dataset: the file is damaged or malicious")
 
 
-def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tuple[tuple, dict[str, Any]]:
-    """Recorded arguments translated for our constructors. Raises ValueError for values that no constructor takes."""
+def _constructor_arguments(stored: StoredObject, tensor_names: list[str], size: int) -> tuple[tuple, dict[str, Any]]:
+    """Recorded arguments translated for our constructors.
+
+    Raises ValueError for values that no constructor takes, or layers out of proportion to the `size` of the tensors.
+    """
     if len(stored.init_args) > _MOST_ARGUMENTS:
         raise ValueError(f"{len(stored.init_args)} arguments")
     args = tuple(_plain(value, len(tensor_names), 1) for value in stored.init_args)
@@ -306,7 +313,11 @@ def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tup
     family = families.find(stored.class_name)
     if family is None:
         return args, kwargs
-    return family.stored_arguments(stored.class_name, stored.module_src, args, kwargs, tensor_names)
+    args, kwargs = family.stored_arguments(stored.class_name, stored.module_src, args, kwargs, tensor_names)
+    most = max(_SMALL_LAYER, _LAYER_VALUES_PER_BYTE * size)
+    if family.largest_layer is not None and (found := family.largest_layer(stored.class_name, kwargs)) > most:
+        raise ValueError(f"a layer of {found} values for one image, although the file is small")
+    return args, kwargs
 
 
 def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:

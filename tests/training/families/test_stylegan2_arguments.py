@@ -8,7 +8,6 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils.safe_pickle import StoredObject
-from training.families import stylegan2_arguments
 from training.files.snapshot import rebuild
 from training.networks import Discriminator, Generator
 
@@ -124,13 +123,17 @@ def test_small_files_cannot_ask_for_huge_images(cls):
 
 
 @pytest.mark.parametrize("cls", NETWORKS)
-def test_activations_are_limited(cls):
-    def check(side, channel_base, **changes):
-        kwargs = {**large(cls, side, channel_base=channel_base, channel_max=4 * 512), **changes}
-        stylegan2_arguments.stored_arguments(cls.__name__, "", (), kwargs, [])
+def test_layers_are_limited_by_the_size_of_the_file(cls):
+    """A network whose weights are few at all resolutions, and the same with many."""
 
-    check(1024, 4 * 32768)  # four times the published width
-    check(4096, 2 * 32768, img_channels=16)
-    for too_much in ({"channel_base": 4 * 32768}, {"channel_base": 32768, "img_channels": 17}):
-        with pytest.raises(ValueError, match="activations for one image"):
-            check(4096, **too_much)
+    def refusal(size, side, channel_base, **changes):
+        kwargs = {**large(cls, side, channel_base=channel_base, channel_max=512), **changes}
+        stored = StoredObject.of(cls.__name__, kwargs, {"x": torch.zeros(size, dtype=torch.uint8)})
+        with pytest.raises(UserError) as caught:
+            rebuild(stored, "net")  # refused in any case: the tensor is of no network
+        return "although the file is small" in str(caught.value)
+
+    assert not refusal(0, 1024, 2 * 32768)  # twice the width of the largest published network
+    assert not refusal(0, 4096, 4096, img_channels=3)
+    assert refusal(0, 1024, 4 * 32768) and not refusal(1 << 24, 1024, 4 * 32768)
+    assert refusal(0, 4096, 4096, img_channels=17) and refusal(0, 4096, 2 * 32768)
