@@ -176,7 +176,8 @@ def _read(path: str) -> bytes:
 @functools.cache  # one notice per file, however often it is opened
 def _announce_trust(path: str) -> None:
     if distributed.is_main():
-        print(f"WARNING: --trust-pickle: the code inside {path} is being run with your rights.", file=sys.stderr)
+        name = printable(path, 1000)
+        print(f"WARNING: --trust-pickle: the code inside {name} is being run with your rights.", file=sys.stderr)
 
 
 def _unpickle_trusted(data: bytes, path: str) -> Any:
