@@ -34,6 +34,10 @@ class CacheError(DownloadError):
     """A download cannot be stored in the cache folder; the message says how to choose another folder."""
 
 
+class DigestError(DownloadError):
+    """A file does not have the SHA-256 that its URL states, or the URL states none that could be checked."""
+
+
 class _UnusableError(Exception):
     """An answer that would not be better if it were asked for again."""
 
@@ -107,13 +111,13 @@ def open_url(
 
 
 def _split_digest(url: str) -> tuple[str, str | None]:
-    """The URL without its `#sha256=...`, and that digest or None. Raises DownloadError for a mistyped digest."""
+    """The URL without its `#sha256=...`, and that digest or None. Raises DigestError for a mistyped digest."""
     address, _, fragment = url.partition("#")
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment, re.IGNORECASE)
     if match:
         return address, match[1].lower()
     if re.search(r"sha-?2|^\W*sha\b", fragment, re.IGNORECASE):
-        raise DownloadError(f"{url} would not be checked: a digest is written '#sha256=' and 64 hexadecimal digits")
+        raise DigestError(f"{url} would not be checked: a digest is written '#sha256=' and 64 hexadecimal digits")
     return url, None
 
 
@@ -131,7 +135,7 @@ def _file_of_url(url: str) -> str:
 
 
 def _check_digest(file: IO[bytes], where: str, digest: str | None, hint: str = "; not used") -> None:
-    """Raises DownloadError unless the bytes of `file` have the SHA-256 `digest` (None: any). Rewinds the file."""
+    """Raises DigestError unless the bytes of `file` have the SHA-256 `digest` (None: any). Rewinds the file."""
     file.seek(0)
     if digest is not None:
         found = hashlib.sha256()
@@ -139,7 +143,7 @@ def _check_digest(file: IO[bytes], where: str, digest: str | None, hint: str = "
             found.update(chunk)
         file.seek(0)
         if found.hexdigest() != digest:
-            raise DownloadError(f"{where} has the SHA-256 {found.hexdigest()}, not {digest} as required{hint}")
+            raise DigestError(f"{where} has the SHA-256 {found.hexdigest()}, not {digest} as required{hint}")
 
 
 def _cache_key(url: str) -> str:

@@ -82,7 +82,10 @@ def locate(source: "str | DetectorSpec") -> DetectorSpec:
         raise UserError(
             f"Detector '{source}' is neither a file nor one of the names in {NAMED_FOLDER} ({names}): check --detector."
         )
-    return DetectorSpec(source, detector_name(source), file_sha256(path, os.stat(path).st_mtime_ns), path)
+    try:
+        return DetectorSpec(source, detector_name(source), file_sha256(path, os.stat(path).st_mtime_ns), path)
+    except OSError as error:
+        raise UserError(f"Detector file {path} cannot be read ({error.strerror}): check --detector.") from error
 
 
 def trust(detector: str | None) -> None:
@@ -103,12 +106,13 @@ def trust(detector: str | None) -> None:
 def _may_run(spec: DetectorSpec) -> bool:
     """Whether the file is known by its digest, comes from the address of a default, or is trusted."""
     defaults = [f"{BASE_URL}/{name}" for name in FILES.values()]
-    return spec.sha256 in KNOWN or spec.sha256 in _trusted or spec.url in defaults
+    return spec.sha256 in KNOWN or spec.sha256 in _trusted or spec.url.split("#")[0] in defaults
 
 
 def detector_name(detector: str) -> str:
     """The name of `detector` (a name, path or URL) in results: 'data/my digits.pt' -> 'my_digits'."""
-    stem = os.path.basename(re.split("[?#]", detector)[0].rstrip("/"))
+    path = re.split("[?#]", detector)[0] if dnnlib.util.is_url(detector) else detector
+    stem = os.path.basename(path.rstrip("/"))
     stem = stem[: -len(".pt")] if stem.endswith(".pt") else stem
     return re.sub(r"[^0-9A-Za-z._-]", "_", stem)
 
@@ -262,8 +266,8 @@ def _downloaded(url: str) -> str:
         return placed
     try:
         return dnnlib.util.open_url(url, return_filename=True)
-    except dnnlib.util.CacheError:
-        raise  # the cache folder is the problem, such as a full disk
+    except (dnnlib.util.CacheError, dnnlib.util.DigestError):
+        raise  # the cache folder is the problem, such as a full disk; or the content
     except (UserError, OSError) as error:
         raise UserError(
             f"Detector {os.path.basename(placed)} is not in the cache and cannot be downloaded from {url}: place the "

@@ -104,6 +104,27 @@ def test_the_default_detectors_need_no_trust(cache_folder, monkeypatch):
     detectors.load(detectors.resolve(None, "inception"), "cpu")
 
 
+def test_a_mistyped_digest_of_a_detector_is_an_error():
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        detectors.resolve("http://127.0.0.1:9/x.pt#sha256=12", "inception")
+
+
+def test_a_damaged_download_is_named_so_that_it_can_be_removed(cache_folder):
+    url = "http://127.0.0.1:9/x.pt"
+    cached = cache_folder / "downloads" / f"{hashlib.md5(url.encode()).hexdigest()}_x.pt"
+    cached.parent.mkdir(parents=True)
+    for content in (b"", b"<html>", b"PK\x03\x04"):
+        cached.write_bytes(content)
+        with pytest.raises(UserError, match=f"remove {cached}"):
+            detectors.load(url, "cpu")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "http://[::1/x.pt", "file:///%00", "a\0b", ""])
+def test_names_that_are_no_detectors(name):
+    with pytest.raises(UserError, match="--detector"):
+        detectors.resolve(name, "inception")
+
+
 class Broken(torch.nn.Module):
     """Gives something else than features."""
 
