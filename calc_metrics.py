@@ -15,6 +15,7 @@ from dnnlib import cli, network_options
 @click.option("--save-stats", help="Save statistics of --data here, instead of measuring", metavar="NPZ")
 @click.option("--gpus", help="Number of processes, one GPU each", type=click.IntRange(min=1), default=1)
 @click.option("--detector", help="Feature network: name, TorchScript file or URL  [default: the metric's own]")
+@network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
 @click.option("--verbose", help="Show progress", type=cli.BOOL, default=True)

@@ -16,6 +16,7 @@ from dnnlib import cli, network_options
 @click.option("--batch", help="Images optimised at once", type=click.IntRange(min=1), default=1)
 @network_options.outdir
 @click.option("--detector", help="Network that compares images: name, TorchScript file or URL  [default: VGG16]")
+@network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
 def main(**flags):

@@ -138,14 +138,19 @@ def scores_and_features(
 
 
 def generator_of(snapshot: Snapshot) -> torch.nn.Module | None:
-    """The moving average if the file has one, else the trained generator, else None. Draws no random numbers."""
+    """The moving average if the file has a usable one, else the trained generator, else None.
+
+    A generator that cannot be rebuilt, or with NaN or infinite values, is not usable. Draws no random numbers.
+    """
     for key in ("G_ema", "G"):
         if key in snapshot:
             try:
                 with _rng_untouched():
-                    return snapshot[key]
+                    G = snapshot[key]
             except UserError:
                 continue  # D alone makes a teacher; without G the size table is shorter
+            if misc.first_nonfinite(G) is None:
+                return G
     return None
 
 
@@ -172,9 +177,9 @@ def open_teacher(
     family = families.find(type(D).__name__)
     if family is None or type(D).__name__ not in family.discriminators or not hasattr(D, "init_kwargs"):
         raise UserError(f"--dgl-teacher: D in {path} is a {type(D).__name__}, not a known discriminator; {ANOTHER}")
-    for name, tensor in misc.named_params_and_buffers(D):
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"--dgl-teacher: {name} of D in {path} holds NaN or infinite values; {ANOTHER}")
+    damaged = misc.first_nonfinite(D)
+    if damaged is not None:
+        raise UserError(f"--dgl-teacher: {damaged} of D in {path} holds NaN or infinite values; {ANOTHER}")
     teacher = Teacher(D, snapshot)
     return teacher if device is None else teacher.to(torch.device(device))
 

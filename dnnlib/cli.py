@@ -12,21 +12,19 @@ from dnnlib.errors import UserError
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.text import printable
 
-_LONGEST_MESSAGE = 4000  # a sentence with some paths
 _MOST_NUMBERS = 1_000_000
 
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr, in which control
-    characters are escaped; 130 after Ctrl-C, without a message.
+    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after Ctrl-C, without a message.
     """
     try:
         with full_disk_is_a_user_error():
             result = command.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"Error: {printable(str(error), _LONGEST_MESSAGE)}", err=True)
+        click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -81,18 +79,24 @@ class _FiniteFloat(click.types.FloatParamType):
 
 
 class CommaList(click.ParamType):
-    """'a,b' -> ['a', 'b']; 'none' or '' -> []."""
+    """'a,b' -> ['a', 'b']; 'none' -> []; '' too unless `empty` is off, as an unset variable must not hide a flag."""
 
     name = "list"
 
+    def __init__(self, empty: bool = True):
+        self.empty = empty
+
     def convert(self, value, param, ctx) -> list[str]:
-        """Split at commas; empty items are dropped."""
+        """Split at commas; empty items are dropped, but not all of them."""
         if isinstance(value, list):
             return value
         text = str(value).strip()
-        if text.lower() in ("", "none"):
+        if text.lower() == "none" or (text == "" and self.empty):
             return []
-        return [item.strip() for item in text.split(",") if item.strip()]
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        if not items:
+            self.fail(f"{value!r} names nothing: give names with commas between them, or none", param, ctx)
+        return items
 
 
 BOOL = _Bool()

@@ -66,6 +66,8 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         try:
             with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave the new name with nothing in it
             if special:
                 with open(temporary, "rb") as source, open(path, "wb") as target:
                     shutil.copyfileobj(source, target)
@@ -122,17 +124,20 @@ def locked(folder: str | os.PathLike, wait: float = 20.0) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(os.path.join(folder, ".lock"), "ab") as file:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         deadline = time.monotonic() + wait
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise UserError(f"{folder} is in use by another process: wait until it ends, or end it") from error
                 time.sleep(0.2)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:

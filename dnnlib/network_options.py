@@ -13,6 +13,7 @@ device = click.option(
     "--device", help="Device to compute on", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto"
 )
 trust_pickle = click.option("--trust-pickle", help="Run the code stored in the network pickle", is_flag=True)
+trust_detector = click.option("--trust-detector", help="Run a detector, a program, that is not known", is_flag=True)
 trunc = click.option(
     "--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=cli.FINITE_FLOAT, default=1
 )

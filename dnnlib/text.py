@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Durations, tables and foreign names as text."""
+"""Durations, tables, and what files and servers say, as text."""
 
 from collections.abc import Sequence
 

@@ -12,10 +12,11 @@ from typing import Any, TextIO
 from dnnlib.errors import UserError
 from dnnlib.files import append_line, copy_files_and_create_dirs, list_dir_recursively_with_ignore, open_atomic
 from dnnlib.text import format_time
-from dnnlib.urls import CacheError, DownloadError, is_url, make_cache_dir_path, open_url
+from dnnlib.urls import CacheError, DigestError, DownloadError, is_url, make_cache_dir_path, open_url
 
 __all__ = [
     "CacheError",
+    "DigestError",
     "DownloadError",
     "EasyDict",
     "Logger",

@@ -84,4 +84,18 @@ def from_files(files: dict[str, bytes]) -> Record:
     rows, columns = np.triu_indices(means.shape[1])
     covs = np.zeros([len(means), means.shape[1], means.shape[1]], np.float32)
     covs[:, rows, columns] = covs[:, columns, rows] = uppers
-    return Record(**facts, means=means, covs=covs)
+    record = Record(**facts, means=means, covs=covs)
+    _check(record)
+    return record
+
+
+def _check(record: Record) -> None:
+    """Raises ValueError or TypeError unless the values fit each other."""
+    channels, height, width = record.image_shape
+    sizes = (height, width, record.num_images, record.classes)
+    if channels not in (1, 3) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("invalid sizes")
+    if not isinstance(record.dataset, str) or not isinstance(record.bound, float) or not 0 < record.bound < np.inf:
+        raise ValueError("no name or bound")
+    if len(record.means) != record.classes or not (np.isfinite(record.means).all() and np.isfinite(record.covs).all()):
+        raise ValueError("invalid statistics")

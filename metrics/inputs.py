@@ -8,12 +8,24 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from dnnlib.text import printable
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, metric_utils, saved_stats
 from metrics.catalogue import Metric
 from training.files.snapshot import Snapshot
+from training.sampling import usable_generator
 
 _DATASET_CLASS = "training.dataset.ImageFolderDataset"
+# Arguments of the dataset that a network file may name, and the types of their values.
+_DATASET_ARGUMENTS = {
+    "class_name": str,
+    "path": str,
+    "max_size": (int, type(None)),
+    "random_seed": int,
+    "resolution": (int, type(None)),
+    "use_labels": bool,
+    "xflip": bool,
+}
 
 
 def of_network(
@@ -29,7 +41,7 @@ def of_network(
     Empty if `metrics` need nothing but the network. Raises UserError for inputs that cannot be opened, contradict each
     other, or are not enough for `metrics`.
     """
-    network, G = snapshot.path, snapshot["G_ema"]
+    network, G = snapshot.path, usable_generator(snapshot)
     if G.c_dim == 0 and not any(metric.uses_reals for metric in metrics):
         return {}
     if data is not None and data.endswith(saved_stats.ENDING):
@@ -41,12 +53,8 @@ def of_network(
         kwargs = {"class_name": _DATASET_CLASS, "path": data}
     elif snapshot.get("training_set_kwargs"):
         kwargs = dict(snapshot["training_set_kwargs"])
-        # A class name from a file would be called, so other classes need the user's trust in the file.
-        if kwargs.get("class_name") != _DATASET_CLASS and not trust:
-            raise UserError(
-                f"{network} names {kwargs.get('class_name')} as its dataset class: provide the images with --data, or "
-                f"use --trust-pickle if you trust the file."
-            )
+        if not trust:
+            _check_named_dataset(kwargs, network)
     else:
         raise UserError(f"{network} does not name its training set: provide the images with --data.")
     kwargs |= {"resolution": G.img_resolution, "use_labels": G.c_dim > 0}
@@ -54,6 +62,26 @@ def of_network(
         kwargs["xflip"] = mirror
     _check_labels(network, G.c_dim, kwargs.get("path"), _opened(kwargs, "--data").label_dim)
     return {"dataset_kwargs": kwargs}
+
+
+def _check_named_dataset(kwargs: dict[str, Any], network: str) -> None:
+    """Raises UserError unless these arguments, from an untrusted file, describe a dataset of this project."""
+    class_name = kwargs.get("class_name")
+    # A class name from a file would be called, so other classes need the user's trust in the file.
+    if not isinstance(class_name, str) or class_name != _DATASET_CLASS:
+        raise UserError(
+            f"{network} names {printable(class_name)} as its dataset class: provide the images with --data, or use "
+            f"--trust-pickle if you trust the file."
+        )
+    for name, value in kwargs.items():
+        too_large = isinstance(value, int) and not 0 <= value < 2**32
+        if not isinstance(value, _DATASET_ARGUMENTS.get(name, ())) or too_large or (name, value) == ("max_size", 0):
+            raise UserError(
+                f"{network} describes its training set in an unknown way ({printable(name, 100)} of type "
+                f"{type(value).__name__}): provide the images with --data."
+            )
+    if "path" not in kwargs:
+        raise UserError(f"{network} does not say where its training set is: provide the images with --data.")
 
 
 def of_images(

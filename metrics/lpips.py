@@ -27,6 +27,6 @@ def open_features(detector: str | None, device: torch.device) -> Callable[[torch
 
     def features(img: torch.Tensor) -> torch.Tensor:
         img = lpips_input(img, img.shape[-1], crop=False)
-        return network(img, resize_images=False, return_lpips=True).float().flatten(1)
+        return detectors.apply(network, img, most=None, resize_images=False, return_lpips=True).float()
 
     return features

@@ -22,6 +22,7 @@ def measure(
     detector: str | None = None,
     device: str = "auto",
     trust_pickle: bool = False,
+    trust_detector: bool = False,
     verbose: bool = True,
 ) -> None:
     """Compute `metrics` of a network pickle or of images, or save the statistics of the reals that they need.
@@ -36,6 +37,8 @@ def measure(
         raise UserError(f"--metrics={','.join(metrics) or 'none'} can only contain the following values: {valid}.")
     for rank in range(gpus):
         distributed.resolve_device(device, rank)
+    if trust_detector:
+        detectors.trust(detector)
     snapshot = None
     if network is not None:
         snapshot = load_snapshot(network, trust=trust_pickle)
@@ -51,7 +54,8 @@ def measure(
     options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
     if gpus > 1:
         snapshot = None  # each process opens the file itself
-    distributed.launch(_process, gpus, metrics, network, snapshot, trust_pickle, save_stats, device, options | compared)
+    trusted = {"pickle": trust_pickle, "detector": trust_detector}
+    distributed.launch(_process, gpus, metrics, network, snapshot, trusted, save_stats, device, options | compared)
 
 
 def _process(
@@ -59,21 +63,26 @@ def _process(
     metrics: list[str],
     network: str | None,
     snapshot: Snapshot | None,
-    trust: bool,
+    trusted: dict[str, bool],
     save_stats: str | None,
     device_name: str,
     options: dict[str, Any],
 ) -> None:
-    """The work of one process. `snapshot`: `network`, if this process has opened it. `options`: of MetricOptions."""
+    """The work of one process. `snapshot`: `network`, if this process has opened it. `options`: of MetricOptions.
+
+    `trusted`: whether code may run from the 'pickle' and the 'detector'.
+    """
     device = distributed.configure_device(distributed.resolve_device(device_name, rank))
     distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
     options = {**options, "rank": rank, "device": device}
+    if trusted["detector"]:
+        detectors.trust(options["detector"])
     if save_stats is not None:
         found = [catalogue.find(name) for name in metrics]
         inputs.save_reals(metric_utils.MetricOptions(**options), found, save_stats)
         return
     if snapshot is None and network is not None:
-        snapshot = load_snapshot(network, trust=trust)
+        snapshot = load_snapshot(network, trust=trusted["pickle"])
     G = None if snapshot is None else snapshot["G_ema"]
     for metric in metrics:
         result = metric_main.calc_metric(metric, G=G, **options)

@@ -52,7 +52,7 @@ class MetricOptions:
         device: Device to compute on; by default the CUDA device of this rank, or the CPU without CUDA.
         progress: A `ProgressMonitor`; silent by default.
         cache: Whether to cache the statistics of the reals.
-        detector: Value of `--detector`: a name, path or URL; None for the metric's own detector.
+        detector: Value of `--detector`: a name, path or URL; None for the metric's own detector. See `detectors.trust`.
         seed: Seed of latents, labels, noise and subsets. The global random generators are not used.
         fakes_kwargs: Class name and arguments of a dataset of fakes, used instead of `G`.
         real_stats: File of saved statistics, used instead of the dataset of reals (and labels).
@@ -180,11 +180,19 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
     return dict(zip(results, values))
 
 
-def _detect(detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict) -> torch.Tensor:
-    """Features [n, d] of uint8 images [n, 1 or 3, h, w]; grey images are repeated to RGB."""
+def _detect(
+    opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
+) -> None:
+    """Add to `stats` the features of uint8 images [n, 1 or 3, h, w]; grey images are repeated to RGB."""
     if batch.shape[1] == 1:
         batch = batch.repeat(1, 3, 1, 1)
-    return detector(batch, **detector_kwargs).flatten(1)
+    features = detectors.apply(detector, batch, **detector_kwargs)
+    if stats.num_features not in (None, features.shape[1]):
+        raise UserError(
+            f"The detector gives {stats.num_features} features for some images and {features.shape[1]} for others: "
+            f"choose another with --detector."
+        )
+    stats.append_torch(features, opts.num_gpus, opts.rank)
 
 
 def _dataset_loader(opts: MetricOptions, dataset, num_items: int, batch_size: int, loader_kwargs: dict | None):
@@ -212,8 +220,7 @@ def _stats_of_images(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
     for batch, _labels in batches:
-        features = _detect(detector, batch.to(opts.device), detector_kwargs)
-        stats.append_torch(features, opts.num_gpus, opts.rank)
+        _detect(opts, stats, detector, batch.to(opts.device), detector_kwargs)
         progress.update(stats.num_items)
     return stats
 
@@ -343,7 +350,7 @@ def compute_feature_stats_for_generator(
             for first in range(0, batch_size, batch_gen):
                 z, c = sampler.items(min(batch_gen, batch_size - first))
                 batch.append(images.to_uint8(families.of(G).sample(G, z, c, **opts.G_kwargs)))
-            stats.append_torch(_detect(detector, torch.cat(batch), detector_kwargs), opts.num_gpus, opts.rank)
+            _detect(opts, stats, detector, torch.cat(batch), detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats

@@ -92,9 +92,9 @@ def path_lengths(
     ws = torch.cat(_path_ends(G, z, c, t, space))
     images = G.synthesis(ws=ws, noise_mode="const", force_fp32=True, **G_kwargs)
     images = lpips_input(images.float(), G.img_resolution, crop)
-    features = detector(images, resize_images=False, return_lpips=True)
+    features = detectors.apply(detector, images, most=None, resize_images=False, return_lpips=True)
     start, end = features.float().chunk(2)
-    return (start - end).square().flatten(1).sum(1) / _EPSILON**2
+    return (start - end).square().sum(1) / _EPSILON**2
 
 
 def compute_ppl(

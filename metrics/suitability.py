@@ -54,10 +54,16 @@ def ensure_suitable_for(metrics: Iterable[str], detector: str | None, dataset: D
 
 
 def distance(network: torch.nn.Module, record: Record, images: torch.Tensor) -> float:
-    """Fréchet distance of images, uint8 [N, C, H, W], from the recorded classes, mixed as `network` sees them."""
+    """Fréchet distance of images, uint8 [N, C, H, W], from the recorded classes, mixed as `network` sees them.
+
+    Raises UserError if the network does not fit its record.
+    """
     with torch.no_grad():
-        features = network(images, return_features=True).double().numpy()
-        seen = network(images).argmax(dim=1)
+        features = detectors.apply(network, images, return_features=True).double().numpy()
+        probs = detectors.apply(network, images)
+    if (features.shape[1], probs.shape[1]) != (record.means.shape[1], record.classes):
+        raise UserError("The detector's record is about another network: choose another --detector.")
+    seen = probs.argmax(dim=1)
     shares = torch.bincount(seen, minlength=record.classes).double().numpy() / len(images)
     return frechet_distance(features.mean(0), np.cov(features.T, bias=True), *record.mixture(shares))
 

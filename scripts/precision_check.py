@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from dnnlib import charts, cli
+from dnnlib import charts, cli, network_options
 from dnnlib.files import make_folder, write_text
 from dnnlib.text import markdown
 
@@ -144,6 +144,7 @@ def picture(result: dict[str, Any]):
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Data-loader workers.")
 @click.option("--metric", default="fid5k_full", help="FID to measure, or none.")
 @click.option("--detector", default="mnist", metavar="FILE|NAME", help="Feature network of the FID.")
+@network_options.trust_detector
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to train on.")
 def main(outdir: str, precisions: list[str], seeds: list[int], **settings) -> int:
     """Train the same networks in several precisions and compare the results.
@@ -152,10 +153,15 @@ def main(outdir: str, precisions: list[str], seeds: list[int], **settings) -> in
     """
     import torch
 
+    from metrics import detectors
     from torch_utils import distributed, machine
 
+    if settings.pop("trust_detector"):
+        detectors.trust(settings["detector"])
     folder = make_folder(outdir, "--outdir")
     settings["metric"] = None if settings["metric"] == "none" else settings["metric"]
+    if settings["metric"] is not None:
+        detectors.ensure_available([settings["metric"]], settings["detector"])
     device = machine.short_name(distributed.resolve_device(settings["device"]))
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "settings": settings, "runs": []}
     todo = [(precision, seed) for seed in seeds for precision in precisions]

@@ -90,7 +90,10 @@ def record_of(net, dataset: ImageFolderDataset, accuracy: float, held_out: int) 
 @click.option("--distortion", type=click.FloatRange(0, 1), default=1.0, help="Strength of random rotations and shifts.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of weights, order and distortions.")
 def main(data, dest, epochs, held_out, shuffle, width, distortion, seed):
-    """Train a detector, check it on images that it was not trained on, and write it with a record of its images."""
+    """Train a detector, check it on images that it was not trained on, and write it with a record of its images.
+
+    The file is a TorchScript program, so scripts take it only with --trust-detector.
+    """
     # One thread adds in one order, so that a second run gives the same weights.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

@@ -24,6 +24,7 @@ RANKS = [  # first prefix that matches
     ("training.initial", 5),
     ("training.run_state", 5),
     ("training.options", 6),
+    ("training.continuing", 6),
     ("training.preflight", 6),
     ("training.guidance", 6),
     ("training", 3),

@@ -156,6 +156,15 @@ def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.T
     return [*module.named_parameters(), *module.named_buffers()]
 
 
+def first_nonfinite(module: torch.nn.Module, ignore_ending: str | None = None) -> str | None:
+    """Dotted name of a parameter or buffer with NaN or infinite values, not ending in `ignore_ending`; else None."""
+    for name, tensor in named_params_and_buffers(module):
+        ignored = ignore_ending is not None and name.endswith(ignore_ending)
+        if not ignored and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 _BLOB_BYTES = 4096  # longer byte strings remain in the file's buffer, as read-only memory views
 _LONGEST_INT_BYTES = 64
 _LONGEST_KEY = 16  # members of a tuple used as a key: each use hashes all of them
-_LARGEST_KEY = 1 << 60  # larger integers can be chosen so that their hashes are equal
+# Hashes of text and bytes are secret; numbers and tuples can be chosen so that each insertion meets all earlier ones.
+_MOST_CHOSEN_HASHES = 4096
+_SECRET_HASHES = frozenset([str, bytes])
 _MOST_STEPS = 1 << 19  # an object takes a few hundred bytes, the opcode that makes it only one byte of the file
 _KEY_TYPES = frozenset([str, int, float, bool, bytes, type(None)])
 _NEWLINE = re.compile(rb"\n")
@@ -40,12 +42,37 @@ class Unfinished:
         raise NotImplementedError
 
 
+class Keys:
+    """What one file uses as keys of dicts and members of sets, however often it uses them."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_CHOSEN_HASHES
+
+    def check(self, key: Any) -> Any:
+        """`key`, if it is a plain scalar or a short tuple of scalars; hashing anything else could take forever.
+
+        Raises TypeError for another key, ValueError if too many are numbers or tuples.
+        """
+        if type(key) in _SECRET_HASHES:
+            return key
+        if type(key) is tuple:
+            plain = len(key) <= _LONGEST_KEY and all(type(member) in _KEY_TYPES for member in key)
+        else:
+            plain = type(key) in _KEY_TYPES
+        if not plain:
+            raise TypeError(f"a key of type {type(key).__name__}")
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("too many keys that are not text")
+        return key
+
+
 class PickleReader:
     """Reads consecutive pickles (protocols 2 to 5) in `data`, one per call of `load`.
 
     `resolve(module, name)` returns the value or the Builder for a global name, `persistent_load(id)` the value for a
-    persistent id; both raise to refuse. Malformed data raises one of Python's own exceptions (ValueError, IndexError,
-    KeyError, TypeError, struct.error, UnicodeError and so on).
+    persistent id; both raise to refuse. Readers of parts of one file share its `keys`. Malformed data raises one of
+    Python's own exceptions (ValueError, IndexError, KeyError, TypeError, struct.error, UnicodeError and so on).
     """
 
     def __init__(
@@ -53,11 +80,13 @@ class PickleReader:
         data: bytes | memoryview,
         resolve: Callable[[str, str], Any],
         persistent_load: Callable[[Any], Any] | None = None,
+        keys: Keys | None = None,
     ):
         self.position = 0
         self._data = memoryview(data).toreadonly()
         self._resolve = resolve
         self._persistent_load = persistent_load
+        self._keys = Keys() if keys is None else keys
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -143,14 +172,14 @@ class PickleReader:
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError("keys and values added to something other than a dict")
         for key, value in zip(items[::2], items[1::2]):
-            target[checked_key(key)] = value
+            target[self._keys.check(key)] = value
 
     def _add_items(self) -> None:
         items = self._pop_to_mark()
         target = self._stack[-1]
         if type(target) is not set:
             raise TypeError("items added to something other than a set")
-        target.update(map(checked_key, items))
+        target.update(map(self._keys.check, items))
 
     def _pop(self) -> None:
         if self._marks and self._marks[-1] == len(self._stack):
@@ -203,19 +232,6 @@ class PickleReader:
         self._push(self._persistent_load(identifier))
 
 
-def checked_key(key: Any) -> Any:
-    """`key`, if it is a plain scalar or a short tuple of scalars; hashing anything else could take forever."""
-    if type(key) is tuple and len(key) <= _LONGEST_KEY and all(map(_is_scalar_key, key)):
-        return key
-    if _is_scalar_key(key):
-        return key
-    raise TypeError(f"a key of type {type(key).__name__}")
-
-
-def _is_scalar_key(key: Any) -> bool:
-    return type(key) in _KEY_TYPES and not (type(key) is int and abs(key) > _LARGEST_KEY)
-
-
 _HANDLERS: dict[int, Callable[[PickleReader], None]] = {
     code[0]: handler
     for code, handler in {
@@ -255,7 +271,7 @@ _HANDLERS: dict[int, Callable[[PickleReader], None]] = {
         pickle.SETITEMS: lambda r: r._set_items(r._pop_to_mark()),
         pickle.EMPTY_SET: lambda r: r._push(set()),
         pickle.ADDITEMS: PickleReader._add_items,
-        pickle.FROZENSET: lambda r: r._push(frozenset(map(checked_key, r._pop_to_mark()))),
+        pickle.FROZENSET: lambda r: r._push(frozenset(map(r._keys.check, r._pop_to_mark()))),
         pickle.BINPUT: lambda r: r._put(r._number("B")),
         pickle.LONG_BINPUT: lambda r: r._put(r._number("I")),
         pickle.MEMOIZE: lambda r: r._put(len(r._memo)),

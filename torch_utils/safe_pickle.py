@@ -13,9 +13,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from dnnlib.text import printable
 from dnnlib.util import EasyDict, UserError
 from torch_utils import persistence
-from torch_utils.pickle_reader import Builder, PickleReader, Unfinished, checked_key
+from torch_utils.pickle_reader import Builder, Keys, PickleReader, Unfinished
 
 _STORAGE_DTYPES = {
     "BFloat16Storage": torch.bfloat16,
@@ -102,7 +103,8 @@ class StoredObject:
                 if len(found) + len(waiting) + len(seen) > _MOST_MEMBERS:
                     raise TypeError("it has too many parts")
         except TypeError as error:
-            raise BrokenPickleError(f"the stored {self.class_name[:100]!r} is damaged: {error}") from error
+            name = printable(self.class_name, 100)
+            raise BrokenPickleError(f"the stored '{name}' is damaged: {printable(str(error))}") from error
         return found
 
     def _members(self, kind: str, wanted: type, prefix: str) -> list[tuple[str, Any]]:
@@ -150,13 +152,14 @@ def loads(data: bytes, name: str = "the pickle") -> Any:
     if len(data) == 0:
         raise BrokenPickleError(f"{name} is empty, not a network pickle")
     try:
-        return PickleReader(data, _Rebuilder(name, _COPIES * len(data)).resolve).load()
+        rebuilder = _Rebuilder(name, _COPIES * len(data))
+        return PickleReader(data, rebuilder.resolve, keys=rebuilder.all_keys).load()
     except UserError:
         raise
     except Exception as error:
         # Damaged bytes can make any step fail in any way; to the user these are all the same error.
         raise BrokenPickleError(
-            f"{name} is not a network pickle, or is damaged ({type(error).__name__}: {str(error)[:200]})"
+            f"{name} is not a network pickle, or is damaged ({type(error).__name__}: {printable(str(error))})"
         ) from error
 
 
@@ -179,9 +182,9 @@ def _contiguous_count(sizes: Any) -> int:
 
 
 def _numpy_dtype(text: Any) -> np.dtype:
-    if not isinstance(text, str) or not _NUMPY_DTYPE.fullmatch(text):
-        raise ValueError("a numpy dtype that is not numeric")
-    return np.dtype(text)
+    if isinstance(text, str) and _NUMPY_DTYPE.fullmatch(text):
+        return np.dtype(text)
+    raise ValueError("a numpy dtype that is not numeric")
 
 
 class _Dtype(Unfinished):
@@ -227,6 +230,7 @@ class _Rebuilder:
     def __init__(self, name: str, budget: int):
         self.name = name
         self.budget = budget
+        self.all_keys = Keys()
         functions = {
             "_codecs.encode": self.encode,
             "collections.OrderedDict": self.ordered_dict,
@@ -267,7 +271,7 @@ class _Rebuilder:
         if full_name == "numpy.ndarray":
             return np.ndarray
         raise UnsafePickleError(
-            f"{self.name} asks for {full_name[:200]!r}, which no network file needs, so it is not loaded; "
+            f"{self.name} asks for '{printable(full_name)}', which no network file needs, so it is not loaded; "
             "use --trust-pickle only if you trust its author with your machine"
         )
 
@@ -281,7 +285,7 @@ class _Rebuilder:
         if not isinstance(items, (list, tuple, set, frozenset)):
             raise TypeError("the members of a set that are not in a list")
         self.spend(len(items))
-        return [checked_key(item) for item in items]
+        return [self.all_keys.check(item) for item in items]
 
     def encode(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding != "latin1":
@@ -304,7 +308,7 @@ class _Rebuilder:
         if not isinstance(pairs, (list, tuple)):
             raise TypeError("the items of a dict that are not in a list")
         self.spend(len(pairs))
-        return {checked_key(key): value for key, value in pairs}
+        return {self.all_keys.check(key): value for key, value in pairs}
 
     def easy_dict(self, items: Any = ()) -> EasyDict:
         return EasyDict(self.ordered_dict(items))
@@ -337,22 +341,25 @@ class _Rebuilder:
         """The object that `torch_utils.persistence` would rebuild, left as data."""
         self.spend(len(meta))
         meta = _as_dict(meta)
-        class_name, module_src, state = (meta.get(key) for key in ("class_name", "module_src", "state"))
-        if meta.get("type") != "class" or not isinstance(class_name, str) or not isinstance(module_src, str):
+        kind, class_name, module_src, state = map(meta.get, ("type", "class_name", "module_src", "state"))
+        # Comparing or printing any other value could take forever, or fail: it may be a nested structure or an array.
+        if not all(isinstance(text, str) for text in (kind, class_name, module_src)) or kind != "class":
             raise TypeError("a stored object that is not of the type 'class'")
+        if type(meta.get("version")) is not int:
+            raise TypeError("a stored object without a format version")
         self.spend(len(state))
         state = _as_dict(state)
         args, kwargs = state.get("_init_args", ()), state.get("_init_kwargs", {})
         if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
             raise TypeError("a stored object without valid constructor arguments")
-        return StoredObject(class_name, module_src, state, meta.get("version"))
+        return StoredObject(class_name, module_src, state, meta["version"])
 
     def storage(self, data: Any) -> _Storage:
         """A nested storage in torch.save's first format: header pickles, then the elements."""
         if not isinstance(data, (bytes, memoryview)):
             raise TypeError("a storage that is not made of bytes")
         self.spend(len(data))
-        reader = PickleReader(data, self.resolve, _storage_reference)
+        reader = PickleReader(data, self.resolve, _storage_reference, self.all_keys)
         magic, _protocol, system = reader.load(), reader.load(), reader.load()
         if magic != _TORCH_SAVE_MAGIC or not isinstance(system, dict) or system.get("little_endian") is False:
             raise ValueError("a storage that is not in torch's plain little-endian format")

@@ -28,13 +28,21 @@ def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Modul
 
 
 def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
-    """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor."""
+    """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor.
+
+    Names may differ (transfer learning), but not all of them: such a run would start from nothing without a word.
+    """
     for name, network in networks.items():
         source, file = snapshot[name], f"--resume={snapshot.path}"
         theirs, ours = (getattr(net, "img_resolution", None) for net in (source, network))
         if None not in (theirs, ours) and theirs != ours:
             raise UserError(f"{file}: its {name} is for {theirs}x{theirs} images, and the dataset has {ours}x{ours}")
         there = dict(misc.named_params_and_buffers(source))
+        if not there.keys() & dict(misc.named_params_and_buffers(network)).keys():
+            raise UserError(f"{file}: its {name} has none of the tensors of this run's {name}; use another file")
+        damaged = misc.first_nonfinite(source)
+        if damaged is not None:
+            raise UserError(f"{file}: {damaged} of its {name} holds NaN or infinite values; use an earlier snapshot")
         for key, tensor in misc.named_params_and_buffers(network):
             if key in there and there[key].shape != tensor.shape:
                 raise UserError(

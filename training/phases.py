@@ -4,6 +4,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -74,27 +75,28 @@ def run_due(
     iteration: int,
     loss,
     reals: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    draw: Callable[[int, int, int], tuple[torch.Tensor, torch.Tensor]],
+    draw: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     batch_gpu: int,
+    seed: Callable[[int, int], None] = lambda phase, piece: None,
 ) -> None:
     """Run the phases that are due in `iteration`, in micro-batches of at most `batch_gpu` images.
 
     `reals` gives images [N, C, H, W] in [-1, 1] and labels [N, K] for each due phase that takes fresh ones, of which
-    the first due phase has to be one. `draw(phase, piece, n)` gives latents [n, Z] and labels [n, K] for a micro-batch,
-    by the numbers of its phase and of its place in the phase; it is called just before they are used.
+    the first due phase has to be one. `draw(phase)` gives latents [N, Z] and labels [N, K] for a phase, by its number;
+    `seed(phase, piece)` is called before each micro-batch, by number in the phase.
     """
     for number, phase in enumerate(phases):
         if phase.is_due(iteration):
             if phase.fresh_reals:
-                reals_of_phase = next(reals)
-            pieces = list(zip(*(x.split(batch_gpu) for x in reals_of_phase)))
-            run_phase(phase, loss, _micro_batches(pieces, number, draw), len(pieces))
+                of_phase = next(reals)
+            pieces = list(zip(*(x.split(batch_gpu) for x in (*of_phase, *draw(number)))))
+            run_phase(phase, loss, _micro_batches(pieces, partial(seed, number)), len(pieces))
 
 
-def _micro_batches(pieces: list, phase: int, draw: Callable) -> Iterator[dict[str, torch.Tensor]]:
-    for piece, (real_img, real_c) in enumerate(pieces):
-        gen_z, gen_c = draw(phase, piece, len(real_img))
-        yield {"real_img": real_img, "real_c": real_c, "gen_z": gen_z, "gen_c": gen_c}
+def _micro_batches(pieces: list, seed: Callable[[int], None]) -> Iterator[dict[str, torch.Tensor]]:
+    for number, piece in enumerate(pieces):
+        seed(number)
+        yield dict(zip(("real_img", "real_c", "gen_z", "gen_c"), piece))
 
 
 def run_phase(phase: Phase, loss, micro_batches: Iterable[dict], count: int | None = None) -> None:

@@ -30,6 +30,8 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     if "resume_pkl" in options:
         _check_resume(options, opened)
     if options["metrics"]:
+        if options.get("trust_detector", False):
+            detectors.trust(options.get("detector"))
         detectors.ensure_available(options["metrics"], options.get("detector"))
         suitability.ensure_suitable_for(options["metrics"], options.get("detector"), opened.training_set)
 

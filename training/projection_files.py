@@ -14,6 +14,7 @@ from dnnlib.files import read_regular
 from dnnlib.progress import Progress
 from dnnlib.text import printable
 from dnnlib.util import open_atomic
+from metrics import detectors
 from metrics.lpips import open_features
 from torch_utils import distributed, images
 from training import families, sampling
@@ -39,6 +40,7 @@ def project_images(
     detector: str | None = None,
     device: str = "auto",
     trust_pickle: bool = False,
+    trust_detector: bool = False,
 ) -> None:
     """Project the image `target`, or each image of the folder `target`, and write the results to `outdir`.
 
@@ -49,6 +51,8 @@ def project_images(
     families.require_w(G, "Projection")
     c = sampling.class_label(G, class_idx, torch_device)
     targets = read_targets(target, G.img_resolution, G.img_channels)
+    if trust_detector:
+        detectors.trust(detector)
     features = open_features(detector, torch_device)
     torch.backends.cudnn.deterministic = True
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers of a run as a function of its seed and of the place in the run.
 
-Every micro-batch seeds the generators anew. So a run has no generator states that a resume would have to restore, what
-is drawn outside training (images, metrics) changes nothing, and as many micro-batches of the same size see the same
-numbers whether one process computes them all or each process a part.
+The latents of a phase and every micro-batch seed the generators anew. So a run has no generator states that a resume
+would have to restore, what is drawn outside training (images, metrics) changes nothing, and a batch has the same latents
+however it is split, and micro-batches of equal size the same noise in whichever process they are computed.
 """
 
 import random
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 # What follows the seed and the attempt (see `seed`): set-up of a process, or the iteration.
-SETUP, ITERATION, PHASE = range(3)
+SETUP, ITERATION, PHASE, PIECE = range(4)
 
 
 def seed(*place: int) -> None:

@@ -16,10 +16,10 @@ import torch
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from torch_utils import distributed, images, npz
+from torch_utils import distributed, images, misc, npz
 from torch_utils.ops import layout
 from training import families
-from training.files.snapshot import load_snapshot
+from training.files.snapshot import Snapshot, load_snapshot
 
 _MOST_GRID_BYTES = 1 << 32  # of style_mixing.py, whose images are kept in memory
 
@@ -176,8 +176,30 @@ def synthesize(G: torch.nn.Module, ws: torch.Tensor, noise_mode: str) -> torch.T
 
 
 def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Module:
-    """G_ema of the network pickle at `path` (file or URL), frozen, on `device`. Raises UserError as the loader does."""
-    return layout.prepare(load_snapshot(path, trust=trust)["G_ema"].eval().requires_grad_(False), device)
+    """G_ema of the network pickle at `path` (file or URL), frozen, on `device`.
+
+    Raises UserError as the loader and `usable_generator` do.
+    """
+    G = usable_generator(load_snapshot(path, trust=trust))
+    return layout.prepare(G.eval().requires_grad_(False), device)
+
+
+def usable_generator(snapshot: Snapshot) -> torch.nn.Module:
+    """G_ema of an open network file.
+
+    Raises UserError if it cannot make pictures: weights that are NaN or infinite give black ones or noise, and
+    pictures are grey or RGB. A mean w may be NaN; `check_truncation` of the family refuses to use it.
+    """
+    G, name = snapshot["G_ema"], f"G_ema in {snapshot.path}"
+    missing = [key for key in ("z_dim", "c_dim", "img_resolution", "img_channels") if not hasattr(G, key)]
+    if missing:
+        raise UserError(f"{name} is a {type(G).__name__} without {', '.join(missing)}, not a generator of images.")
+    if G.img_channels not in (1, 3):
+        raise UserError(f"{name} makes images of {G.img_channels} channels: only grey and RGB ones are supported.")
+    damaged = misc.first_nonfinite(G, ignore_ending="w_avg")
+    if damaged is not None:
+        raise UserError(f"{name} is damaged: {damaged} holds NaN or infinite values; try an earlier snapshot.")
+    return G
 
 
 def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from metrics import metric_main, metric_utils
+from metrics import detectors, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
@@ -74,6 +74,7 @@ class TrainingOptions:
     device: str = "auto"
     precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
     detector: str | None = None  # feature network for the metrics; None: the published ones
+    trust_detector: bool = False
 
 
 def training_loop(
@@ -109,6 +110,8 @@ class Trainer:
         self.about = about or {}
         self.device = distributed.resolve_device(options.device, rank=rank)
         self.half_dtype = precision.run_dtype(options.precision, self.device)
+        if options.trust_detector and options.metrics:
+            detectors.trust(options.detector)
         self.cur_nimg = self.cur_tick = self.iteration = 0
         self.tick_start_nimg, self.new_tick = 0, True  # new_tick: the next iteration is the first of a tick
         self.attempt = 0  # how often the run was rolled back
@@ -186,10 +189,10 @@ class Trainer:
             self._seed(randomness.SETUP, 1, self.rank, 0)
             initial.fit_to_teacher(opt.init_kwargs["fit"], snap, networks, self._draw)
 
-    def _draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents [count, Z] and labels [count, K], distributed as those of the reals."""
-        z = torch.randn([count, self.G.z_dim], device=self.device)
-        picks = np.random.randint(len(self.training_set), size=count)
+    def _draw(self, count: int, share: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `share` of `count` latents [*, Z] and labels [*, K], distributed as those of the reals."""
+        z = torch.randn([count, self.G.z_dim], device=self.device)[share]
+        picks = np.random.randint(len(self.training_set), size=count)[share]
         return z, self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
 
     def _print_networks(self) -> None:
@@ -288,18 +291,22 @@ class Trainer:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
         opt, iteration = self.options, self.iteration
         local = opt.batch_size // opt.num_gpus
+        share = slice(self.rank * local, (self.rank + 1) * local)
         first = self.rank * math.ceil(local / opt.batch_gpu)  # number of this process's first micro-batch
         fetched = [self.reals.fetch() for phase in self.phases if phase.fresh_reals and phase.is_due(iteration)]
 
-        def draw(phase: int, piece: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            self._seed(randomness.PHASE, iteration, phase, first + piece)
-            return self._draw(count)
+        def draw(phase: int) -> tuple[torch.Tensor, torch.Tensor]:
+            self._seed(randomness.PHASE, iteration, phase, 0)
+            return self._draw(opt.batch_size, share)
+
+        def seed(phase: int, piece: int) -> None:
+            self._seed(randomness.PIECE, iteration, phase, first + piece)
 
         self._seed(randomness.ITERATION, iteration, 0, 0)
         if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
         reals = map(self.reals.to_device, fetched)
-        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu)
+        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed)
         average_over_processes([*self.own_statistics, *getattr(self.loss, "own_statistics", ())])
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size

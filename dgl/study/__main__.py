@@ -7,7 +7,7 @@ import sys
 import click
 
 from dgl.study import plan, results
-from dnnlib import cli
+from dnnlib import cli, network_options
 from dnnlib.text import aligned
 
 
@@ -43,8 +43,9 @@ _outdir = click.option("--outdir", default="runs/study", show_default=True, meta
 @click.option("--widths", type=cli.CommaList(), default="", help="Only these.", metavar="LIST")
 @click.option("--seeds", type=cli.INT_LIST, help="These instead of the file's.")
 @click.option("--kimg", type=click.IntRange(min=1), help="Length of all runs, for a first try.")
+@network_options.trust_detector
 @click.option("-n", "--dry-run", is_flag=True, help="Show the runs and stop.")
-def run(file, path, outdir, jobs, arms, widths, seeds, kimg, dry_run) -> int:
+def run(file, path, outdir, jobs, arms, widths, seeds, kimg, trust_detector, dry_run) -> int:
     """Train and measure all runs of the study FILE that have no line in the results.
 
     Stop it at any time, by Ctrl-C or otherwise: the next call goes on. Exit status 1 if a run failed.
@@ -59,7 +60,7 @@ def run(file, path, outdir, jobs, arms, widths, seeds, kimg, dry_run) -> int:
         rows = [(run.title, "done" if results.find(lines, run) else "to do") for run in runs]
         click.echo(aligned([("run", ""), *rows]))
         return 0
-    failed = run_study(study, runs, path, outdir, jobs)
+    failed = run_study(study, runs, path, outdir, jobs, trust_detector)
     click.echo(f"{len(runs) - failed} of {len(runs)} runs are in {path}.")
     return int(failed > 0)
 

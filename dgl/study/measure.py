@@ -26,7 +26,7 @@ from dnnlib.files import write_text
 from dnnlib.jobs import ROOT
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, construct_class_by_name
-from metrics import catalogue, inputs, metric_main, metric_utils, small_detector
+from metrics import catalogue, detectors, inputs, metric_main, metric_utils, small_detector
 from torch_utils import distributed, images, machine
 from training import families
 from training.files.snapshot import load_snapshot
@@ -48,6 +48,9 @@ def measure(folder: pathlib.Path) -> None:
     paths = last_snapshots(folder, request["snapshots"])
     device = distributed.configure_device(distributed.resolve_device("auto"))
     first, *more = request["detectors"]
+    if request.get("trust_detector", False):
+        for detector in request["detectors"]:
+            detectors.trust(detector)
     names = _metrics(request["num_fakes"])
     with Progress(len(paths) + len(more) + 6, "measuring", "value") as progress:
         fid = []

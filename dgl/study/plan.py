@@ -17,7 +17,7 @@ TICK = 4  # kimg; snapshots are made at the end of a tick
 # What the runner sets itself.
 RESERVED = ("outdir", "data", "kimg", "seed", "snap", "keep", "dgl_teacher")
 # Flags that name further files, which results do not record.
-UNRECORDED = ("resume", "detector", "trust_pickle")
+UNRECORDED = ("resume", "detector", "trust_detector", "trust_pickle")
 ARM_KEYS = ("title", "flags", "kimg", "as_long_as", "teacher")
 
 

@@ -18,11 +18,12 @@ from dnnlib.util import UserError
 SEC_PER_KIMG, SEC_PER_MEASUREMENT = 3.0, 60.0  # for the first ETA, as long as there are no results
 
 
-def run_study(study: Study, runs: list[Run], path: str, outdir: str, jobs: int) -> int:
+def run_study(study: Study, runs: list[Run], path: str, outdir: str, jobs: int, trust_detector: bool = False) -> int:
     """Make all of `runs` that have no line in the file of results `path`, `jobs` at a time, in folders below `outdir`.
 
     A folder without a result is from an interrupted run and is removed. Returns the number of runs that failed; the
-    sentence about each is printed as it happens. Raises UserError if a result or a folder contradicts the study file.
+    sentence about each is printed as it happens. `trust_detector`: run the code of unknown detectors. Raises UserError
+    if a result or a folder contradicts the study file, or for a detector that may not run.
     """
     lines = results.read(path, study.name)
     waiting = [run for run in runs if results.find(lines, run) is None]
@@ -30,14 +31,29 @@ def run_study(study: Study, runs: list[Run], path: str, outdir: str, jobs: int) 
         return 0
     for run in waiting:
         run.settings()  # reads the files of the study: a missing one is noticed now
+    check_detectors(study, trust_detector)
     make_folder(pathlib.Path(path).absolute().parent, "--results")
     make_folder(outdir, "--outdir")
-    todo = [job for run in waiting for job in jobs_of(run, waiting, path, os.path.abspath(outdir), lines)]
+    todo = [
+        job for run in waiting for job in jobs_of(run, waiting, path, os.path.abspath(outdir), lines, trust_detector)
+    ]
     run_jobs(todo, lanes=jobs, threads=1, keep_going=True)
     return sum(job.failure is not None for job in todo[1::2])
 
 
-def jobs_of(run: Run, waiting: list[Run], path: str, outdir: str, lines: list[dict[str, Any]]) -> tuple[Job, Job]:
+def check_detectors(study: Study, trust: bool) -> None:
+    """Raises UserError if a detector of the study cannot be used; otherwise the measurements would find out."""
+    from metrics import detectors  # loads torch
+
+    for name in map(located, study.detectors):
+        if trust:
+            detectors.trust(name)
+        detectors.load(detectors.resolve(name, "inception"), "cpu")
+
+
+def jobs_of(
+    run: Run, waiting: list[Run], path: str, outdir: str, lines: list[dict[str, Any]], trust_detector: bool = False
+) -> tuple[Job, Job]:
     """The training of a run and its measurement, which appends the line to `path`.
 
     The training waits for the runs among `waiting` that say how long it is.
@@ -48,7 +64,7 @@ def jobs_of(run: Run, waiting: list[Run], path: str, outdir: str, lines: list[di
         kimg = results.length(run.study, run, results.read(path, run.study.name))
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder, "--outdir")
-        write_text(folder / REQUEST, json.dumps(request(run, kimg)))
+        write_text(folder / REQUEST, json.dumps(request(run, kimg, trust_detector)))
         return run.command(kimg, folder)
 
     def finish() -> None:
@@ -92,7 +108,7 @@ def measure_plan(lines: list[dict[str, Any]]) -> float:
     return statistics.median([line["measure"]["seconds"] for line in lines] or [SEC_PER_MEASUREMENT])
 
 
-def request(run: Run, kimg: int) -> dict[str, Any]:
+def request(run: Run, kimg: int, trust_detector: bool = False) -> dict[str, Any]:
     """What the process that measures has to know; `about` is the start of the line of results, without paths."""
     study = run.study
     about = {"study": study.name, "arm": run.arm.name, "width": run.width, "seed": run.seed, "kimg": kimg}
@@ -100,6 +116,7 @@ def request(run: Run, kimg: int) -> dict[str, Any]:
         "about": {**about, "flags": run.flags(kimg), "settings": run.settings()},
         "held_out": os.path.abspath(study.held_out),
         "detectors": [located(name) for name in study.detectors],
+        "trust_detector": trust_detector,
         "snapshots": study.snapshots,
         "num_fakes": study.num_fakes,
     }

@@ -29,6 +29,30 @@ def repeated_calls(function: str, argument, times: int) -> Raw:
     return Raw(prepared + (get(8) + get(9) + b"\x85R0") * times + b"N")
 
 
+def tuples_with_one_hash(count: int) -> list[tuple[int, int]]:
+    """Pairs that CPython hashes alike: the second number undoes what the first does to the xxHash of a tuple."""
+    first, second, start, mask = 11400714785074694791, 14029467366897019727, 2870177450012600261, 2**64 - 1
+    undo, pairs, number = pow(second, -1, 2**64), [], 0
+    while len(pairs) < count:
+        number += 1
+        state = (start + number * second) & mask
+        state = ((state << 31 | state >> 33) * first) & mask
+        other = (-state * undo) & mask
+        if other < 2**60:
+            pairs.append((number, other))
+    return pairs
+
+
+def doubled(times: int) -> Raw:
+    """A list of 2 ** `times` members, each list twice in the next."""
+    return Raw(op([]) + b"".join(b"q\xff0](h\xffh\xffe" for _ in range(times)))
+
+
+def stored_with(**changes) -> Raw:
+    meta = {"type": "class", "version": 6, "module_src": "", "class_name": "Discriminator", "state": {}}
+    return call("torch_utils.persistence._reconstruct_persistent_obj", {**meta, **changes})
+
+
 TENSORFLOW = "dnnlib.tflib.network.Network"
 LITTLE = {"c_dim": 0, "img_resolution": 8, "img_channels": 1, "channel_max": 2}
 
@@ -84,6 +108,13 @@ BOMBS = {
     "a doubling tuple as a key": Raw(b"})" + (put(Raw(b"")) + get() + b"\x86") * 60 + b"Ns"),
     "a long tuple as a key, repeatedly": Raw(b"}(" + put((1,) * 100_000) + b"0" + (get() + b"N") * 100_000 + b"u"),
     "keys with one hash": Raw(b"}(" + b"".join(op(i * (2**61 - 1)) + b"N" for i in range(1, 50_000)) + b"u"),
+    "tuples with one hash": Raw(b"}(" + b"".join(op(pair) + b"N" for pair in tuples_with_one_hash(60_000)) + b"u"),
+    "a set of tuples with one hash, repeatedly": repeated_calls("builtins.set", tuples_with_one_hash(2_000), 20_000),
+    "a version of nested lists": stored_with(version=doubled(40)),
+    "a class name of nested lists": stored_with(class_name=doubled(40)),
+    "a type of nested lists": stored_with(type=doubled(40)),
+    "a version of arrays": stored_with(version=scalar(6.0)),
+    "a version of deep lists": stored_with(version=Raw(b"]" * 100_000 + b"a" * 99_999)),
     "a storage read repeatedly": repeated_calls(
         "torch.storage._load_from_bytes", b"N0" * 50_000 + storage_bytes(np.zeros(0, np.float32)), 20_000
     ),

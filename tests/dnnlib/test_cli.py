@@ -93,6 +93,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, error):
         (cli.CommaList(), "fid50k_full, kid50k_full", ["fid50k_full", "kid50k_full"]),
         (cli.CommaList(), "none", []),
         (cli.CommaList(), "", []),
+        (cli.CommaList(empty=False), "none", []),
         (cli.CommaList(), ["a"], ["a"]),
     ],
 )
@@ -106,6 +107,8 @@ def test_flag_values(kind, text, value):
         *((cli.BOOL, text) for text in ("maybe", "")),
         *((cli.INT_LIST, text) for text in ("", "a", "1,,2", "7-5", "-3", "1.5")),
         *((cli.INT_LIST, text) for text in ("9" * 5000, "0-9999999999", "0-1000000", "0-999999,7", "1" * 30)),
+        *((cli.CommaList(), text) for text in (",", " , ,")),
+        *((cli.CommaList(empty=False), text) for text in ("", " ", ",")),
         *((cli.FINITE_FLOAT, text) for text in ("nan", "inf", "-Infinity", "1e999", "x")),
     ],
 )

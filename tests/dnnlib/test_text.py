@@ -2,6 +2,7 @@
 """Tables and foreign names as text."""
 
 from dnnlib import text
+from dnnlib.errors import UserError
 
 ROWS = [["name", "value", ""], ["a", "1", "first"], ["long name", "10000000", ""]]
 
@@ -47,3 +48,8 @@ def test_printable_does_not_spell_out_anything_but_text():
         doubled = [doubled, doubled]
     assert text.printable(doubled) == "<list>"
     assert text.printable(None) == "<NoneType>"
+
+
+def test_messages_to_the_user_are_printable_and_limited():
+    assert str(UserError("bad name \x1b[2J:\nits end")) == "bad name \\x1b[2J:\nits end"
+    assert len(str(UserError("x" * 10**6))) == 4000

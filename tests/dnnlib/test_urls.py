@@ -122,7 +122,7 @@ def test_broken_download_is_resumed(server, tmp_path, honours_ranges):
 def test_download_that_keeps_breaking_leaves_nothing(server, tmp_path):
     server.break_after = [200_000] * 9
     server.honours_ranges = False
-    with pytest.raises(util.DownloadError, match=r"broke after 1\d{5} bytes"):
+    with pytest.raises(util.DownloadError, match="broke after 200000 bytes"):
         util.open_url(server.url + "/a", cache_dir=str(tmp_path), num_attempts=4, verbose=False)
     assert len(server.ranges) == 4 and os.listdir(tmp_path) == []
 

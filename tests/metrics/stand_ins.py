@@ -2,6 +2,7 @@
 """Small detectors, generators and datasets with the interfaces that the metrics use."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from metrics import catalogue
+from metrics import catalogue, detectors
 from training.networks import Generator
 
 
@@ -60,14 +61,16 @@ class VGG16(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(img.float(), [2, 2]).flatten(1)
 
 
-def save_detector(module: torch.nn.Module, path: pathlib.Path) -> str:
-    """Write `module` as a TorchScript file; returns the path as a string."""
+def save_detector(module: torch.nn.Module, path: pathlib.Path, trusted: bool = True) -> str:
+    """Write `module` as a TorchScript file, which this process trusts or not; returns the path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", category=DeprecationWarning
         )  # newer versions of PyTorch deprecate TorchScript
         torch.jit.script(module.eval()).save(str(path))
+    if trusted:
+        detectors._trusted.add(hashlib.sha256(path.read_bytes()).hexdigest())
     return str(path)
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -36,10 +38,25 @@ def test_the_bound_is_half_the_scatter_within_classes(features):
     assert record(*features).bound == pytest.approx(5 / 2, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"bound": "1"}, {"bound": float("nan")}, {"bound": 0}, {"classes": 3}, {"classes": "2"}, {"dataset": None}),
+        *({"image_shape": [2, 8, 8]}, {"image_shape": 3}, {"image_shape": [1, -8, 8]}, {"num_images": []}),
+    ],
+    ids=repr,
+)
+def test_a_record_whose_values_do_not_fit_is_refused(features, changes):
+    changed = dataclasses.replace(record(*features), **changes)
+    with pytest.raises((ValueError, TypeError)):
+        detector_record.from_files(detector_record.to_files(changed))
+
+
 @pytest.mark.parametrize("change", [{"record.npz": b""}, {"record.json": b"{}"}, {"record.json": b"\xff"}])
 def test_a_damaged_record_is_refused_in_one_sentence(features, change, tmp_path, monkeypatch):
     files = {**detector_record.to_files(record(*features)), **change}
     monkeypatch.setattr(detector_record, "to_files", lambda _: files)
     (tmp_path / "net.pt").write_bytes(small_detector.export(small_detector.SmallNet(width=16), record(*features)))
+    detectors.trust(str(tmp_path / "net.pt"))
     with pytest.raises(UserError, match=r"net\.pt has a damaged record.*--detector"):
         detectors.load(str(tmp_path / "net.pt"), torch.device("cpu"))

@@ -59,6 +59,7 @@ def test_an_exported_detector_computes_the_same_and_has_its_record(tmp_path):
     assert content == small_detector.export(net, record)
     assert str(ROOT).encode() not in content and b"debug_pkl" not in content
     (tmp_path / "net.pt").write_bytes(content)
+    detectors.trust(str(tmp_path / "net.pt"))
     loaded = detectors.load(str(tmp_path / "net.pt"), torch.device("cpu"))
     torch.testing.assert_close(loaded(images, return_features=True), net(images, return_features=True))
     found = detectors.load_record(str(tmp_path / "net.pt"))
@@ -68,4 +69,5 @@ def test_an_exported_detector_computes_the_same_and_has_its_record(tmp_path):
 
 def test_a_file_without_a_record(tmp_path):
     (tmp_path / "net.pt").write_bytes(small_detector.export(small_detector.SmallNet(width=16)))
+    detectors.trust(str(tmp_path / "net.pt"))
     assert detectors.load_record(str(tmp_path / "net.pt")) is None

@@ -44,7 +44,8 @@ def run_cli(monkeypatch, capsys, work):
 
     def run(**flags):
         flags = {"network": work / "net.pkl", "metrics": "fid1k_full", "detector": work / "digits.pt", **flags}
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
+        given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value is not None}
+        argv = [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
         monkeypatch.setattr(sys, "argv", ["calc_metrics.py", "--device=cpu", *argv])
         with pytest.raises(SystemExit) as exit_info:
             dnnlib.cli.run(calc_metrics.main)
@@ -124,7 +125,7 @@ def test_two_processes_give_the_results_of_one(run_cli, work):
     one = [json.loads(line) for line in out.splitlines()]
     shutil.rmtree(work / "cache")
     (work / "training_options.json").write_text("{}")
-    assert run_cli(metrics="fid1k_full,kid1k_full", gpus=2)[0] == 0
+    assert run_cli(metrics="fid1k_full,kid1k_full", gpus=2, trust_detector=True)[0] == 0
     # The output of the processes is not captured here, so compare the files they wrote.
     two = [json.loads((work / f"metric-{line['metric']}.jsonl").read_text()) for line in one]
     for a, b in zip(one, two):
@@ -167,6 +168,13 @@ def test_labels_that_do_not_match_are_refused(run_cli, work):
     refused(run_cli(data=other), "labels of 2", "--data")
 
 
+def test_an_unknown_detector_needs_trust(run_cli, work):
+    path = stand_ins.save_detector(stand_ins.Inception(seed=7), work / "unknown.pt", trusted=False)
+    refused(run_cli(detector=path), "unknown.pt", "--trust-detector")
+    status, _, err = run_cli(detector=path, trust_detector=True)
+    assert status == 0 and "WARNING: --trust-detector" in err
+
+
 def test_an_unavailable_detector_is_refused(run_cli, work):
     refused(run_cli(detector=None), "--detector", "inception-2015-12-05.pt", str(work / "cache"))
     refused(run_cli(detector="nonsense"), "--detector", "nonsense")
@@ -175,6 +183,22 @@ def test_an_unavailable_detector_is_refused(run_cli, work):
 
 def test_a_missing_network_is_refused(run_cli):
     refused(run_cli(network="nowhere.pkl"), "nowhere.pkl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"colour": 1}, {3: 4}, {"path": 3}, {"path": ["a"]}, {"path": None}, {"max_size": "5"}, {"max_size": 0}),
+        *({"max_size": -1}, {"random_seed": -1}, {"random_seed": 2**32}, {"xflip": []}, {"class_name": ["a"]}),
+        *({"class_name": np.zeros(3)}, {"name": "\x1b[2J"}, {"\x1b[2J": 1}),
+    ],
+    ids=repr,
+)
+def test_what_a_pickle_says_of_its_training_set_is_checked(run_cli, work, changes):
+    save(work, training_set_kwargs={**stand_ins.dataset_options(str(work / "data.zip"), use_labels=True), **changes})
+    result = run_cli()
+    refused(result, "net.pkl", "--data")
+    assert "\x1b" not in result[2]
 
 
 def test_a_dataset_class_named_by_the_pickle_is_not_called(run_cli, work):

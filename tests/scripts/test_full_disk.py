@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import dnnlib.cli
 from tests.metrics import stand_ins
@@ -89,6 +90,8 @@ def is_whole(path: pathlib.Path) -> bool:
         return len(np.load(path)) == 1
     if path.suffix == ".json":
         return bool(json.loads(path.read_text()))
+    if path.suffix == ".pt":
+        return bool(torch.load(path, weights_only=True))
     return path.name == "log.txt" or path.name.startswith("events.out.tfevents")
 
 

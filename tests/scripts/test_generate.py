@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import generate
+from dnnlib.util import UserError
+from tests.metrics import stand_ins
 from tests.scripts.outcome import pixels, refused
 from torch_utils import images
+from training import sampling
 from training.files.snapshot import save_snapshot
 from training.networks import Generator
 
@@ -157,3 +160,35 @@ def test_truncation_without_a_mean_w_is_refused(run_cli, tmp_path):
     G = Generator(4, 0, 4, 8, 3, mapping_kwargs={"num_layers": 1, "w_avg_beta": None}).eval()
     save_snapshot(tmp_path / "net.pkl", {"G_ema": G})
     refused(run_cli(network=tmp_path / "net.pkl", seeds=1, trunc=0.5), "--trunc=0.5")
+
+
+def save_changed(path, change, **kwargs):
+    G = stand_ins.tiny_generator(**kwargs)
+    with torch.no_grad():
+        change(G)
+    save_snapshot(path, {"G_ema": G})
+    return path
+
+
+def test_a_network_with_nan_weights_makes_no_pictures(run_cli, tmp_path):
+    for value in (float("nan"), float("inf")):
+        path = save_changed(tmp_path / "net.pkl", lambda G, value=value: G.synthesis.b8.conv1.bias[1].fill_(value))
+        refused(run_cli(network=path, seeds="1"), "synthesis.b8.conv1.bias holds NaN or infinite", "earlier snapshot")
+
+
+def test_a_mean_w_of_nan_matters_only_for_truncation(run_cli, tmp_path):
+    path = save_changed(tmp_path / "net.pkl", lambda G: G.mapping.w_avg.fill_(float("nan")))
+    refused(run_cli(network=path, seeds="1", trunc=0.7), "--trunc=0.7", "NaN or infinite")
+    assert run_cli(network=path, seeds="1")[0] == 0
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_that_are_neither_grey_nor_rgb_are_refused(run_cli, tmp_path, channels):
+    path = save_changed(tmp_path / "net.pkl", lambda G: None, channels=channels)
+    refused(run_cli(network=path, seeds="1"), f"images of {channels} channels")
+
+
+def test_a_foreign_module_that_is_no_generator_is_refused(run_script, tmp_path):
+    save_snapshot(tmp_path / "net.pkl", {"G_ema": torch.nn.Linear(2, 2)})
+    with pytest.raises(UserError, match=r"G_ema in .*net.pkl is a Linear without z_dim"):
+        sampling.open_generator(str(tmp_path / "net.pkl"), trust=True, device=torch.device("cpu"))

@@ -3,6 +3,7 @@
 
 import hashlib
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -15,15 +16,17 @@ import PIL.Image
 import pytest
 
 from dnnlib import cli
+from dnnlib.files import write_text
 from tests.metrics import stand_ins
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
 from tests.training.files import tensorflow_pickle
 from torch_utils import images
-from training import families
+from training import checkpoint, families
 from training.dataset import ImageFolderDataset
 from training.files.snapshot import save_snapshot
 from training.networks import Discriminator, Generator
+from training.options import build as options_of_a_run
 
 # Flags added to keep examples short; their own flags are not changed.
 EXTRA_FLAGS = {"projector": ["--num-steps=3"], "train": ["--dry-run"]}
@@ -73,6 +76,11 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         ("cats", stand_ins.make_images(8, 256)), ("digits", greys), ("data/mnist5k-32x32", greys),
     ):  # fmt: skip
         stand_ins.write_zip(folder / f"{name}.zip", pixels, labels[: len(pixels)] if pixels is greys else None)
+    interrupted = folder / "runs" / "00000-faces-auto"
+    interrupted.mkdir(parents=True)
+    write_text(interrupted / "training_options.json", json.dumps(options_of_a_run(data=str(folder / "faces.zip"))[1]))
+    state = {"format": checkpoint.FORMAT, "about": {}, "cur_nimg": 0, "cur_tick": 0}
+    checkpoint.write(interrupted, state)
     run_dir = folder / "runs" / "00000-ffhq"
     run_dir.mkdir(parents=True)
     for path, options in (

@@ -17,6 +17,7 @@ from PIL import Image
 
 import dnnlib.cli
 import train
+from tests.metrics import stand_ins
 from tests.support import ROOT, golden_json
 from tests.training.test_options import datasets, make_dataset, teacher_pkl  # noqa: F401 (fixtures)
 from training import training_loop
@@ -39,7 +40,8 @@ def run_cli(monkeypatch, capsys):
         for name, value in flags.items():
             value = ",".join(value) if isinstance(value, list) else value
             flag = f"--{name.replace('_', '-')}"
-            argv.append(flag if value is True and name in ("dry_run", "trust_pickle") else f"{flag}={value}")
+            is_switch = name in ("dry_run", "trust_pickle", "trust_detector")
+            argv.append(flag if value is True and is_switch else f"{flag}={value}")
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as exit_info:
             dnnlib.cli.run(train.main)
@@ -176,6 +178,23 @@ def test_faulty_teachers(run_cli, outdir, datasets, teacher_pkl, tmp_path):  # n
     refused(run_cli(outdir=outdir, **{**misfit, "data": datasets["toy64"]}, batch=2), outdir, "multiple of 4")
 
 
+def test_an_unknown_detector_needs_trust(run_cli, outdir, datasets, monkeypatch):  # noqa: F811
+    path = stand_ins.save_detector(stand_ins.Inception(seed=9), outdir.parent / "unknown.pt", trusted=False)
+    flags = {"outdir": outdir, "data": datasets["toy64"], "metrics": "fid1k_full", "detector": path, "device": "cpu"}
+    refused(run_cli(**flags), outdir, "unknown.pt", "--trust-detector")
+    monkeypatch.setattr(train, "train_process", lambda *_: None)
+    monkeypatch.setattr("torch_utils.distributed.launch", lambda *_: None)
+    status, out, err = run_cli(**flags, trust_detector=True)
+    assert status == 0 and "WARNING: --trust-detector" in err and '"trust_detector": true' in out
+
+
+@pytest.mark.parametrize("teacher", ["", ","])
+def test_a_teacher_without_a_name_is_refused(run_cli, outdir, datasets, teacher):  # noqa: F811
+    refused(
+        run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", dgl_teacher=teacher), outdir, "--dgl-teacher"
+    )
+
+
 def test_a_detector_made_for_other_images(run_cli, outdir, datasets):  # noqa: F811
     flags = {"outdir": outdir, "metrics": "fid1k_full", "device": "cpu"}
     colour = run_cli(data=datasets["toy64"], detector="mnist", **flags)
@@ -290,7 +309,8 @@ def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
         assert sorted(p.name for p in run_dir.iterdir()) == ["log.txt", "training_options.json"]
         expected = {**build(**flags)[1], "run_dir": str(run_dir)}
         assert json.loads((run_dir / "training_options.json").read_text()) == expected
-        assert calls[-1] == {"rank": 0, **expected}
+        about = {"flags": {"data": flags["data"], "cond": True, "metrics": [], "device": "cpu"}}
+        assert calls[-1] == {"rank": 0, "about": about, "resume": False, **expected}
         log = (run_dir / "log.txt").read_text()
         assert log.count("training now") == 1 and str(run_dir) in log
         assert "training now" in out

@@ -42,6 +42,7 @@ def test_a_detector_is_trained_checked_and_recorded_and_made_again_with_the_same
     status, out, err = run(data=data)
     assert status == 0, err
     assert re.search(r"Wrote .*net.pt: \d+ kB, [\d.]+% of 20 held-out images right", out)
+    detectors.trust(str(tmp_path / "net.pt"))
     record = detectors.load_record(str(tmp_path / "net.pt"))
     assert (record.dataset, record.image_shape, record.classes) == ("squares", [1, 32, 32], 2)
     assert (record.num_images, record.held_out) == (120, 20) and record.accuracy > 0.8
@@ -64,6 +65,7 @@ def test_rgb_images_of_another_size_with_a_check_on_other_images(run, tmp_path):
     status, out, err = run(data=data, **{"held-out": other})
     assert status == 0, err
     assert "of 12 held-out images" in out
+    detectors.trust(str(tmp_path / "net.pt"))
     record = detectors.load_record(str(tmp_path / "net.pt"))
     assert record.image_shape == [3, 16, 16] and record.classes == 3 and record.num_images == 30
 

@@ -98,6 +98,19 @@ def test_false_sizes_cost_no_memory_or_time(bomb):
     assert bomb in ("memo index", "tensor of a shape that overflows") and len(str(loaded)) < 100
 
 
+@pytest.mark.parametrize("make", [int, float, lambda i: (i,), lambda i: ("text", i)])
+def test_a_file_may_have_a_few_keys_whose_hashes_it_can_choose(make):
+    assert len(safe_pickle.loads(pickle.dumps({make(i): None for i in range(4000)}, 2))) == 4000
+    halves = [{make(i): None for i in range(half, half + 2500)} for half in (0, 2500)]
+    for many in (halves, [set(half) for half in halves], [frozenset(half) for half in halves]):
+        with pytest.raises(BrokenPickleError, match="keys that are not text"):
+            safe_pickle.loads(pickle.dumps(many, 4))
+
+
+def test_keys_of_text_are_not_counted():
+    assert len(safe_pickle.loads(pickle.dumps({f"{i}": None for i in range(20_000)}, 2))) == 20_000
+
+
 def test_deep_nesting_loads_and_is_released():
     loaded = safe_pickle.loads(b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".")
     assert len(loaded) == 1

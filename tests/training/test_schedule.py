@@ -86,15 +86,14 @@ def schedule(*rows) -> tuple[list[Phase], Recorder]:
 def calls_of(phases, loss, iteration, batches, size=2, batch_gpu=2) -> list[tuple[str, list[float]]]:
     """(phase, reals of the micro-batch) of each call in one iteration; batch i of the reals has values of i."""
     reals = ((torch.full([size, 1], float(i)), torch.zeros(size, 0)) for i in range(batches))
-    drawn = []
+    seeds = []
 
-    def draw(phase, piece, count):
-        drawn.append((phase, piece))
-        return torch.full([count, 1], float(phase)), torch.zeros(count, 0)
+    def draw(phase):
+        return torch.full([size, 1], float(phase)), torch.zeros(size, 0)
 
     loss.calls.clear()
-    run_due(phases, iteration, loss, reals, draw, batch_gpu)
-    assert drawn == [(phases.index(p), i) for p in phases if p.is_due(iteration) for i in range(-(-size // batch_gpu))]
+    run_due(phases, iteration, loss, reals, draw, batch_gpu, lambda *place: seeds.append(place))
+    assert seeds == [(phases.index(p), i) for p in phases if p.is_due(iteration) for i in range(-(-size // batch_gpu))]
     assert next(reals, None) is None
     assert all(float(call["gen_z"][0]) == [p.name for p in phases].index(call["phase"]) for call in loss.calls)
     return [(call["phase"], call["real_img"].flatten().tolist()) for call in loss.calls]

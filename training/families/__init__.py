@@ -82,6 +82,14 @@ def stored_classes() -> dict[str, str]:
     return {name: path for family in _FAMILIES.values() for name, path in family.classes.items()} | _AUGMENTATION
 
 
+def kind_of(class_name: str) -> str | None:
+    """'generator', 'discriminator' or 'augmentation', for a stored class name that is known."""
+    family = find(class_name)
+    if family is None:
+        return "augmentation" if class_name in _AUGMENTATION else None
+    return "generator" if class_name in family.generators else "discriminator"
+
+
 def class_of(class_name: str) -> type | None:
     """Our class for the stored name `class_name`, or None if it is unknown."""
     path = stored_classes().get(class_name)

@@ -76,7 +76,10 @@ class Family:
     options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
                         D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
-                        our class. Raises UserError if our class cannot represent it.
+                        our class. Raises UserError if our class cannot represent it, ValueError for values with which
+                        it could not run or would need more memory than any real network: the file is not trusted.
+    largest_layer:      (class name, kwargs from `stored_arguments`) -> values of the largest layer for one image, which
+                        a small file must not make huge. None: not limited.
     half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
                         half precision where the other has it; None for the other is the published setting.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
@@ -115,6 +118,7 @@ class Family:
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
+    largest_layer: Callable[[str, dict], int] | None = None
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     derived_tensors: tuple[str, ...] = ()

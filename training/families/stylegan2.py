@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dnnlib.util import UserError
 from training.families.family import Axis, Data, Family, Like, batch_sizes, scale_width
+from training.families.stylegan2_arguments import (
+    CHANNEL_BASE,
+    CHANNEL_MAX,
+    PUBLISHED_PRECISION,
+    largest_layer,
+    stored_arguments,
+)
 
 if TYPE_CHECKING:
     import torch
-
-CHANNEL_BASE, CHANNEL_MAX = 32768, 512
-# Resolutions that may run in half precision, and the bound on activations there (arXiv 2006.06676, appendix).
-_PUBLISHED_PRECISION = {"num_fp16_res": 4, "conv_clamp": 256}
 
 
 class Preset(NamedTuple):
@@ -74,7 +77,7 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
         D["cmap_dim"] = _label_size(D, teacher)
     group = D["epilogue_kwargs"].get("mbstd_group_size", 4) or 1  # None is one group of any size
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, preset.gpus, group)
-    precision = {"num_fp16_res": 0, "conv_clamp": None} if flags.fp32 else _PUBLISHED_PRECISION
+    precision = {"num_fp16_res": 0, "conv_clamp": None} if flags.fp32 else PUBLISHED_PRECISION
     layout = {"fp16_channels_last": True} if flags.nhwc else {}
     d_width = ("--cbase", flags.cbase) if flags.cbase_d is None else ("--cbase-d", flags.cbase_d)
     adam = {"class_name": "torch.optim.Adam", "lr": preset.lr, "betas": [0, 0.99], "eps": 1e-8}
@@ -166,34 +169,6 @@ def _scaled(kwargs: dict[str, Any], resolution: int, flag: str, x: float) -> dic
     return {**kwargs, "channel_base": base, "channel_max": top}
 
 
-_GENERATOR_PARTS = ("mapping_kwargs", "synthesis_kwargs")
-_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", *_GENERATOR_PARTS)
-# StyleGAN3's repository stores StyleGAN2 networks under the same class names, with other arguments.
-_STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
-_STYLEGAN3_W_AVG_BETA = 0.998
-
-
-def stored_arguments(
-    class_name: str, module_src: str, args: tuple, kwargs: dict[str, Any], tensor_names: list[str]
-) -> tuple[tuple, dict[str, Any]]:
-    """Constructor arguments of our classes, from those recorded by StyleGAN2-ADA's or StyleGAN3's repository."""
-    from_stylegan3 = all(word in module_src for word in _STYLEGAN3_WORDS)
-    if class_name == "Generator":
-        if any(name.startswith("synthesis.input.") for name in tensor_names):
-            raise UserError("is an alias-free StyleGAN3 generator; only D of such a pickle can be used")
-        kwargs = {**dict(zip(_GENERATOR_ARGUMENTS, args)), **kwargs}
-        flat = {key: kwargs.pop(key) for key in list(kwargs) if key not in _GENERATOR_ARGUMENTS}
-        if flat or from_stylegan3:
-            # StyleGAN3 passes synthesis arguments directly, among them two switches that have no effect here.
-            synthesis = {key: value for key, value in flat.items() if key not in _STYLEGAN3_WORDS}
-            kwargs["mapping_kwargs"] = {"w_avg_beta": _STYLEGAN3_W_AVG_BETA, **kwargs.get("mapping_kwargs", {})}
-            kwargs["synthesis_kwargs"] = {**_PUBLISHED_PRECISION, **synthesis}
-        return (), kwargs
-    if class_name == "Discriminator" and from_stylegan3:
-        kwargs = {**_PUBLISHED_PRECISION, **kwargs}
-    return args, kwargs
-
-
 def half_precision(class_name: str, kwargs: dict[str, Any], like: dict[str, Any] | None) -> dict[str, Any]:
     """`kwargs` of a Generator or Discriminator with the half-precision resolutions of a network with arguments `like`.
 
@@ -207,7 +182,7 @@ def half_precision(class_name: str, kwargs: dict[str, Any], like: dict[str, Any]
         )
         return {**kwargs, "synthesis_kwargs": half_precision("SynthesisNetwork", synthesis, other)}
     if like is None:
-        return {**kwargs, **_PUBLISHED_PRECISION}
+        return {**kwargs, **PUBLISHED_PRECISION}
     changes = {"num_fp16_res": like.get("num_fp16_res", 0)}
     if changes["num_fp16_res"] not in (0, kwargs.get("num_fp16_res")) and kwargs.get("conv_clamp") is None:
         changes["conv_clamp"] = like.get("conv_clamp")
@@ -235,9 +210,11 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
 
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Raises UserError if truncation needs a mean w that the mapping network does not track."""
+    """Raises UserError if truncation needs a mean w that the mapping network does not track, or that is not finite."""
     if psi != 1 and G.mapping.w_avg_beta is None:
         raise UserError(f"--trunc={psi:g} needs a mean w, which this network does not have: use --trunc=1.")
+    if psi != 1 and not G.mapping.w_avg.isfinite().all():
+        raise UserError(f"--trunc={psi:g} needs a mean w, and that of this network is NaN or infinite: use --trunc=1.")
 
 
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
@@ -354,6 +331,7 @@ STYLEGAN2 = Family(
     flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "fp32", "nhwc"}),
     options=options,
     stored_arguments=stored_arguments,
+    largest_layer=largest_layer,
     half_precision=half_precision,
     loss_arguments=loss_arguments,
     phases=phases,

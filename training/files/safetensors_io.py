@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.text import printable
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc
 from torch_utils.ops import layout
@@ -85,13 +86,17 @@ def read(data: bytes, path: str) -> dict[str, Any]:
         config = json.loads(metadata.get("config", "{}"))
     except Exception as error:
         # Damaged bytes can make any step fail in any way; to the user these are all the same error.
-        raise UserError(f"{path} is a damaged safetensors file ({type(error).__name__}: {str(error)[:200]})") from error
+        raise UserError(
+            f"{path} is a damaged safetensors file ({type(error).__name__}: {printable(str(error))})"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{path} is a safetensors file, but not one written by export.py")
-    if config.get("version") != FORMAT_VERSION:
+    version = config.get("version")
+    if version != FORMAT_VERSION:
+        shown = version if type(version) is int and abs(version) < 1e9 else printable(version, 20)
         raise UserError(
-            f"{path} has version {str(config.get('version'))[:20]} of the safetensors layout, and this project reads "
-            f"version {FORMAT_VERSION}: export it again"
+            f"{path} has version {shown} of the safetensors layout, and this project reads version {FORMAT_VERSION}: "
+            f"export it again"
         )
     return _entries(config, tensors, path)
 
@@ -104,14 +109,18 @@ def _entries(config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str
     for full_name, tensor in tensors.items():
         key, _, name = full_name.partition(".")
         if key not in by_network:
-            raise UserError(f"{path} is a damaged safetensors file: {full_name[:100]} belongs to none of its networks")
+            raise UserError(
+                f"{path} is a damaged safetensors file: {printable(full_name, 100)} belongs to none of its networks"
+            )
         by_network[key][name] = tensor
     entries = {"training_set_kwargs": config.get("training_set_kwargs")}
     for key, description in described.items():
         fields = description if isinstance(description, dict) else {}
         class_name, args, kwargs = (fields.get(name) for name in ("class_name", "init_args", "init_kwargs"))
         if not isinstance(class_name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise UserError(f"{path} is a damaged safetensors file: its header does not say how to build {key[:100]}")
+            raise UserError(
+                f"{path} is a damaged safetensors file: its header does not say how to build {printable(key, 100)}"
+            )
         entries[key] = StoredObject.of(class_name, kwargs, by_network[key], args)
     return entries
 

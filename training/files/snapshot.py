@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import pickle
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -19,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from dnnlib.text import printable
 from dnnlib.util import UserError, is_url, open_atomic, open_url
 from torch_utils import distributed, misc, persistence, precision, safe_pickle
 from torch_utils.ops import layout
@@ -26,12 +28,19 @@ from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
 from training.files import safetensors_io, tf_import
 
-NETWORK_KEYS = ("G", "D", "G_ema", "augment_pipe")
+_KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
+NETWORK_KEYS = tuple(_KINDS)
 KEYS = (*NETWORK_KEYS, "training_set_kwargs")
 
 _LARGEST_ARGUMENT = 1 << 20
 _MOST_ARGUMENTS = 32  # AugmentPipe takes 28
-_SPARE_ELEMENTS = 1 << 24
+_SPARE_BYTES = 1 << 26
+# Values of a layer for one image: of any file, twice those of the largest published network; more by its size.
+_SMALL_LAYER = 1 << 26
+_LAYER_VALUES_PER_BYTE = 16
+_MOST_FAULTS = 20  # that one message lists
+_MOST_DATASET_VALUES = 1000
+_LONGEST_DATASET_VALUE = 10_000  # characters
 _PICKLE_PROTOCOL = 4  # the newest that Python 3.7 reads, which StyleGAN2-ADA's code runs on
 
 
@@ -64,8 +73,8 @@ class Snapshot(Mapping):
     """The entries of a snapshot file by key; networks are rebuilt on first access.
 
     `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
-    file has it and it is not None; any other key raises UserError. `path` is the file or URL that was opened, `sha256`
-    the hexadecimal digest of its bytes.
+    file has it and it is not None; any other key raises UserError, and so does a network of another kind. `path` is the
+    file or URL that was opened, `sha256` the hexadecimal digest of its bytes.
     """
 
     def __init__(self, entries: dict[str, Any], path: str, sha256: str):
@@ -92,13 +101,23 @@ class Snapshot(Mapping):
         value, name = self._entries[key], f"{key} in {self.path}"
         if isinstance(value, StoredTFNetwork):
             value = tf_import.to_stored_object(value, "Discriminator" if key == "D" else "Generator", name)
+        self._check_kind(key, value, name)
         if isinstance(value, StoredObject):
             # Replacing the stored network frees its memory.
             value = self._entries[key] = rebuild(value, name)
         if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
             wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
             raise UserError(f"{name} is not {wanted}, but of type {type(value).__name__}")
+        if isinstance(value, dict):
+            _check_dataset_arguments(value, name)
         return value
+
+    @staticmethod
+    def _check_kind(key: str, value: Any, name: str) -> None:
+        class_name = value.class_name if isinstance(value, StoredObject) else type(value).__name__
+        found, wanted = families.kind_of(class_name), _KINDS.get(key)
+        if found not in (None, wanted):
+            raise UserError(f"{name} is a {class_name}, where a network of the kind {wanted} belongs: use another file")
 
 
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
@@ -109,7 +128,15 @@ def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapsh
     is not a network pickle, is damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
-    return _open(_read(path), path, trust)
+    local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
+    try:
+        return _open(_read(local), path, trust)
+    except safe_pickle.UnsafePickleError:
+        raise
+    except UserError as error:
+        if is_url(path):
+            raise UserError(f"{error}; to download it again, remove {local}") from error
+        raise
 
 
 def read_snapshot(file: IO[bytes]) -> Snapshot:
@@ -133,14 +160,15 @@ def _open(data: bytes, path: str, trust: bool) -> Snapshot:
 
 def _read(path: str) -> bytes:
     try:
-        with open_url(path) if is_url(path, allow_file_urls=True) else open(path, "rb") as file:
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+            raise UserError(f"{path} is a device, which has no end; name a network pickle")
+        with open(path, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: no file has such a name
         raise UserError(f"there is no network pickle {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the network pickle in it") from None
-    except UserError:
-        raise  # open_url has described the failed download
     except OSError as error:
         raise UserError(f"the network pickle {path} cannot be read: {error.strerror or error}") from None
 
@@ -148,7 +176,8 @@ def _read(path: str) -> bytes:
 @functools.cache  # one notice per file, however often it is opened
 def _announce_trust(path: str) -> None:
     if distributed.is_main():
-        print(f"WARNING: --trust-pickle: the code inside {path} is being run with your rights.", file=sys.stderr)
+        name = printable(path, 1000)
+        print(f"WARNING: --trust-pickle: the code inside {name} is being run with your rights.", file=sys.stderr)
 
 
 def _unpickle_trusted(data: bytes, path: str) -> Any:
@@ -160,7 +189,7 @@ def _unpickle_trusted(data: bytes, path: str) -> Any:
             return safe_pickle.loads(data, path)  # a TensorFlow pickle, whose code is not installed here
         # The file's own code can fail in any way; to the user these are all the same error.
         raise UserError(
-            f"{path} cannot be loaded, even with --trust-pickle ({type(error).__name__}: {str(error)[:200]})"
+            f"{path} cannot be loaded, even with --trust-pickle ({type(error).__name__}: {printable(str(error))})"
         ) from error
 
 
@@ -174,7 +203,7 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     cls = families.class_of(stored.class_name)
     if cls is None or stored.version != persistence.VERSION:
         raise UserError(
-            f"{name} is a {stored.class_name[:100]!r} (format version {str(stored.version)[:20]}), which this project "
+            f"{name} is a '{printable(stored.class_name, 100)}' (format version {stored.version}), which this project "
             f"does not know; it reads {', '.join(families.stored_classes())} of format version {persistence.VERSION}; "
             "use --trust-pickle, which runs the code in it, only if you trust its author with your machine"
         )
@@ -183,16 +212,16 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     except UserError as error:
         raise UserError(f"{name} cannot be read: {error}") from error
     try:
-        args, kwargs = _constructor_arguments(stored, list(tensors))
-        with _Uninitialised(_elements(tensors)):
+        size = _stored_bytes(tensors)
+        args, kwargs = _constructor_arguments(stored, list(tensors), size)
+        with _Uninitialised(size):
             network = cls(*args, **kwargs)
     except UserError as error:
         raise UserError(f"{name} {error}") from error
     except Exception as error:
         # Constructor arguments from a file can fail in any way; to the user these are all the same error.
-        raise UserError(
-            f"{name} has arguments that {cls.__name__} does not take ({type(error).__name__}: {str(error)[:300]})"
-        ) from error
+        reason = f"{type(error).__name__}: {printable(str(error), 300)}"
+        raise UserError(f"{name} has arguments that {cls.__name__} does not take ({reason})") from error
     _check_tensors(tensors, network, name)
     with torch.no_grad():
         for key, target in misc.named_params_and_buffers(network):
@@ -212,33 +241,30 @@ def with_arguments(network: torch.nn.Module, name: str, **changes: Any) -> torch
     return rebuild(StoredObject.of(type(network).__name__, kwargs, tensors, network.init_args), name)
 
 
-def _elements(tensors: dict[str, torch.Tensor]) -> int:
-    """Number of elements in the storages of `tensors`; shared storages count once."""
-    storages = {}
-    for tensor in tensors.values():
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-    return sum(storages.values())
+def _stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Size of the storages of `tensors`; shared storages count once."""
+    storages = (tensor.untyped_storage() for tensor in tensors.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _Uninitialised(torch.overrides.TorchFunctionMode):
-    """Construct modules without drawing initial values, up to a total size a few times `elements`.
+    """Construct modules without drawing initial values, up to a total size a few times `stored` bytes.
 
     The global random state does not change. Raises ValueError before allocating a tensor that no intact file of that
-    many elements needs; the factor is generous so that smaller mismatches are reported tensor by tensor.
+    size needs; the factor is generous so that smaller mismatches are reported tensor by tensor.
     """
 
     _by_size = (torch.empty, torch.full, torch.ones, torch.randn, torch.zeros)
 
-    def __init__(self, elements: int):
+    def __init__(self, stored: int):
         super().__init__()
-        self.budget = 4 * elements + _SPARE_ELEMENTS
+        self.budget = 4 * stored + _SPARE_BYTES
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Intercept the functions of torch that allocate tensors."""
         if func in self._by_size:
             size = args[0] if isinstance(args[0], (tuple, list)) else args
-            self.budget -= math.prod(size)
+            self.budget -= math.prod(size) * ((kwargs or {}).get("dtype") or torch.get_default_dtype()).itemsize
             if self.budget < 0:
                 raise ValueError("they make a network much larger than the one stored")
             func = torch.empty if func is torch.randn else func
@@ -256,11 +282,31 @@ def _check_tensors(tensors: dict[str, torch.Tensor], network: torch.nn.Module, n
         elif tensors[key].is_complex():
             faults.append(f"{key} is complex there and {ours[key].dtype} here")
     if faults:
-        raise UserError(f"{name} does not fit {type(network).__name__}: {'; '.join(sorted(faults))}")
+        listed = "; ".join(printable(fault) for fault in sorted(faults)[:_MOST_FAULTS])
+        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+        raise UserError(f"{name} does not fit {type(network).__name__}: {listed}{more}")
 
 
-def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tuple[tuple, dict[str, Any]]:
-    """Recorded arguments translated for our constructors. Raises ValueError for values that no constructor takes."""
+def _check_dataset_arguments(value: dict[str, Any], name: str) -> None:
+    """Raises UserError for values that could not be copied or printed in moderate time: lists of the same list."""
+    waiting, count = [value], 0
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if isinstance(item, dict):
+            item = [*item, *item.values()]
+        if isinstance(item, (list, tuple, set, frozenset)):
+            waiting.extend(item)
+        too_long = isinstance(item, (str, bytes)) and len(item) > _LONGEST_DATASET_VALUE
+        if too_long or count + len(waiting) > _MOST_DATASET_VALUES:
+            raise UserError(f"{name} is too long for a description of a dataset: the file is damaged or malicious")
+
+
+def _constructor_arguments(stored: StoredObject, tensor_names: list[str], size: int) -> tuple[tuple, dict[str, Any]]:
+    """Recorded arguments translated for our constructors.
+
+    Raises ValueError for values that no constructor takes, or layers out of proportion to the `size` of the tensors.
+    """
     if len(stored.init_args) > _MOST_ARGUMENTS:
         raise ValueError(f"{len(stored.init_args)} arguments")
     args = tuple(_plain(value, len(tensor_names), 1) for value in stored.init_args)
@@ -268,7 +314,11 @@ def _constructor_arguments(stored: StoredObject, tensor_names: list[str]) -> tup
     family = families.find(stored.class_name)
     if family is None:
         return args, kwargs
-    return family.stored_arguments(stored.class_name, stored.module_src, args, kwargs, tensor_names)
+    args, kwargs = family.stored_arguments(stored.class_name, stored.module_src, args, kwargs, tensor_names)
+    most = max(_SMALL_LAYER, _LAYER_VALUES_PER_BYTE * size)
+    if family.largest_layer is not None and (found := family.largest_layer(stored.class_name, kwargs)) > most:
+        raise ValueError(f"a layer of {found} values for one image, although the file is small")
+    return args, kwargs
 
 
 def _plain(value: Any, most_layers: int, depth: int = 0) -> Any:

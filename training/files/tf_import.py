@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.text import printable
 from dnnlib.util import UserError
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 
@@ -155,7 +156,7 @@ def to_stored_object(network: StoredTFNetwork, class_name: str, name: str) -> St
             continue
         our_name, tensor = _translated(_named_by_resolution(key, kwargs["img_resolution"]), value, layers)
         if our_name in tensors:
-            raise UserError(f"{name} holds more than one TensorFlow variable for {our_name[:100]}")
+            raise UserError(f"{name} holds more than one TensorFlow variable for {printable(our_name)}")
         tensors[our_name] = tensor
     return StoredObject.of(class_name, kwargs, tensors)
 
@@ -167,7 +168,7 @@ def _arguments(network: StoredTFNetwork, table: tuple, name: str) -> dict[str, A
         raise UserError(f"{name} is damaged: its TensorFlow arguments (static_kwargs) are not a dict")
     unknown = given.keys() - {theirs for _, theirs, _ in table} - _IGNORED_ARGUMENTS
     if unknown:
-        listed = ", ".join(sorted(str(key)[:100] for key in unknown))
+        listed = printable(", ".join(sorted(printable(key, 100) for key in unknown)), 1000)
         raise UserError(f"{name} has TensorFlow arguments that have no counterpart in this project: {listed}")
     kwargs: dict[str, Any] = {}
     for ours, theirs, default in table:
@@ -195,10 +196,12 @@ def _variables(network: StoredTFNetwork, name: str) -> list[tuple[str, torch.Ten
                     raise TypeError(f"one holds a {type(value).__name__}")
                 if len(prefix) + len(key) > _LONGEST_NAME or len(found) == _MOST_VARIABLES:
                     raise ValueError("too many variables, or too long a name")
+                if value.dtype.kind not in "fc":
+                    value = value.astype(np.float32)  # PyTorch cannot add unsigned integers
                 found.append((prefix + key, torch.from_numpy(np.asarray(value))))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{name} is damaged: its TensorFlow variables are not pairs of name and array ({str(error)[:100]})"
+            f"{name} is damaged: its TensorFlow variables are not pairs of name and array ({printable(str(error))})"
         ) from error
     return found
 

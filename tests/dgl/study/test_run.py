@@ -152,8 +152,10 @@ def test_a_study_of_toy_networks(tmp_path):
     files = {"data": data, "held_out": data, "teacher": teacher, "detectors": [detector, detector]}
     rest = {"common": common, "widths": {"half": {"cbase": 0.5}}, "arms": arms, "seeds": [1], "kimg": 1}
     (tmp_path / "study.json").write_text(json.dumps({"name": "toy", **files, **rest, "num_fakes": 1000}))
+    refusal = command("study.json", "--results=r.jsonl", cwd=tmp_path)
+    assert refusal.returncode == 2 and "use --trust-detector" in refusal.stderr and not (tmp_path / "r.jsonl").exists()
     arguments = ("study.json", "--results=r.jsonl")
-    done = command(*arguments, cwd=tmp_path)
+    done = command(*arguments, "--trust-detector", cwd=tmp_path)
     assert done.returncode == 1, done.stderr  # 3 images do not fill a group of the teacher's D
     (sentence,) = [line for line in done.stderr.splitlines() if "could not" in line]
     assert "could not train bad half seed 1" in sentence and "toy-half-bad-1-train.log" in sentence

@@ -137,7 +137,7 @@ REFUSED = {
     "a foreign class": (description(class_name="os.system"), "os.system"),
     "unknown arguments": (description(init_kwargs={"colour": "red"}), "arguments"),
     "too large a network": (description(init_kwargs={"z_dim": 1 << 40}), "arguments"),
-    "tensors of another network": (description(class_name="AugmentPipe", init_kwargs={}), "does not fit"),
+    "another kind of network": (description(class_name="AugmentPipe", init_kwargs={}), "of the kind generator"),
 }
 
 

@@ -86,6 +86,15 @@ def test_noise_maps_of_a_network_without_noise_are_ignored():
     assert same_tensors(tensors(G), tensors(rebuilt(network, "Generator")))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int64, bool, np.float16])
+def test_variables_of_other_number_types_are_converted(dtype):
+    network = in_tensorflow(tiny_G(), **G_SIZES)
+    variables = dict(network.components["synthesis"].variables)
+    variables["8x8/Conv1/mod_bias"] = np.ones(12, dtype)
+    network.components["synthesis"].variables = list(variables.items())
+    assert rebuilt(network, "Generator").synthesis.b8.conv1.affine.bias.tolist() == [2] * 12
+
+
 def test_every_variable_that_does_not_fit_is_named():
     network = in_tensorflow(tiny_G(), **G_SIZES)
     variables = dict(network.components["synthesis"].variables)
