@@ -18,7 +18,8 @@ _MOST_NUMBERS = 1_000_000
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after Ctrl-C, without a message.
+    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
+    Ctrl-C, without a message.
     """
     try:
         with full_disk_is_a_user_error():

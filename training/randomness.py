@@ -2,8 +2,8 @@
 """Random numbers of a run as a function of its seed and of the place in the run.
 
 The latents of a phase and every micro-batch seed the generators anew. So a run has no generator states that a resume
-would have to restore, what is drawn outside training (images, metrics) changes nothing, and a batch has the same latents
-however it is split, and micro-batches of equal size the same noise in whichever process they are computed.
+would have to restore; what is drawn outside training (images, metrics) changes nothing; a batch has the same latents
+however it is split; and micro-batches of equal size have the same noise in whichever process they are computed.
 """
 
 import random
