@@ -45,6 +45,7 @@ class Metric:
         options: Further keyword arguments of `function`.
         dataset: Changes to the keyword arguments of the dataset, for example to include the whole training set.
         outputs: Suffixes of the names in the results.
+        higher_is_better: Of the first output.
         opens_dataset: Whether `function` may use the dataset in a way that `reals` does not describe.
     """
 
@@ -56,6 +57,7 @@ class Metric:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     outputs: tuple[str, ...] = ("",)
+    higher_is_better: bool = False
     opens_dataset: bool = False
 
     @property
@@ -123,6 +125,7 @@ _PR = Metric(
     options={"nhood_size": 3},
     dataset=_WITHOUT_MIRRORING,
     outputs=("_precision", "_recall"),
+    higher_is_better=True,
 )
 _IS = Metric(
     name="is50k",
@@ -132,6 +135,7 @@ _IS = Metric(
     options={"num_splits": 10},
     dataset=_WITHOUT_MIRRORING,
     outputs=("_mean", "_std"),
+    higher_is_better=True,
 )
 
 

@@ -2,6 +2,7 @@
 """Metrics by name: compute one, report its result, register one's own. Importing this file loads nothing heavy."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def calc_metric(metric: str, **kwargs) -> EasyDict:
     suffix = "" if opts.detector is None else f"-{detectors.detector_name(opts.detector)}"
     return EasyDict(
         results=EasyDict({f"{name}{suffix}": value for name, value in results.items()}),
-        metric=f"{metric}{suffix}",
+        metric=_result_name(metric, opts.detector),
         total_time=total_time,
         total_time_str=format_time(total_time),
         num_gpus=opts.num_gpus,
@@ -78,3 +79,27 @@ def report_metric(result_dict: dict, run_dir: str | None = None, snapshot_pkl: s
             append_line(path, line)
         except OSError as error:
             raise UserError(f"The result above could not be written to {path}: {error.strerror or error}.") from error
+
+
+def best_snapshot(run_dir: str, metric: str, detector: str | None = None) -> tuple[str, float] | None:
+    """File name and value of the best snapshot in `run_dir` by the first value of `metric`; of equals, the newest.
+
+    Only files that are still there count. None if the metric has no usable result.
+    """
+    path = os.path.join(run_dir, f"metric-{_result_name(metric, detector)}.jsonl")
+    if not os.path.isfile(path):
+        return None
+    found = []
+    with open(path, encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            name, value = line["snapshot_pkl"], next(iter(line["results"].values()))
+            if math.isfinite(value) and os.path.isfile(os.path.join(run_dir, name)):
+                found.append((name, value))
+    sign = 1 if catalogue.find(metric).higher_is_better else -1
+    return max(found, key=lambda item: (sign * item[1], item[0]), default=None)
+
+
+def _result_name(metric: str, detector: str | None) -> str:
+    from metrics import detectors
+
+    return metric if detector is None else f"{metric}-{detectors.detector_name(detector)}"

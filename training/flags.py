@@ -181,7 +181,7 @@ _GUIDE = {"needs": "dgl_teacher", "always": True}
 OPTIONS = [
     Option("--snap", _OUT, COUNT, 50, "Ticks between snapshots.",
            lands=("image_snapshot_ticks", "network_snapshot_ticks"), always=True),
-    Option("--keep", _OUT, COUNT, None, "Keep only the newest N network snapshots.",
+    Option("--keep", _OUT, COUNT, None, "Keep only the newest N network snapshots and the best by the first metric.",
            lands=("snapshots_keep",), unset="all", metavar="N"),
     Option("--save-every", _OUT, POSITIVE, 15, "Minutes between saved states, from which an interrupted run continues.",
            lands=("save_every",), metavar="MINUTES"),
@@ -190,6 +190,7 @@ OPTIONS = [
            lands=("on_nan",)),
     Option("--metrics", _OUT, CommaList(), ["fid50k_full"], "Metrics to compute at each snapshot, or none.",
            lands=("metrics",), always=True, stores=list),
+    Option("--metrics-at-start", _OUT, BOOL, False, "Compute them at tick 0 too.", lands=("metrics_at_start",)),
     Option("--detector", _OUT, str, None, "Feature network of the metrics, such as mnist.",
            lands=("detector",), metavar="FILE|NAME"),
     Option("--trust-detector", _OUT, SWITCH, False, "Run a detector, a program, that is not known.",

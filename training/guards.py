@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noticing a run that has gone wrong: weights or losses that are infinite or not a number."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from torch_utils import misc
 
 class Diverged(UserError):
     """Training cannot go on: something that lasts is not finite any more."""
+
+
+@contextlib.contextmanager
+def memory_is_a_user_error() -> Iterator[None]:
+    """Inside, memory that PyTorch does not get raises UserError instead of RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"out of memory: {first}: take smaller micro-batches (--batch-gpu), narrower networks (--cbase), half "
+            f"precision (--precision=auto), or end other programs on this device"
+        ) from error
 
 
 @torch.no_grad()

@@ -8,17 +8,21 @@ import pathlib
 import re
 import time
 
+import numpy as np
+import PIL.Image
 import psutil
 import torch
 
-import dnnlib
 from dnnlib.files import append_line
-from torch_utils import training_stats
+from dnnlib.text import format_time
+from torch_utils import distributed, training_stats
 
 # Of a loss that reports them, shown at the end of the tick line
 _REAL, _FAKE, _PUSH = "Loss/scores/real", "Loss/scores/fake", "Loss/DGL/grad_ratio"
+_R1 = "Loss/r1_penalty"
 _TEACHER = r"Loss/DGL/scores\d+"
-_SHOWN = f"{_REAL}|{_FAKE}|{_PUSH}|{_TEACHER}"
+_SHOWN = f"{_REAL}|{_FAKE}|{_R1}|{_PUSH}|{_TEACHER}"
+_MOST_PIXELS = 1024  # width of a picture in the event file
 
 
 def _line_files(run_dir: str) -> list[pathlib.Path]:
@@ -75,15 +79,18 @@ class RunLog:
             for path in _line_files(self.run_dir):
                 os.truncate(path, min(state["sizes"].get(path.name, 0), path.stat().st_size))
 
-    def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float) -> None:
-        """End a tick of `tick_kimg` thousand images: report and print the tick line. Every process must call it."""
+    def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float, left: float = 0) -> None:
+        """End a tick of `tick_kimg` thousand images: report and print the tick line. Every process must call it.
+
+        `left`: thousand images to the end of the run; from the second tick on, the line says how long they will take.
+        """
         now = time.time()
         total, seconds = now - self.start_time, now - self.tick_start
         cpu_mem = psutil.Process().memory_info().rss / 2**30
         fields = [
             f"tick {training_stats.report0('Progress/tick', tick):<5d}",
             f"kimg {training_stats.report0('Progress/kimg', kimg):<8.1f}",
-            f"time {dnnlib.util.format_time(training_stats.report0('Timing/total_sec', total)):<12s}",
+            f"time {format_time(training_stats.report0('Timing/total_sec', total)):<12s}",
             f"sec/tick {training_stats.report0('Timing/sec_per_tick', seconds):<7.1f}",
             f"sec/kimg {training_stats.report0('Timing/sec_per_kimg', seconds / max(tick_kimg, 1e-9)):<7.2f}",
             f"maintenance {training_stats.report0('Timing/maintenance_sec', self.maintenance):<6.1f}",
@@ -92,10 +99,12 @@ class RunLog:
             f"augment {training_stats.report0('Progress/augment', augment_p):.3f}",
         ]
         fields += self._score_fields()
+        if tick > 0 and left > 0:
+            fields.append(f"eta {format_time(left * (seconds + self.maintenance) / max(tick_kimg, 1e-9))}")
         training_stats.report0("Timing/total_hours", total / 3600)
         training_stats.report0("Timing/total_days", total / 86400)
         if self.write:
-            print(" ".join(fields), flush=True)
+            print(" ".join(fields).rstrip(), flush=True)
         self._stats.update()
         self.tick_end = now
 
@@ -107,12 +116,14 @@ class RunLog:
         if _REAL in means and _FAKE in means:
             both = f"{means[_REAL]:.2f}/{means[_FAKE]:.2f}"
             fields.append(f"scores {both:<12s}")
+        if _R1 in means:
+            fields.append(f"r1 {means[_R1]:<8.3g}")
         teachers = [mean for name, mean in means.items() if re.fullmatch(_TEACHER, name)]
         if teachers:
             fields.append(f"teacher {sum(teachers) / len(teachers):<7.2f}")
         if _PUSH in means:
-            fields.append(f"push {means[_PUSH]:.2f}")
-        return [*fields[:-1], *(field.rstrip() for field in fields[-1:])]
+            fields.append(f"push {means[_PUSH]:<5.2f}")
+        return fields
 
     def _peak_gpu_gb(self) -> float:
         if self.device.type != "cuda":
@@ -130,8 +141,26 @@ class RunLog:
             self._write_tfevents(values, metrics, step, timestamp)
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:
+        writer = self._event_writer()
+        if writer is None:
+            return
+        scalars = {name: value["mean"] for name, value in values.items()}
+        scalars.update({f"Metrics/{name}": value for name, value in metrics.items()})
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, global_step=step // 1000, walltime=timestamp)
+        writer.flush()
+
+    def picture(self, name: str, path: str, step: int) -> None:
+        """Add a picture file to the event file, if there is one, reduced to a size that a page of them can take."""
+        writer = self._event_writer() if self.write else None
+        if writer is not None:
+            with PIL.Image.open(path, formats=["PNG"]) as picture:
+                picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+                writer.add_image(name, np.atleast_3d(np.asarray(picture)), step // 1000, dataformats="HWC")
+
+    def _event_writer(self):
+        """TensorBoard's writer, or None without TensorBoard. It is a slow import, so not before there is something."""
         if self._tfevents is None and importlib.util.find_spec("tensorboard") is not None:
-            # A slow import, so not before there is something to write.
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except (ImportError, TypeError, AttributeError) as error:  # what mismatched packages raise
@@ -139,13 +168,7 @@ class RunLog:
                 self._tfevents = False
             else:
                 self._tfevents = SummaryWriter(self.run_dir, purge_step=self._purge_step)
-        if not self._tfevents:
-            return
-        scalars = {name: value["mean"] for name, value in values.items()}
-        scalars.update({f"Metrics/{name}": value for name, value in metrics.items()})
-        for name, value in scalars.items():
-            self._tfevents.add_scalar(name, value, global_step=step // 1000, walltime=timestamp)
-        self._tfevents.flush()
+        return self._tfevents or None
 
     def start_tick(self) -> None:
         """Begin the next tick; the time since the last tick line counts as maintenance."""
@@ -156,3 +179,31 @@ class RunLog:
         """Close the event file, if there is one."""
         if self._tfevents:
             self._tfevents.close()
+
+
+class Forecast:
+    """Says once, in process 0, how long the run will take, from the pace of iterations after the first.
+
+    The first one, in which PyTorch prepares much, does not count; `ITERATIONS` cover all regularisers of the presets.
+    """
+
+    ITERATIONS = 16
+
+    def __init__(self, iteration: int, batch_size: int, device: torch.device):
+        self._first, self._batch_size, self._device = iteration + 1, batch_size, device
+        self._start = time.monotonic()
+
+    def after(self, iteration: int, images_left: int) -> None:
+        """Call when `iteration` iterations are done and so many images remain."""
+        if iteration == self._first:
+            self._start = time.monotonic()
+        if iteration != self._first + self.ITERATIONS or images_left <= 0:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        pace = (time.monotonic() - self._start) / (self.ITERATIONS * self._batch_size)
+        text = f"Expected to train for {format_time(pace * images_left)} more ({pace * 1000:.3g} sec/kimg"
+        if self._device.type == "cuda":
+            peak, total = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[1]
+            text += f", {peak / 2**30:.1f} of {total / 2**30:.1f} GB of the GPU's memory"
+        distributed.print0(f"{text}), without metrics and snapshots.")

@@ -2,7 +2,6 @@
 """The training loop: set up a run, then train until `total_kimg` thousand images have been shown."""
 
 import copy
-import dataclasses
 import io
 import math
 import os
@@ -26,55 +25,12 @@ from training.ema import ema_beta, update_ema
 from training.files import snapshot
 from training.phases import average_over_processes, phases_of_terms, run_due
 from training.reals import Reals
-from training.run_log import RunLog
+from training.run_log import Forecast, RunLog
 from training.sample_grid import SampleGrid
+from training.settings import TrainingOptions
 from training.stopping import Agreement, stop_request
 
 PROGRESS_INTERVAL = 30.0  # seconds between progress lines inside a tick where the output is not a terminal
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """All settings of a run; the names are the keys of `training_options.json`."""
-
-    run_dir: str = "."
-    training_set_kwargs: dict = dataclasses.field(default_factory=dict)  # for the dataset's constructor
-    data_loader_kwargs: dict = dataclasses.field(default_factory=dict)  # for torch.utils.data.DataLoader
-    G_kwargs: dict = dataclasses.field(default_factory=dict)
-    D_kwargs: dict = dataclasses.field(default_factory=dict)
-    G_opt_kwargs: dict = dataclasses.field(default_factory=dict)
-    D_opt_kwargs: dict = dataclasses.field(default_factory=dict)
-    augment_kwargs: dict | None = None  # None: no augmentation
-    loss_kwargs: dict = dataclasses.field(default_factory=dict)
-    metrics: list = dataclasses.field(default_factory=list)  # names, evaluated with each network snapshot
-    random_seed: int = 0
-    num_gpus: int = 1  # number of processes
-    batch_size: int = 4  # images per iteration, over all processes
-    batch_gpu: int = 4  # images per process and forward pass; the rest accumulates
-    ema_kimg: float = 10  # half-life of the generator's moving average, in thousand images
-    ema_rampup: float | None = None  # bound on that half-life, as a multiple of the images seen
-    G_reg_interval: int | None = 4
-    D_reg_interval: int | None = 16
-    augment_p: float = 0  # initial augmentation probability
-    ada_target: float | None = None  # None: p is fixed
-    ada_interval: int = 4  # iterations
-    ada_kimg: float = 500
-    total_kimg: int = 25000
-    kimg_per_tick: float = 4
-    image_snapshot_ticks: int | None = 50
-    network_snapshot_ticks: int | None = 50
-    snapshots_keep: int | None = None  # newest network snapshots to keep; None: all
-    save_every: float | None = 15  # minutes between saved states (training.checkpoint); None: with snapshots only
-    on_nan: str = "stop"  # or 'rollback': what to do where weights or losses are not finite any more
-    resume_pkl: str | None = None
-    init_kwargs: dict | None = None  # start from a teacher: see training.initial.from_teacher
-    trust_pickle: bool = False
-    cudnn_benchmark: bool = True
-    allow_tf32: bool = False
-    device: str = "auto"
-    precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
-    detector: str | None = None  # feature network for the metrics; None: the published ones
-    trust_detector: bool = False
 
 
 def training_loop(
@@ -96,8 +52,9 @@ def training_loop(
     Returns the number of the signal that has ended the run early, with its state saved, or None.
     Raises UserError, training.guards.Diverged where weights or losses are not finite any more.
     """
-    trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
-    return trainer.run(abort_fn, progress_fn)
+    with guards.memory_is_a_user_error():
+        trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
+        return trainer.run(abort_fn, progress_fn)
 
 
 class Trainer:
@@ -234,9 +191,11 @@ class Trainer:
         self._begin()
         progress = self._progress(total_nimg)
         agreement = Agreement(self.device)
+        self.forecast = Forecast(self.iteration, opt.batch_size, self.device)
         with stop_request() as request:
             while True:
                 self.step(self.new_tick)
+                self.forecast.after(self.iteration, total_nimg - self.cur_nimg)
                 progress.update(self.cur_nimg - progress.count)
                 done, aborted = self.cur_nimg >= total_nimg, False
                 self.new_tick = done or self.cur_tick == 0 or self._in_tick() >= opt.kimg_per_tick
@@ -327,7 +286,8 @@ class Trainer:
         """
         opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
-        self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p)
+        left = 0 if done else opt.total_kimg - self.cur_nimg / 1000
+        self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p, left)
         self.keeper.check(self.log.means())
         kimg = f"{self.cur_nimg // 1000:06d}"
         if self.rank == 0 and self._due(opt.image_snapshot_ticks, done):
@@ -336,7 +296,10 @@ class Trainer:
         if self.saved_networks:
             name = f"network-snapshot-{kimg}.pkl"
             self._save_networks(name)
-            self._evaluate(name)
+            if self.cur_tick > 0 or done or opt.metrics_at_start:
+                self._evaluate(name)
+            if self.rank == 0:
+                self._keep_snapshots()
         self.log.flush(self.cur_nimg, self.metric_values)
         self.cur_tick += 1
         self.tick_start_nimg = self.cur_nimg
@@ -346,7 +309,9 @@ class Trainer:
         return every is not None and (done or self.cur_tick % every == 0)
 
     def _save_fakes(self, name: str) -> None:
-        self.grid.save_fakes(os.path.join(self.options.run_dir, name), self.G_ema, self.options.batch_gpu, self.device)
+        path = os.path.join(self.options.run_dir, name)
+        self.grid.save_fakes(path, self.G_ema, self.options.batch_gpu, self.device)
+        self.log.picture("fakes", path, self.cur_nimg)
 
     def _save_networks(self, name: str) -> None:
         misc.check_ddp_consistency(self.G)
@@ -356,8 +321,15 @@ class Trainer:
         data = {"training_set_kwargs": dict(self.options.training_set_kwargs)}
         data.update(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe)
         snapshot.save_snapshot(os.path.join(self.options.run_dir, name), data)
-        if self.options.snapshots_keep is not None:
-            snapshot.keep_newest(self.options.run_dir, self.options.snapshots_keep)
+
+    def _keep_snapshots(self) -> None:
+        """Delete old network snapshots if that is wanted, never the best by the first metric."""
+        opt = self.options
+        best = metric_main.best_snapshot(opt.run_dir, opt.metrics[0], opt.detector) if opt.metrics else None
+        if best is not None:
+            print(f"Best so far: {best[0]} ({opt.metrics[0]} {best[1]:.4g})")
+        if opt.snapshots_keep is not None:
+            snapshot.keep_newest(opt.run_dir, opt.snapshots_keep, besides=best and best[0])
 
     def _evaluate(self, snapshot_name: str) -> None:
         opt = self.options

@@ -94,7 +94,7 @@ def test_tick_line(data, tmp_path, capsys):
     number = r"[\d.]+"
     pattern = (
         rf"^tick 0 +kimg 0.0 +time \S.*? +sec/tick {number} +sec/kimg {number} +maintenance {number} +"
-        rf"cpumem {number} +gpumem {number} +augment 0.000 scores -?{number}/-?{number}$"
+        rf"cpumem {number} +gpumem {number} +augment 0.000 scores -?{number}/-?{number} +r1 {number}$"
     )
     assert re.search(pattern, capsys.readouterr().out, flags=re.MULTILINE)
 

@@ -62,11 +62,15 @@ def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
         pickle.dump(stored, file, protocol=_PICKLE_PROTOCOL)
 
 
-def keep_newest(run_dir: str | os.PathLike, count: int) -> None:
-    """Delete all but the `count` newest network snapshots of a run directory, by the number in their names."""
+def keep_newest(run_dir: str | os.PathLike, count: int, besides: str | None = None) -> None:
+    """Delete all but the `count` newest network snapshots of a run directory, by the number in their names.
+
+    The one called `besides` stays as well.
+    """
     found = sorted(glob.glob(os.path.join(glob.escape(os.fspath(run_dir)), "network-snapshot-*.pkl")))
     for path in found[: max(len(found) - count, 0)]:
-        os.remove(path)
+        if os.path.basename(path) != besides:
+            os.remove(path)
 
 
 class Snapshot(Mapping):

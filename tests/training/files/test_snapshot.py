@@ -333,6 +333,8 @@ def test_keeping_the_newest(tmp_path):
     snapshot.keep_newest(tmp_path, 2)
     left = ["log.txt", "network-snapshot-000200.pkl", "network-snapshot-001000.pkl"]
     assert sorted(os.listdir(tmp_path)) == left
+    snapshot.keep_newest(tmp_path, 1, besides="network-snapshot-000200.pkl")
+    assert sorted(os.listdir(tmp_path)) == left
 
 
 def test_mutated_snapshots_raise_only_user_errors(path):
