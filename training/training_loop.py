@@ -17,7 +17,7 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from metrics import detectors, metric_main, metric_utils
+from metrics import detectors, in_training, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
@@ -71,6 +71,7 @@ class TrainingOptions:
     trust_pickle: bool = False
     cudnn_benchmark: bool = True
     allow_tf32: bool = False
+    timeout: float = 30  # minutes that a process waits for the others
     device: str = "auto"
     precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
     detector: str | None = None  # feature network for the metrics; None: the published ones
@@ -97,7 +98,10 @@ def training_loop(
     Raises UserError, training.guards.Diverged where weights or losses are not finite any more.
     """
     trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
-    return trainer.run(abort_fn, progress_fn)
+    try:
+        return trainer.run(abort_fn, progress_fn)
+    finally:
+        trainer.reals.close()  # after a failure too: its workers would outlive this process for a while
 
 
 class Trainer:
@@ -108,7 +112,7 @@ class Trainer:
         self.options = options
         self.rank = rank
         self.about = about or {}
-        self.device = distributed.resolve_device(options.device, rank=rank)
+        self.device = distributed.resolve_device(options.device, distributed.local_rank(rank))
         self.half_dtype = precision.run_dtype(options.precision, self.device)
         if options.trust_detector and options.metrics:
             detectors.trust(options.detector)
@@ -361,19 +365,19 @@ class Trainer:
 
     def _evaluate(self, snapshot_name: str) -> None:
         opt = self.options
+        common = {
+            "G": self.G_ema,
+            "dataset_kwargs": opt.training_set_kwargs,
+            "num_gpus": opt.num_gpus,
+            "rank": self.rank,
+            "device": self.device,
+            "progress": metric_utils.ProgressMonitor(verbose=True),
+            "detector": opt.detector,
+        }
         for metric in opt.metrics:
-            result = metric_main.calc_metric(
-                metric=metric,
-                G=self.G_ema,
-                dataset_kwargs=opt.training_set_kwargs,
-                num_gpus=opt.num_gpus,
-                rank=self.rank,
-                device=self.device,
-                progress=metric_utils.ProgressMonitor(verbose=True),
-                detector=opt.detector,
-            )
-            if self.rank == 0:
-                metric_main.report_metric(
-                    result, run_dir=opt.run_dir, snapshot_pkl=os.path.join(opt.run_dir, snapshot_name)
-                )
-            self.metric_values.update(result.results)
+            with in_training.failure_reported(metric, self.device):
+                result = metric_main.calc_metric(metric, **common)
+                if self.rank == 0:
+                    path = os.path.join(opt.run_dir, snapshot_name)
+                    metric_main.report_metric(result, run_dir=opt.run_dir, snapshot_pkl=path)
+                self.metric_values.update(result.results)
