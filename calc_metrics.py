@@ -13,7 +13,7 @@ from dnnlib import cli, network_options
 @click.option("--data", help="Folder or zip of reals, or saved statistics  [default: the training set]", metavar="PATH")
 @click.option("--mirror", help="Include mirrored reals  [default: as in training]", type=cli.BOOL)
 @click.option("--save-stats", help="Save statistics of --data here, instead of measuring", metavar="NPZ")
-@click.option("--gpus", help="Number of processes, one GPU each", type=click.IntRange(min=1), default=1)
+@click.option("--gpus", help="Processes, one GPU each  [default: 1, or those of torchrun]", type=click.IntRange(min=1))
 @click.option("--detector", help="Feature network: name, TorchScript file or URL  [default: the metric's own]")
 @network_options.trust_detector
 @network_options.device

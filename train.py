@@ -7,14 +7,16 @@ import os
 import re
 import sys
 import traceback
+from typing import Any, NamedTuple
 
 import click
 
+from dnnlib import launcher
 from dnnlib.cli import BOOL, run
 from dnnlib.files import locked
 from dnnlib.util import Logger, UserError, open_atomic
-from training.flags import OPTIONS, SWITCH, Option
-from training.options import Plan, resolve
+from training.flags import BY_NAME, OPTIONS, SWITCH, Option
+from training.options import Opened, Plan, resolve
 
 
 class _Flag(click.Option):
@@ -70,17 +72,57 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
       python train.py --outdir=runs --data=faces.zip --gpus=8 --mirror=1
       python train.py --outdir=runs --data=faces.zip --gpus=8 --mirror=1 --resume=auto
       python train.py --resume=runs/00000-faces-auto
+      torchrun --nnodes=2 --nproc-per-node=4 ... train.py --outdir=runs --data=faces.zip --resume=auto
       python train.py --outdir=runs --data=cats.zip --resume=ffhq256 --snap=10
       python train.py --outdir=runs --data=digits.zip --metrics=fid5k_full --detector=mnist
       python train.py --outdir=runs --data=faces.zip --cfg=stylegan2 --cbase=0.5 --dgl-teacher=ffhq1024
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    if not os.path.isdir(given.get("resume", "")):
+        for name, value in {"outdir": outdir, "data": given.get("data")}.items():
+            if value is None:
+                raise click.UsageError(f"Missing option '--{name}'.")
+    from torch_utils import distributed
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.joined(*_device_and_timeout(given)))
+        job = distributed.decide(_job, outdir, given, dry_run, stack)
+        if job is not None:
+            _train(job)
+
+
+class Job(NamedTuple):
+    """What the processes of a run are to do: `options` of the loop, and the arguments of `train_process`."""
+
+    options: dict[str, Any]
+    lines: list[str]  # to print first
+    opened: Opened | None = None
+    about: dict[str, Any] | None = None
+    resume: bool = False
+
+
+def _device_and_timeout(given: dict[str, Any]) -> tuple[str, float]:
+    """As the flags say, or else the options of the run that is continued."""
+    from training.continuing import read_options
+
+    stored: dict[str, Any] = {}
     if os.path.isdir(given.get("resume", "")):
-        _continue(given.pop("resume"), given, dry_run)
-        return
-    for name, value in {"outdir": outdir, "data": given.get("data")}.items():
-        if value is None:
-            raise click.UsageError(f"Missing option '--{name}'.")
+        with contextlib.suppress(UserError):  # _continue will say it
+            stored = read_options(given["resume"])
+    values = {"device": "auto", "timeout": BY_NAME["timeout"].default, **stored, **given}
+    return values["device"], values["timeout"]
+
+
+def _job(outdir: str | None, given: dict[str, Any], dry_run: bool, stack: contextlib.ExitStack) -> Job | None:
+    """Resolve and check the flags, and make the run directory, which is locked until the end of `stack`.
+
+    None: there is nothing to do but what was printed.
+    """
+    place = launcher.place()
+    if place is not None and given.setdefault("gpus", place.size) != place.size:
+        raise UserError(f"--gpus={given['gpus']}: the launcher has started {place.size} processes; drop the flag")
+    if os.path.isdir(given.get("resume", "")):
+        return _continue(given.pop("resume"), given, dry_run, stack)
     auto = given.get("resume") == "auto"
     if auto:
         del given["resume"]
@@ -88,25 +130,25 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
     if auto:
         from training.continuing import newest_unfinished
 
-        run_dir = newest_unfinished(outdir, plan.options)
+        run_dir = newest_unfinished(outdir, plan.options, given)
         if run_dir is not None:
             plan.opened.training_set.close()
-            _continue(run_dir, given, dry_run)
-            return
+            return _continue(run_dir, given, dry_run, stack)
     if dry_run:
         click.echo("\n".join([*plan.notices, f"Run: {plan.desc}"]), err=True)
         click.echo(json.dumps(plan.options, indent=2))
         plan.opened.training_set.close()
-        return
-    _start(outdir, plan, given)
+        return None
+    return _start(outdir, plan, given, stack)
 
 
-def _start(outdir: str, plan: Plan, given: dict) -> None:
+def _start(outdir: str, plan: Plan, given: dict, stack: contextlib.ExitStack) -> Job:
     """Begin a run in a new directory."""
     from training.preflight import preflight
 
     preflight(plan.options, plan.opened, outdir)
     options = {"run_dir": create_run_dir(outdir, plan.desc), **plan.options}
+    stack.enter_context(locked(options["run_dir"]))
     with open_atomic(os.path.join(options["run_dir"], "training_options.json"), "w") as file:
         json.dump(options, file, indent=2)
     opened = plan.opened
@@ -115,30 +157,36 @@ def _start(outdir: str, plan: Plan, given: dict) -> None:
         opened.release()
         opened = None
     lines = ["Options:", json.dumps(options, indent=2), *plan.notices, f"Run directory: {options['run_dir']}"]
-    _train(options, lines, opened, {"flags": given})
+    return Job(options, lines, opened, {"flags": given})
 
 
-def _continue(run_dir: str, given: dict, dry_run: bool) -> None:
+def _continue(run_dir: str, given: dict, dry_run: bool, stack: contextlib.ExitStack) -> Job | None:
     """Go on with an interrupted run."""
     from training import continuing
 
+    if not dry_run:
+        stack.enter_context(locked(run_dir))
     options = continuing.resume(run_dir, given, dry_run)
     if dry_run:
         click.echo(json.dumps(options, indent=2))
-        return
-    _train(options, [f"Continuing the run in {run_dir}"], resume=True)
+        return None
+    return Job(options, [f"Continuing the run in {run_dir}"], resume=True)
 
 
-def _train(options: dict, lines: list[str], opened=None, about: dict | None = None, resume: bool = False) -> None:
+def _train(job: Job) -> None:
     """Run the training processes, with a log; a signal that ended them is the exit status."""
-    from torch_utils.distributed import launch
+    from torch_utils import distributed
 
-    with locked(options["run_dir"]), _log(options):
-        print("\n".join(lines))
+    arguments = (job.options["num_gpus"], job.options, job.opened, job.about, job.resume)
+    if not distributed.is_main():
+        distributed.launch(train_process, *arguments)
+        return
+    with _log(job.options):
+        print("\n".join(job.lines))
         try:
-            signum = launch(train_process, options["num_gpus"], options, opened, about, resume)
+            signum = distributed.launch(train_process, *arguments)
         except Exception as error:
-            with open(os.path.join(options["run_dir"], "log.txt"), "a", encoding="utf-8") as file:
+            with open(os.path.join(job.options["run_dir"], "log.txt"), "a", encoding="utf-8") as file:
                 file.write(f"Error: {error}\n" if isinstance(error, UserError) else traceback.format_exc())
             raise
     if signum is not None:
@@ -171,10 +219,11 @@ def train_process(rank: int, options: dict, opened=None, about: dict | None = No
     from torch_utils import distributed
     from training.training_loop import training_loop
 
-    # Each of several processes has a separate standard output, which the parent's log does not capture.
-    with _log(options) if options["num_gpus"] > 1 else contextlib.nullcontext():
-        device = distributed.resolve_device(options.get("device", "auto"), rank)
-        distributed.init(rank, options["num_gpus"], device)
+    # A process that launch() has started has its own standard output, which the log of the parent does not capture.
+    own = rank == 0 and options["num_gpus"] > 1 and launcher.place() is None
+    with _log(options) if own else contextlib.nullcontext():
+        device = distributed.resolve_device(options.get("device", "auto"), distributed.local_rank(rank))
+        distributed.init(rank, options["num_gpus"], device, timeout=options.get("timeout", 30))
         signum = training_loop(rank=rank, opened=opened, about=about, resume=resume, **options)
     if signum is not None and options["num_gpus"] > 1:
         sys.exit(128 + signum)

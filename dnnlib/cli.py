@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from dnnlib import launcher
 from dnnlib.errors import UserError
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.text import printable
@@ -28,7 +29,9 @@ def run(command: click.Command) -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        place = launcher.place()
+        if place is None or place.rank == 0:  # of several processes with the same command line, one says it
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

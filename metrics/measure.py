@@ -4,6 +4,7 @@
 import os
 from typing import Any
 
+from dnnlib import launcher
 from dnnlib.util import UserError, is_url
 from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from torch_utils import distributed
@@ -18,7 +19,7 @@ def measure(
     data: str | None = None,
     mirror: bool | None = None,
     save_stats: str | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
     detector: str | None = None,
     device: str = "auto",
     trust_pickle: bool = False,
@@ -31,18 +32,43 @@ def measure(
     calc_metrics.py. Prints one line of JSON per metric and, for a pickle in a run directory, appends it to
     metric-NAME.jsonl there. Raises UserError for unusable inputs, before any long work.
     """
+    with distributed.joined(device):
+        checked = (metrics, network, fakes, data, mirror, save_stats, gpus, detector, device)
+        trusted = {"pickle": trust_pickle, "detector": trust_detector}
+        gpus, snapshot, options = distributed.decide(_check, *checked, trusted, verbose)
+        distributed.launch(_process, gpus, metrics, network, snapshot, trusted, save_stats, device, options)
+
+
+def _check(
+    metrics: list[str],
+    network: str | None,
+    fakes: str | None,
+    data: str | None,
+    mirror: bool | None,
+    save_stats: str | None,
+    gpus: int | None,
+    detector: str | None,
+    device: str,
+    trusted: dict[str, bool],
+    verbose: bool,
+) -> tuple[int, Snapshot | None, dict[str, Any]]:
+    """Number of processes, the open network file if there is one process, and arguments of MetricOptions."""
+    place = launcher.place()
+    if place is not None and gpus not in (None, place.size):
+        raise UserError(f"--gpus={gpus}: the launcher has started {place.size} processes; drop the flag")
+    gpus = gpus or (1 if place is None else place.size)
     found = [catalogue.find(name) for name in metrics]
     if None in found or not found:
         valid = ", ".join(metric_main.list_valid_metrics())
         raise UserError(f"--metrics={','.join(metrics) or 'none'} can only contain the following values: {valid}.")
-    for rank in range(gpus):
+    for rank in range(gpus if place is None else 1):  # of a launcher, every process has already found its device
         distributed.resolve_device(device, rank)
-    if trust_detector:
+    if trusted["detector"]:
         detectors.trust(detector)
     snapshot = None
     if network is not None:
-        snapshot = load_snapshot(network, trust=trust_pickle)
-        compared = inputs.of_network(snapshot, found, data, mirror, detector, trust_pickle)
+        snapshot = load_snapshot(network, trust=trusted["pickle"])
+        compared = inputs.of_network(snapshot, found, data, mirror, detector, trusted["pickle"])
     elif fakes is not None:
         compared = inputs.of_images(fakes, found, data, mirror, detector)
     else:
@@ -54,8 +80,7 @@ def measure(
     options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
     if gpus > 1:
         snapshot = None  # each process opens the file itself
-    trusted = {"pickle": trust_pickle, "detector": trust_detector}
-    distributed.launch(_process, gpus, metrics, network, snapshot, trusted, save_stats, device, options | compared)
+    return gpus, snapshot, options | compared
 
 
 def _process(
@@ -72,7 +97,8 @@ def _process(
 
     `trusted`: whether code may run from the 'pickle' and the 'detector'.
     """
-    device = distributed.configure_device(distributed.resolve_device(device_name, rank))
+    device = distributed.resolve_device(device_name, distributed.local_rank(rank))
+    distributed.configure_device(device)
     distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
     options = {**options, "rank": rank, "device": device}
     if trusted["detector"]:

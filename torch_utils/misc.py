@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dnnlib.text import aligned
+from torch_utils import exchange
 
 _CONSTANTS_KEPT = 256
 _constants: collections.OrderedDict[tuple, torch.Tensor] = collections.OrderedDict()
@@ -202,7 +203,7 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
     All processes must call it; with one process it does nothing. Tensors whose full name '<Class>.<dotted name>'
     matches `ignore_regex` are skipped.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not exchange.active():
         return
     for name, tensor in named_params_and_buffers(module):
         full_name = f"{type(module).__name__}.{name}"
@@ -210,7 +211,8 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
             continue
         ours = tensor.detach()
         theirs = ours.clone()
-        torch.distributed.broadcast(theirs, src=0)
+        with exchange.exchange():
+            torch.distributed.broadcast(theirs, src=0)
         if not torch.equal(nan_to_num(ours), nan_to_num(theirs)):
             raise RuntimeError(f"{full_name} differs between process 0 and process {torch.distributed.get_rank()}")
 

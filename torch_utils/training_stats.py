@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dnnlib.util import EasyDict
+from torch_utils import exchange
 
 _FOLD_AT = 64  # number of queued reports of a statistic that are added up on their device
 
@@ -159,7 +160,8 @@ class Tally:
         sums = self._sums.clone()
         self._sums.zero_()
         if _sync_device is not None:
-            torch.distributed.all_reduce(sums)
+            with exchange.exchange():
+                torch.distributed.all_reduce(sums)
         return sums[1] / sums[0]
 
 
@@ -207,7 +209,8 @@ def _gather(names: list[str]) -> None:
         deltas.index_add_(0, torch.tensor(rows), torch.stack(moments).cpu().to(torch.float64))
     if _sync_device is not None:
         shared = deltas.to(_sync_device, _exact_dtype(_sync_device))
-        torch.distributed.all_reduce(shared)
+        with exchange.exchange():
+            torch.distributed.all_reduce(shared)
         deltas = shared.cpu().to(torch.float64)
     for name, delta in zip(names, deltas):
         _known[name] = None

@@ -14,7 +14,7 @@ from training.flags import BY_NAME, Flags
 from training.options import land
 
 # Flags that change nothing about what is learned; all others have to stay as they were.
-MAY_CHANGE = ("kimg", "snap", "metrics", "keep", "workers", "gpus", "save_every", "on_nan")
+MAY_CHANGE = ("kimg", "snap", "metrics", "keep", "workers", "gpus", "save_every", "on_nan", "timeout")
 OPTIONS_FILE = "training_options.json"
 
 
@@ -52,18 +52,31 @@ def resume(run_dir: str, given: dict[str, Any], dry_run: bool = False) -> dict[s
     return options
 
 
-def newest_unfinished(outdir: str, options: dict[str, Any]) -> str | None:
-    """The newest run directory in `outdir` of a run with these `options`, up to what may change, that can go on."""
-    wanted = _description(options)
+def newest_unfinished(outdir: str, options: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The newest run directory in `outdir` of a run with these `options`, up to what may change, that can go on.
+
+    Or of one with the same flags, of which `given` are those of this command line: presets depend on --gpus, and the
+    run may have been begun with another number.
+    """
+    wanted, flags = _description(options), _lasting(given)
     found = (path for path in pathlib.Path(outdir).glob("[0-9]*") if checkpoint.exists(path))
     for path in sorted(found, key=lambda path: int(re.match(r"\d+", path.name)[0]), reverse=True):
         try:
             stored, state = read_options(str(path)), checkpoint.peek(path)
         except UserError:
             continue  # of something else, or damaged
-        if _description(stored) == wanted and state["cur_nimg"] < options["total_kimg"] * 1000:
+        alike = _description(stored) == wanted or _lasting(state["about"].get("flags", {})) == flags
+        if alike and state["cur_nimg"] < options["total_kimg"] * 1000:
             return str(path)
     return None
+
+
+def _lasting(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags without those that may change, as JSON has them."""
+    kept = {name: value for name, value in given.items() if name not in MAY_CHANGE}
+    if "data" in kept:
+        kept["data"] = os.path.realpath(kept["data"])
+    return json.loads(json.dumps(kept))
 
 
 def _description(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, is_url
 from metrics import detectors, suitability
-from torch_utils.distributed import resolve_device
+from torch_utils.distributed import local_rank, resolve_device
 from torch_utils.precision import run_dtype
 from training import initial
 from training.options import Opened
@@ -19,7 +19,7 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     `options` and `opened` are those of `training.options.resolve`; the --resume file is added to `opened`.
     Raises UserError naming the flag or the file.
     """
-    device = resolve_device(options.get("device", "auto"), rank=options["num_gpus"] - 1)
+    device = resolve_device(options.get("device", "auto"), local_rank(options["num_gpus"] - 1))
     run_dtype(options.get("precision", "auto"), device)
     _check_outdir(outdir)
     with Progress(opened.training_set.num_files, "Checking images", "img") as progress:

@@ -43,6 +43,7 @@ class TrainingOptions:
     trust_pickle: bool = False
     cudnn_benchmark: bool = True
     allow_tf32: bool = False
+    timeout: float = 30  # minutes that a process waits for the others
     device: str = "auto"
     precision: str = "auto"  # of the `num_fp16_res` highest resolutions; snapshots do not depend on it
     detector: str | None = None  # feature network for the metrics; None: the published ones

@@ -73,7 +73,6 @@ class Agreement:
         wanted = min(max(int(AGREE_EVERY / max(pace, 1e-6)), 1), _MOST_ITERATIONS)
         main = distributed.is_main()
         message = torch.tensor([signum or 0, int(main and save), wanted if main else 0], device=self._device)
-        torch.distributed.all_reduce(message, op=torch.distributed.ReduceOp.MAX)
-        found, due, self._interval = message.tolist()
+        found, due, self._interval = distributed.maximum_(message).tolist()
         self._start = (now, iteration)
         return found or None, bool(due)

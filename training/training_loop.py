@@ -16,7 +16,7 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from metrics import detectors, metric_main, metric_utils
+from metrics import detectors, in_training, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
@@ -54,7 +54,10 @@ def training_loop(
     """
     with guards.memory_is_a_user_error():
         trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
-        return trainer.run(abort_fn, progress_fn)
+        try:
+            return trainer.run(abort_fn, progress_fn)
+        finally:
+            trainer.reals.close()  # after a failure too: its workers would outlive this process for a while
 
 
 class Trainer:
@@ -65,7 +68,7 @@ class Trainer:
         self.options = options
         self.rank = rank
         self.about = about or {}
-        self.device = distributed.resolve_device(options.device, rank=rank)
+        self.device = distributed.resolve_device(options.device, distributed.local_rank(rank))
         self.half_dtype = precision.run_dtype(options.precision, self.device)
         if options.trust_detector and options.metrics:
             detectors.trust(options.detector)
@@ -333,19 +336,19 @@ class Trainer:
 
     def _evaluate(self, snapshot_name: str) -> None:
         opt = self.options
+        common = {
+            "G": self.G_ema,
+            "dataset_kwargs": opt.training_set_kwargs,
+            "num_gpus": opt.num_gpus,
+            "rank": self.rank,
+            "device": self.device,
+            "progress": metric_utils.ProgressMonitor(verbose=True),
+            "detector": opt.detector,
+        }
         for metric in opt.metrics:
-            result = metric_main.calc_metric(
-                metric=metric,
-                G=self.G_ema,
-                dataset_kwargs=opt.training_set_kwargs,
-                num_gpus=opt.num_gpus,
-                rank=self.rank,
-                device=self.device,
-                progress=metric_utils.ProgressMonitor(verbose=True),
-                detector=opt.detector,
-            )
-            if self.rank == 0:
-                metric_main.report_metric(
-                    result, run_dir=opt.run_dir, snapshot_pkl=os.path.join(opt.run_dir, snapshot_name)
-                )
-            self.metric_values.update(result.results)
+            with in_training.failure_reported(metric, self.device):
+                result = metric_main.calc_metric(metric, **common)
+                if self.rank == 0:
+                    path = os.path.join(opt.run_dir, snapshot_name)
+                    metric_main.report_metric(result, run_dir=opt.run_dir, snapshot_pkl=path)
+                self.metric_values.update(result.results)

@@ -285,7 +285,7 @@ def test_a_guided_run_describes_its_teacher(run_cli, outdir, datasets, teacher_p
     described = rf"Teacher 0: mean score {number} of \d+ training images, {number} of 4 held-out images; AUC {number} "
     limit = r"Safe --dgl-weight, by held-out images: up to \S+\.\nNotice: --dgl-weight=1000 is above that"
     assert re.search(rf"^{described}.*\n{limit}", out, flags=re.MULTILINE)
-    tick = rf"^tick 0 .* augment 0\.000 scores {number}/{number} +teacher {number} +push 0\.50$"
+    tick = rf"^tick 0 .* augment 0\.000 scores {number}/{number} +r1 \S+ +teacher {number} +push 0\.50$"
     assert re.search(tick, out, flags=re.MULTILINE)
 
 

@@ -237,6 +237,7 @@ def test_a_narrow_student_is_compressed_by_default(data, teacher):
     assert made["loss_kwargs"]["dgl_weight"] == 0
     assert made["D_kwargs"]["channel_base"] == WIDTHS["channel_base"]
     assert desc.endswith("compress")
+    assert made["ema_rampup"] == 0.5  # the fitted G is good from the start
     assert made == build(data=data, cond=True, dgl_teacher=[teacher], batch=2, cbase=0.5, dgl_recipe="compress")[1]
 
 
