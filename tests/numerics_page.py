@@ -295,6 +295,13 @@ TABLES = {
             "training/test_training_loop.py::test_micro_batches_give_the_same_losses_as_one_batch",
         ),
         Row(
+            "2 processes, 4 iterations, nothing that depends on the split",
+            "float32",
+            "1 process",
+            both(tolerances.PROCESSES),
+            "training/test_several_processes.py::test_two_processes_equal_one_up_to_rounding",
+        ),
+        Row(
             "training with teachers of weight 0; training repeated",
             "float32",
             "training without teachers; the first run",
