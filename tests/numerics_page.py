@@ -23,8 +23,9 @@ class Row(NamedTuple):
 
     def linked(self) -> list[tuple[str, str]]:
         """(file, function) of each test."""
-        files = (file.split("::") for file in self.tests.split())
-        return [(f"tests/{path}", name) for path, *names in files for name in names]
+        return [
+            (f"tests/{p}", name) for p, *names in (test.split("::") for test in self.tests.split()) for name in names
+        ]
 
     def cells(self) -> list[str]:
         links = (f"[`{name}`](../{path})" for path, name in self.linked())
