@@ -23,9 +23,7 @@ class Row(NamedTuple):
 
     def linked(self) -> list[tuple[str, str]]:
         """(file, function) of each test."""
-        return [
-            (f"tests/{p}", name) for p, *names in (test.split("::") for test in self.tests.split()) for name in names
-        ]
+        return [(f"tests/{p}", n) for p, *names in (test.split("::") for test in self.tests.split()) for n in names]
 
     def cells(self) -> list[str]:
         links = (f"[`{name}`](../{path})" for path, name in self.linked())
