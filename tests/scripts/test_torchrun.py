@@ -43,7 +43,7 @@ def torchrun(*args, script="train.py", before=(), **popen) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **popen)
 
 
-def ended(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]:
+def ended(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
     """Exit status and output of a process that has to end within `seconds`."""
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]:
     return process.returncode, output
 
 
-def wait_for(outdir: pathlib.Path, text: str, seconds: float = 90) -> pathlib.Path:
+def wait_for(outdir: pathlib.Path, text: str, seconds: float = 180) -> pathlib.Path:
     """The run directory whose log has `text`, as soon as there is one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
