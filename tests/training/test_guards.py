@@ -3,14 +3,17 @@
 
 import json
 import math
+import os
 import pathlib
 
 import pytest
 import torch
 
+from dnnlib.util import UserError
 from tests.support import make_image_zip
 from tests.training.test_training_loop import options
 from training import checkpoint, guards
+from training.dataset import ImageFolderDataset
 from training.loss import StyleGAN2Loss
 from training.training_loop import training_loop
 
@@ -93,3 +96,28 @@ def test_what_is_not_finite_is_named():
     assert guards.not_finite({"D": module}, None, {"Loss/D/loss": math.nan}) == "Loss/D/loss"
     module.bias.data[0] = -math.inf
     assert guards.not_finite({"D": module}, None, {"Loss/D/loss": math.nan}) == "the weights of D"
+
+
+def test_memory_that_is_not_there_is_a_sentence():
+    with pytest.raises(UserError, match=r"out of memory: .*--batch-gpu"), guards.memory_is_a_user_error():
+        torch.empty(2**50)
+    with pytest.raises(UserError, match=r"out of memory: CUDA"), guards.memory_is_a_user_error():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+    with pytest.raises(RuntimeError, match="other"), guards.memory_is_a_user_error():
+        raise RuntimeError("other")
+
+
+class Fatal(ImageFolderDataset):
+    """Its sixth image ends the process that reads it."""
+
+    def _load_raw_image(self, raw_idx):
+        if raw_idx == 5 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), 9)
+        return super()._load_raw_image(raw_idx)
+
+
+def test_a_dead_data_worker_is_a_sentence(tmp_path, data):
+    settings = options(tmp_path / "run", data, data_loader_kwargs={"num_workers": 1})
+    settings["training_set_kwargs"]["class_name"] = f"{__name__}.Fatal"
+    with pytest.raises(UserError, match=r"process that reads the data set has died.*--workers"):
+        training_loop(**settings)
