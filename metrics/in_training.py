@@ -18,7 +18,6 @@ def failure_reported(metric: str, device: torch.device) -> Iterator[None]:
     Every process must enter it; messages about failures are exchanged from `device`. Diverged and ProcessLost, after
     which training cannot go on, are raised.
     """
-    reason = None
     try:
         with exchange.failing_together(device):
             yield
@@ -26,7 +25,7 @@ def failure_reported(metric: str, device: torch.device) -> Iterator[None]:
     except (Diverged, exchange.ProcessLost):
         raise
     except exchange.OtherFailed:
-        pass
+        reason = None
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     reasons = dict.fromkeys(" ".join(text.split()) for text in distributed.gather(reason) if text is not None)

@@ -23,8 +23,7 @@ class Row(NamedTuple):
 
     def linked(self) -> list[tuple[str, str]]:
         """(file, function) of each test."""
-        files = (file.split("::") for file in self.tests.split())
-        return [(f"tests/{path}", name) for path, *names in files for name in names]
+        return [(f"tests/{p}", n) for p, *names in (test.split("::") for test in self.tests.split()) for n in names]
 
     def cells(self) -> list[str]:
         links = (f"[`{name}`](../{path})" for path, name in self.linked())
@@ -293,6 +292,13 @@ TABLES = {
             "one batch",
             both(tolerances.MICRO_BATCHES),
             "training/test_training_loop.py::test_micro_batches_give_the_same_losses_as_one_batch",
+        ),
+        Row(
+            "2 processes, 4 iterations, nothing that depends on the split",
+            "float32",
+            "1 process",
+            both(tolerances.PROCESSES),
+            "training/test_several_processes.py::test_two_processes_equal_one_up_to_rounding",
         ),
         Row(
             "training with teachers of weight 0; training repeated",

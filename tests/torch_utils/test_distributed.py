@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import concurrent.futures
+import datetime
 import errno
 import json
 import os
 import pathlib
+import signal
 
 import psutil
 import pytest
 import torch
 
+from dnnlib import launcher
 from dnnlib.util import UserError
-from torch_utils import distributed, misc, precision, training_stats
+from torch_utils import distributed, exchange, meeting, misc, precision, training_stats
 from torch_utils.ops import layout
 
 
@@ -166,3 +170,45 @@ def test_no_thread_of_a_group_outlives_it(tmp_path):
     distributed.launch(_threads_of_a_group, 2, str(tmp_path))
     within, after = json.loads((tmp_path / "1.json").read_text())
     assert within - after >= 2
+
+
+def _without(rank, signum, minutes):
+    distributed.init(rank, 2, timeout=minutes)
+    distributed.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signum)
+    distributed.barrier()
+
+
+def test_a_process_that_hangs_ends_the_others(monkeypatch):
+    monkeypatch.setattr(distributed, "GRACE", 0.5)
+    with pytest.raises(exchange.ProcessLost, match=r"one of 2 processes has not answered for --timeout=0\.03 minutes"):
+        distributed.launch(_without, 2, signal.SIGSTOP, 0.03)
+
+
+def test_a_process_that_dies_ends_the_others():
+    with pytest.raises(UserError, match="process 1 of 2 was ended by SIGKILL"):
+        distributed.launch(_without, 2, signal.SIGKILL, 5)
+
+
+def _round(port, size, places):
+    """The values that processes which meet exchange through their store, by rank."""
+    with concurrent.futures.ThreadPoolExecutor(size) as pool:
+        wait = datetime.timedelta(seconds=10)
+        stores = list(pool.map(lambda rank: meeting.meet(launcher.Place(rank, size, rank), wait), places))
+    stores[0].set("value", f"of {port}")
+    return [store.get("value") for store in stores]
+
+
+def test_processes_that_are_started_again_meet_only_each_other(monkeypatch):
+    """The store of torchrun outlives the processes, with all that earlier ones have written."""
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert _round("first", 3, (0, 1, 2)) == [b"of first"] * 3
+    left = torch.distributed.PrefixStore("meeting", server)
+    left.set("question-1", "nobody waits for this answer")
+    assert _round("second", 2, (0, 1)) == [b"of second"] * 2
+    with pytest.raises(RuntimeError, match="processes 1 did not come"):
+        meeting.meet(launcher.Place(0, 2, 0), datetime.timedelta(seconds=0.2))
