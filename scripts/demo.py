@@ -45,9 +45,9 @@ class Network:
 
 # The longest first, so that both cores are busy to the end.
 NETWORKS = [
-    Network("half", "Student, 1/2", {**STUDENT, "cbase": 0.5, "dgl-fit": 40, "kimg": 20}, 260),
-    Network("scratch", "From scratch, 1/2", {**SCRATCH, "kimg": 64}, 230),
-    Network("quarter", "Student, 1/4", {**STUDENT, "cbase": 0.25, "dgl-fit": 24, "kimg": 8}, 120),
+    Network("half", "Student, 1/2", {**STUDENT, "cbase": 0.5, "dgl-fit": 40, "kimg": 20}, 280),
+    Network("scratch", "From scratch, 1/2", {**SCRATCH, "kimg": 60}, 240),
+    Network("quarter", "Student, 1/4", {**STUDENT, "cbase": 0.25, "dgl-fit": 16, "kimg": 5}, 90),
     Network("teacher", "Teacher", None),
 ]
 MEASURE_PLAN = 15
