@@ -186,7 +186,8 @@ def _train(job: Job) -> None:
         try:
             signum = distributed.launch(train_process, *arguments)
         except Exception as error:
-            with open(os.path.join(job.options["run_dir"], "log.txt"), "a", encoding="utf-8") as file:
+            path = os.path.join(job.options["run_dir"], "log.txt")
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:  # error is said in any case
                 file.write(f"Error: {error}\n" if isinstance(error, UserError) else traceback.format_exc())
             raise
     if signum is not None:

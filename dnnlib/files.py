@@ -135,6 +135,8 @@ def locked(folder: str | os.PathLike, wait: float = 20.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise UserError(f"{folder} is in use by another process: wait until it ends, or end it") from error
                 time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
         yield
     finally:
         os.close(descriptor)

@@ -254,7 +254,9 @@ def launch(fn: Callable, num_processes: int, *args: Any) -> Any:
                 raise
             if losses:
                 raise exchange.ProcessLost(losses[0].read_text(encoding="utf-8")) from error
-            sys.exit(128 + received[0] if received else error.exit_code)
+            stopped = [128 + signum for signum in received]  # or one process alone had a signal, and stopped all
+            stopped += [process.exitcode for process in context.processes if process.exitcode > 128]
+            sys.exit(stopped[0] if stopped else error.exit_code)
     return None
 
 
@@ -270,6 +272,8 @@ def _end_all_if_one_fails(processes: list) -> dict[int, int]:
         multiprocessing.connection.wait(running)
     time.sleep(0.2)  # one that was killed and those that notice it end at about the same time
     killed = {i: -process.exitcode for i, process in enumerate(processes) if (process.exitcode or 0) < 0}
+    if any((process.exitcode or 0) > 128 for process in processes):  # all stop in good order
+        multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], GRACE)
     for process in processes:
         if process.is_alive():
             process.terminate()

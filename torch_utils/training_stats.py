@@ -100,8 +100,11 @@ class Collector:
         return {"period": dict(self._period), "moments": dict(self._moments)}
 
     def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Restore what `state_dict` returned; reports not yet gathered are those of `load_pending`."""
-        self._period, self._moments = dict(state["period"]), dict(state["moments"])
+        """Restore what `state_dict` returned, but for sums that are not finite, which a rollback must not keep.
+
+        Reports not yet gathered are those of `load_pending`.
+        """
+        self._period, self._moments = (_finite(state[part]) for part in ("period", "moments"))
 
     def _get(self, name: str) -> tuple[float, float, float]:
         if not self._regex.fullmatch(name):
@@ -133,6 +136,10 @@ class Collector:
     def __getitem__(self, name: str) -> float:
         """Mean of the statistic."""
         return self.mean(name)
+
+
+def _finite(sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: moments for name, moments in sums.items() if moments.isfinite().all()}
 
 
 class Tally:
@@ -180,7 +187,7 @@ def pending() -> dict[str, Any]:
 def load_pending(saved: list[dict[str, Any]], device: torch.device) -> None:
     """Replace the names and the reports of this process by `saved`, one or several results of `pending`.
 
-    Reports of another device than the CPU go to `device`.
+    Reports of another device than the CPU go to `device`; those that are not finite are dropped.
     """
     _known.clear()
     _pending.clear()
@@ -190,7 +197,7 @@ def load_pending(saved: list[dict[str, Any]], device: torch.device) -> None:
             ours = _pending.setdefault(name, {})
             for kind, moments in queues.items():
                 target = torch.device("cpu") if kind == "cpu" else device
-                ours.setdefault(target, []).extend(moments.to(target))
+                ours.setdefault(target, []).extend(moments[moments.isfinite().all(dim=1)].to(target))
 
 
 def _gather(names: list[str]) -> None:

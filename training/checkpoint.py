@@ -51,8 +51,6 @@ class StateFile:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            if isinstance(error, FileNotFoundError):
-                raise UserError(f"the run directory {self.run_dir} is gone: training ends here") from error
             raise error
 
 

@@ -11,7 +11,7 @@ from dnnlib.files import write_text
 from dnnlib.util import UserError
 from training import checkpoint
 from training.flags import BY_NAME, Flags
-from training.options import land
+from training.options import put
 
 # Flags that change nothing about what is learned; all others have to stay as they were.
 MAY_CHANGE = ("kimg", "snap", "metrics", "keep", "workers", "gpus", "save_every", "on_nan", "timeout")
@@ -38,7 +38,8 @@ def resume(run_dir: str, given: dict[str, Any], dry_run: bool = False) -> dict[s
     options, state = read_options(run_dir), checkpoint.peek(run_dir)
     _check_same(run_dir, given, state["about"].get("flags", {}))
     changed = {name: given[name] for name in MAY_CHANGE if name in given}
-    land(Flags(**changed), options, changed)
+    for name, value in changed.items():
+        put(BY_NAME[name], value, options)
     if "gpus" in changed:
         _share_batch(options)
     if state["cur_nimg"] >= options["total_kimg"] * 1000:
@@ -47,6 +48,8 @@ def resume(run_dir: str, given: dict[str, Any], dry_run: bool = False) -> dict[s
             f"train on"
         )
     if not dry_run:
+        if changed:  # the next one that continues needs no flag
+            write_text(os.path.join(run_dir, OPTIONS_FILE), json.dumps(options, indent=2))
         _trim_log(run_dir, state["cur_tick"])
         checkpoint.clear_leftovers(run_dir)
     return options
@@ -66,7 +69,8 @@ def newest_unfinished(outdir: str, options: dict[str, Any], given: dict[str, Any
         except UserError:
             continue  # of something else, or damaged
         alike = _description(stored) == wanted or _lasting(state["about"].get("flags", {})) == flags
-        if alike and state["cur_nimg"] < options["total_kimg"] * 1000:
+        total_kimg = (options if "kimg" in given else stored)["total_kimg"]
+        if alike and state["cur_nimg"] < total_kimg * 1000:
             return str(path)
     return None
 
@@ -109,9 +113,13 @@ def _check_same(run_dir: str, given: dict[str, Any], recorded: dict[str, Any]) -
 def _share_batch(options: dict[str, Any]) -> None:
     """Fit the micro-batches to another number of processes; they stay as they are where possible."""
     batch, processes = options["batch_size"], options["num_gpus"]
-    if batch % processes:
-        raise UserError(f"--gpus={processes}: the run's batch of {batch} images cannot be split into as many parts")
-    options["batch_gpu"] = min(options["batch_gpu"], batch // processes)
+    share = batch // processes
+    options["batch_gpu"] = min(options["batch_gpu"], share)
+    if processes & (processes - 1) or batch % processes or share % options["batch_gpu"]:
+        raise UserError(
+            f"--gpus={processes}: the run's batch of {batch} images cannot be split into as many parts, each of "
+            f"micro-batches of {options['batch_gpu']}"
+        )
 
 
 def _trim_log(run_dir: str, tick: int) -> None:

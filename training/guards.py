@@ -3,13 +3,14 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import misc
+from torch_utils import distributed, misc
 
 
 class Diverged(UserError):
@@ -31,30 +32,34 @@ def memory_is_a_user_error() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def lost_folder_is_a_user_error(run_dir: str) -> Iterator[None]:
+    """Inside, the loss of the run directory raises UserError instead of FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if os.path.isdir(run_dir):
+            raise
+        raise UserError(f"the run directory {run_dir} is gone: training ends here") from error
+
+
 @torch.no_grad()
 def _all_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Whether all elements of all `tensors` are finite, a scalar on their device."""
     return torch.stack([tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]).all()
 
 
-def tensors_of(state: Any) -> list[torch.Tensor]:
-    """All tensors in a nest of dicts and lists."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    values = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
-    return [tensor for value in values for tensor in tensors_of(value)]
-
-
 def not_finite(networks: dict[str, torch.nn.Module], loss: Any, means: Mapping[str, float]) -> str | None:
-    """What is not finite, in words, or None: tensors of `networks`, of the state of `loss`, or reported `means`.
+    """What is not finite, in words, or None: tensors of `networks`, statistics that the `loss` keeps, or `means`.
 
-    Reads one number from the device. A statistic of which nothing was reported has no mean and is passed over.
+    Every process must call it, and all get the same answer. The host waits for the device once.
     """
-    parts = {f"weights of {name}": misc.params_and_buffers(network) for name, network in networks.items()}
-    if hasattr(loss, "state_dict"):
-        parts["state of the loss"] = tensors_of(loss.state_dict())
+    parts = {f"the weights of {name}": misc.params_and_buffers(network) for name, network in networks.items()}
+    parts["a statistic that the loss keeps"] = list(getattr(loss, "own_statistics", ()))
     parts = {name: tensors for name, tensors in parts.items() if any(map(torch.is_floating_point, tensors))}
-    finite = torch.stack([_all_finite(tensors).to("cpu", non_blocking=True) for tensors in parts.values()])
-    bad = [name for name, good in zip(parts, finite.tolist()) if not good]
-    bad += [name for name, mean in means.items() if not math.isfinite(mean)]
-    return f"the {bad[0]}" if bad and bad[0] in parts else bad[0] if bad else None
+    bad = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if parts:
+        finite = torch.stack([_all_finite(tensors) for tensors in parts.values()]).float()
+        wrong = distributed.all_reduce_(1 - finite).tolist()
+        bad = [name for name, count in zip(parts, wrong) if count] + bad
+    return bad[0] if bad else None

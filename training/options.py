@@ -7,14 +7,13 @@ which `training.flags` declares. Importing this module is cheap: torch is loaded
 
 import dataclasses
 import math
-from collections.abc import Container
 from typing import Any, NamedTuple
 
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
 from training.families.family import Data
-from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags
+from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags, Option
 
 _ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
 # Half-life of G_ema as a fraction of the run's length: where the ramp of --cfg=auto and --cfg=cifar ends.
@@ -108,7 +107,7 @@ def _plan(f: Flags, training_set: Any) -> Plan:
     if f.resume not in (None, "noresume"):
         # G_ema starts from a trained network, so its half-life is not ramped up but limited.
         options.update(resume_pkl=_location(f.resume), ada_kimg=_ADA_KIMG_OF_TRANSFER, ema_rampup=None)
-    land(f, options)
+    _land(f, options)
     if "resume_pkl" in options:
         options["ema_kimg"] = min(options["ema_kimg"], _EMA_LIMIT_OF_TRANSFER * options["total_kimg"])
     plan = Plan(_run_name(data.name, f), options, [], opened)
@@ -194,21 +193,24 @@ def _run_name(dataset: str, f: Flags) -> str:
     return "-".join(words)
 
 
-def land(f: Flags, options: dict[str, Any], names: Container[str] = BY_NAME) -> None:
-    """Store the values of the flags called `names` under their keys in the options of the loop."""
+def _land(f: Flags, options: dict[str, Any]) -> None:
+    """Store the values of the flags under their keys in the options of the loop."""
     for option in OPTIONS:
-        if option.name not in names:
-            continue
         value = getattr(f, option.name)
         wanted = option.always or (value is not None and value != option.default)
         if not wanted or (option.needs is not None and not getattr(f, option.needs)):
             continue
-        for place in option.lands:
-            *folders, key = place.split(".")
-            target = options
-            for folder in folders:
-                target = target.setdefault(folder, {})
-            target[key] = option.stores(value)
+        put(option, value, options)
+
+
+def put(option: Option, value: Any, options: dict[str, Any]) -> None:
+    """Store the value of one flag under its keys in the options of the loop."""
+    for place in option.lands:
+        *folders, key = place.split(".")
+        target = options
+        for folder in folders:
+            target = target.setdefault(folder, {})
+        target[key] = option.stores(value)
 
 
 def _location(name: str) -> str:

@@ -57,6 +57,8 @@ class Reals:
             kwargs["pin_memory"] = False
         # More workers than processors gain nothing, and PyTorch warns about them.
         kwargs["num_workers"] = min(kwargs.get("num_workers", 0), _num_processors())
+        if kwargs["num_workers"] == 0:
+            kwargs.pop("prefetch_factor", None)
         shares = _Shares(dataset, seed, batch_size, rank, num_gpus, start)
         self.device, self.taken = device, start
         self._loader = torch.utils.data.DataLoader(dataset, batch_sampler=shares, **kwargs)
@@ -80,7 +82,7 @@ class Reals:
                 raise
             raise UserError(
                 "a process that reads the data set has died, as happens where memory runs out: continue with fewer of "
-                "them (--workers), or none (--workers=0)"
+                "them (--workers=1)"
             ) from error
         self.taken += 1
         return batch
@@ -103,7 +105,9 @@ def _serve_on(_worker: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "setitimer"):  # whose signal ends the process
+    if hasattr(signal, "setitimer"):
+        # Status 0: PyTorch takes any other, or a signal, for a failure, and interrupts the trainer.
+        signal.signal(signal.SIGALRM, lambda _signum, _frame: os._exit(0))
         signal.signal(signal.SIGTERM, lambda _signum, _frame: signal.setitimer(signal.ITIMER_REAL, GRACE))
 
 

@@ -13,7 +13,7 @@ import PIL.Image
 import psutil
 import torch
 
-from dnnlib.files import append_line
+from dnnlib.files import append_line, write_text
 from dnnlib.text import format_time
 from torch_utils import distributed, training_stats
 
@@ -22,12 +22,17 @@ _REAL, _FAKE, _PUSH = "Loss/scores/real", "Loss/scores/fake", "Loss/DGL/grad_rat
 _R1 = "Loss/r1_penalty"
 _TEACHER = r"Loss/DGL/scores\d+"
 _SHOWN = f"{_REAL}|{_FAKE}|{_R1}|{_PUSH}|{_TEACHER}"
+_STATS = "stats.jsonl"
 _MOST_PIXELS = 1024  # width of a picture in the event file
 
 
-def _line_files(run_dir: str) -> list[pathlib.Path]:
-    """The files to which every tick and every metric adds a line."""
-    return sorted(pathlib.Path(run_dir).glob("*.jsonl"))
+def _remove_later_snapshots(path: pathlib.Path, kimg: int) -> None:
+    """Take the results of snapshots that will be made again, after `kimg`, out of a file of metrics."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    numbers = (re.search(r'"network-snapshot-(\d+)\.pkl"', line) for line in lines)
+    kept = [line for line, number in zip(lines, numbers) if number is None or int(number[1]) <= kimg]
+    if len(kept) < len(lines):
+        write_text(path, "".join(kept))
 
 
 class RunLog:
@@ -54,15 +59,15 @@ class RunLog:
         return {name: value.mean for name, value in values.items() if value.num and name.startswith("Loss/")}
 
     def state_dict(self) -> dict:
-        """The times, the statistics of the unfinished tick, and the lengths of the files of lines."""
+        """The times, the statistics of the unfinished tick, and the length of the file of statistics."""
         now = time.time()
-        sizes = {path.name: path.stat().st_size for path in _line_files(self.run_dir)} if self.write else {}
+        stats = pathlib.Path(self.run_dir, _STATS)
         return {
             "elapsed": now - self.start_time,
             "in_tick": now - self.tick_start,
             "maintenance": self.maintenance,
             "collectors": [collector.state_dict() for collector in (self._stats, self._scores)],
-            "sizes": sizes,
+            "stats_size": stats.stat().st_size if self.write and stats.is_file() else 0,
         }
 
     def load_state_dict(self, state: dict, kimg: int) -> None:
@@ -76,8 +81,14 @@ class RunLog:
         for collector, saved in zip((self._stats, self._scores), state["collectors"]):
             collector.load_state_dict(saved)
         if self.write:
-            for path in _line_files(self.run_dir):
-                os.truncate(path, min(state["sizes"].get(path.name, 0), path.stat().st_size))
+            if self._tfevents:
+                self._tfevents.close()
+            self._tfevents = None  # the next one begins where the events are to end
+            stats = pathlib.Path(self.run_dir, _STATS)
+            if stats.is_file():
+                os.truncate(stats, min(state["stats_size"], stats.stat().st_size))
+            for path in pathlib.Path(self.run_dir).glob("metric-*.jsonl"):
+                _remove_later_snapshots(path, kimg)
 
     def tick(self, tick: int, kimg: float, tick_kimg: float, augment_p: float, left: float = 0) -> None:
         """End a tick of `tick_kimg` thousand images: report and print the tick line. Every process must call it.
@@ -137,7 +148,7 @@ class RunLog:
         if self.write:
             timestamp = time.time()
             values = self._stats.as_dict()
-            append_line(os.path.join(self.run_dir, "stats.jsonl"), json.dumps({**values, "timestamp": timestamp}))
+            append_line(os.path.join(self.run_dir, _STATS), json.dumps({**values, "timestamp": timestamp}))
             self._write_tfevents(values, metrics, step, timestamp)
 
     def _write_tfevents(self, values: dict, metrics: dict[str, float], step: int, timestamp: float) -> None:

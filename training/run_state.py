@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the state of a run consists of: collected from a trainer, and put back into one."""
 
+import functools
 import os
 import shlex
 import signal
@@ -38,7 +39,8 @@ class Keeper:
     def check(self, means: dict[str, float]) -> None:
         """Raise Diverged if weights, the state of the loss, or `means` of statistics are not finite."""
         trainer = self.trainer
-        what = guards.not_finite(trainer.networks, trainer.loss, means)
+        trained = {phase.name: phase.module for phase in _phases_of_terms(trainer)}
+        what = guards.not_finite({**trainer.networks, **trained}, trainer.loss, means)
         if what is None:
             return
         last = "no state was saved" if self._saved_nimg is None else f"the last good state is of {self._kimg()}"
@@ -52,10 +54,13 @@ class Keeper:
     def save(self) -> None:
         """Save the state, in the background. Raises Diverged instead if it is not finite."""
         self.check({})
+        self._write()
+        self._saved_at, self._saved_nimg, self._rollbacks = time.monotonic(), self.trainer.cur_nimg, 0
+
+    def _write(self) -> None:
         state = self._collect()
         if state is not None:
             self.file.save(state)
-        self._saved_at, self._saved_nimg, self._rollbacks = time.monotonic(), self.trainer.cur_nimg, 0
 
     def wait(self) -> None:
         """Wait until the last state is on the disk."""
@@ -71,18 +76,23 @@ class Keeper:
         """Return to the last state, from where other random numbers are drawn. Raises `error` if that is not wanted."""
         trainer = self.trainer
         if trainer.options.on_nan != "rollback" or self._saved_nimg is None or self._rollbacks == _MOST_ROLLBACKS:
-            trainer.log.flush(trainer.cur_nimg, trainer.metric_values)
             raise error
         self.wait()
         attempt = trainer.attempt + 1
         distributed.print0(f"{str(error).split(';')[0]}: back to {self._kimg()}, attempt {attempt}")
         self.load()
         trainer.attempt, self._rollbacks = attempt, self._rollbacks + 1
+        self._write()  # a run that ends here does not begin with the attempts that have failed
 
     def how_to_continue(self, signum: int) -> str:
         """The last line of a run that a signal has stopped. Any process may call it."""
         name, run_dir = signal.Signals(signum).name, shlex.quote(os.fspath(self.trainer.options.run_dir))
         return f"Stopped by {name}; the state of {self._kimg()} is saved: continue with train.py --resume={run_dir}"
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Any]:
+        """The data set as it is when the run begins or continues."""
+        return _describe(self.trainer)
 
     def _kimg(self) -> str:
         return f"kimg {self._saved_nimg / 1000:g}"
@@ -91,14 +101,14 @@ class Keeper:
         """The state, in process 0; None in the others."""
         trainer = self.trainer
         ada = None if trainer.ada is None else trainer.ada.state_dict()
-        ranks = distributed.gather({"stats": training_stats.pending(), "ada": ada})
+        ranks = distributed.gather(checkpoint.on_cpu({"stats": training_stats.pending(), "ada": ada}))
         if not distributed.is_main():
             return None
         networks = {name: dict(misc.named_params_and_buffers(net)) for name, net in trainer.networks.items()}
         return {
             **{name: getattr(trainer, name) for name in _COUNTERS},
             "batches": trainer.reals.taken,
-            "data": _describe(trainer),
+            "data": self._data,
             "networks": networks,
             "optimizers": [optimizer.state_dict() for optimizer in _optimizers(trainer)],
             "loss": trainer.loss.state_dict() if hasattr(trainer.loss, "state_dict") else {},
@@ -108,7 +118,7 @@ class Keeper:
 
     def _restore(self, state: dict[str, Any]) -> None:
         trainer = self.trainer
-        _check(trainer, state)
+        self._check_fit(state)
         for name in _COUNTERS:
             setattr(trainer, name, state[name])
         trainer.reset_reals(state["batches"])
@@ -131,6 +141,19 @@ class Keeper:
             trainer.ada.load_state_dict([rank["ada"] for rank in ranks])
         trainer.log.load_state_dict(state["log"], trainer.cur_nimg // 1000)
 
+    def _check_fit(self, state: dict[str, Any]) -> None:
+        """Raises UserError if the data set or the networks are not those of the state."""
+        trainer, where = self.trainer, f"--resume={self.trainer.options.run_dir}"
+        if state["data"] != self._data:
+            what = ", ".join(name for name, value in self._data.items() if state["data"].get(name) != value)
+            path = trainer.options.training_set_kwargs.get("path")
+            raise UserError(f"{where}: the data set {path} is another one than when the run began ({what}); restore it")
+        for name, network in trainer.networks.items():
+            saved = state["networks"][name]
+            for key, tensor in misc.named_params_and_buffers(network):
+                if key not in saved or saved[key].shape != tensor.shape:
+                    raise UserError(f"{where}: its state does not fit the options of the run ({key} of {name})")
+
 
 def _nothing(rank: dict[str, Any]) -> dict[str, Any]:
     """What `rank` has saved for itself, with all its names, as if there had been no images."""
@@ -139,9 +162,14 @@ def _nothing(rank: dict[str, Any]) -> dict[str, Any]:
     return {"stats": stats, "ada": ada}
 
 
+def _phases_of_terms(trainer) -> list:
+    """The phases in which terms of the loss train networks of their own."""
+    return trainer.loss.extra_phases() if hasattr(trainer.loss, "extra_phases") else []
+
+
 def _optimizers(trainer) -> list:
     """The optimisers of the family, each once: phases share them. Terms of the loss save their own."""
-    own = {id(phase.optimizer) for phase in getattr(trainer.loss, "extra_phases", list)()}
+    own = {id(phase.optimizer) for phase in _phases_of_terms(trainer)}
     unique = {id(phase.optimizer): phase.optimizer for phase in trainer.phases}
     return [optimizer for key, optimizer in unique.items() if key not in own]
 
@@ -156,17 +184,3 @@ def _describe(trainer) -> dict[str, Any]:
         "labels": list(data.label_shape),
         "contents": real_cache.dataset_fingerprint(path) if archive else None,
     }
-
-
-def _check(trainer, state: dict[str, Any]) -> None:
-    """Raises UserError if the data set or the networks are not those of the state."""
-    where, now = f"--resume={trainer.options.run_dir}", _describe(trainer)
-    if state["data"] != now:
-        what = ", ".join(name for name, value in now.items() if state["data"].get(name) != value)
-        path = trainer.options.training_set_kwargs.get("path")
-        raise UserError(f"{where}: the data set {path} is another one than when the run began ({what}); restore it")
-    for name, network in trainer.networks.items():
-        saved = state["networks"][name]
-        for key, tensor in misc.named_params_and_buffers(network):
-            if key not in saved or saved[key].shape != tensor.shape:
-                raise UserError(f"{where}: its state does not fit the options of the run ({key} of {name})")

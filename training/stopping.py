@@ -21,11 +21,13 @@ class StopRequest:
 
     def __init__(self):
         self.signum: int | None = None
+        self._interrupted = False
 
     def receive(self, signum: int, _frame=None) -> None:
         """Handler: remember the signal. A second SIGINT ends the process at once, as KeyboardInterrupt."""
-        if signum == signal.SIGINT and self.signum == signal.SIGINT:
+        if signum == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted = self._interrupted or signum == signal.SIGINT
         if self.signum is None:
             self.signum = signum
 
@@ -51,13 +53,14 @@ def stop_request() -> Iterator[StopRequest]:
 class Agreement:
     """What all processes do after an iteration: whether one was asked to stop, whether the state is due.
 
-    Several processes exchange a message about once in `AGREE_EVERY` seconds; the host waits for it.
+    Several processes exchange a message about once in `AGREE_EVERY` seconds; the host waits for it. `iteration`: how
+    many iterations are done.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, iteration: int):
         self._device = device
         self._interval = 1  # iterations between messages
-        self._start = (time.monotonic(), 0)  # of the current interval: time and iteration
+        self._start = (time.monotonic(), iteration)  # of the current interval: time and iteration
 
     def reach(self, iteration: int, signum: int | None, save: bool) -> tuple[int | None, bool]:
         """The signal that some process has received, and what process 0 says of `save`; (None, False) in between.

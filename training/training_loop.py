@@ -16,6 +16,7 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
+from dnnlib.util import UserError
 from metrics import detectors, in_training, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
@@ -52,7 +53,7 @@ def training_loop(
     Returns the number of the signal that has ended the run early, with its state saved, or None.
     Raises UserError, training.guards.Diverged where weights or losses are not finite any more.
     """
-    with guards.memory_is_a_user_error():
+    with guards.memory_is_a_user_error(), guards.lost_folder_is_a_user_error(options.get("run_dir", ".")):
         trainer = Trainer(TrainingOptions(**options), rank, opened, about, resume)
         try:
             return trainer.run(abort_fn, progress_fn)
@@ -118,6 +119,12 @@ class Trainer:
         self.G = dnnlib.util.construct_class_by_name(**opt.G_kwargs, **shape).train().requires_grad_(False)
         self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
         self.family = families.of(self.G)
+        group = self.family.batch_group(self.D)
+        if group is not None and opt.batch_gpu > group and opt.batch_gpu % group:
+            raise UserError(
+                f"--batch-gpu={opt.batch_gpu}: D compares images in groups of {group}, which must divide it; with "
+                f"--gpus={opt.num_gpus} another --batch or number of processes may do"
+            )
         layout.prepare(self.G, self.device)
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
@@ -193,7 +200,7 @@ class Trainer:
         total_nimg = round(opt.total_kimg * 1000)
         self._begin()
         progress = self._progress(total_nimg)
-        agreement = Agreement(self.device)
+        agreement = Agreement(self.device, self.iteration)
         self.forecast = Forecast(self.iteration, opt.batch_size, self.device)
         with stop_request() as request:
             while True:
@@ -215,6 +222,7 @@ class Trainer:
                         self.keeper.save()
                 except guards.Diverged as error:
                     self.keeper.roll_back(error)
+                    agreement = Agreement(self.device, self.iteration)
                     continue
                 if ends:
                     break
@@ -225,6 +233,7 @@ class Trainer:
         if done:
             signum = None
         distributed.print0("Done." if done else "Aborted." if signum is None else self.keeper.how_to_continue(signum))
+        distributed.barrier()  # the first process that exits may end the others
         return signum
 
     def _begin(self) -> None:
@@ -291,7 +300,11 @@ class Trainer:
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
         left = 0 if done else opt.total_kimg - self.cur_nimg / 1000
         self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p, left)
-        self.keeper.check(self.log.means())
+        try:
+            self.keeper.check(self.log.means())
+        except guards.Diverged:
+            self.log.flush(self.cur_nimg, self.metric_values)
+            raise
         kimg = f"{self.cur_nimg // 1000:06d}"
         if self.rank == 0 and self._due(opt.image_snapshot_ticks, done):
             self._save_fakes(f"fakes{kimg}.png")

@@ -89,7 +89,7 @@ def kill_and_restart(tmp_path, data, kills: int, *flags: str) -> tuple[pathlib.P
     """Run directories of an undisturbed run, and of one that was killed `kills` times at random moments."""
     straight = start(tmp_path / "straight", data, *flags)
     assert "Done." in straight.communicate(timeout=500)[0]
-    outdir, rng = tmp_path / "killed", random.Random(0)
+    outdir, rng, done = tmp_path / "killed", random.Random(0), 0
     for _ in range(kills):
         before, process = images_done(outdir), start(outdir, data, *flags, "--save-every=0")
         wait_for(lambda: images_done(outdir) > before or process.poll() is not None, process)  # noqa: B023
@@ -98,6 +98,8 @@ def kill_and_restart(tmp_path, data, kills: int, *flags: str) -> tuple[pathlib.P
             break  # it had reached its end
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        done += 1
+    assert done >= min(kills, 5) or done == kills
     if process.poll() != 0:
         last = start(outdir, data, *flags, "--save-every=0")
         assert "Done." in last.communicate(timeout=500)[0]
@@ -153,8 +155,12 @@ def test_what_may_not_change_is_refused_by_name(finished, flag, words):
 
 
 def test_a_finished_run_can_be_made_longer(finished):
-    result = run(f"--resume={finished}", "--kimg=2", "--keep=1")
+    other = finished / "metric-fid5k_full.jsonl"  # of calc_metrics.py
+    other.write_text('{"results": {"fid5k_full": 1.0}, "snapshot_pkl": "network-snapshot-000001.pkl"}\n')
+    result = run(f"--resume={finished}", "--kimg=2", "--keep=1", "--save-every=15")
     assert result.returncode == 0, result.stderr
+    assert other.read_text().count("\n") == 1
+    assert json.loads((finished / "training_options.json").read_text())["total_kimg"] == 2
     assert checkpoint.load(finished)["cur_nimg"] == 2000
     assert torch.load(finished / "training-state.pt", weights_only=True)["about"]["flags"]["batch"] == 8
 

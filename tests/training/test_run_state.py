@@ -15,12 +15,12 @@ from tests.dgl.tiny import save_teacher
 from tests.support import make_image_zip
 from tests.training.test_training_loop import options
 from torch_utils import distributed, training_stats
-from training import checkpoint
+from training import checkpoint, stopping
 from training.loss import StyleGAN2Loss
 from training.training_loop import training_loop
 
 AUGMENT = {"class_name": "training.augment.AugmentPipe", "xflip": 1, "scale": 1, "brightness": 1}
-ADA = {"augment_kwargs": AUGMENT, "ada_target": 0.6, "ada_interval": 3, "ada_kimg": 0.05}
+ADA = {"augment_kwargs": AUGMENT, "ada_target": -2, "ada_interval": 3, "ada_kimg": 0.5}
 ITERATIONS = 12
 
 
@@ -29,6 +29,7 @@ class Interrupted(StyleGAN2Loss):
 
     def __init__(self, *args, at: int, flag: str, signum: int = signal.SIGTERM, **kwargs):
         super().__init__(*args, **kwargs)
+        stopping.AGREE_EVERY = 0.0  # processes agree after each iteration, however fast
         self.at, self.flag, self.signum = at, pathlib.Path(flag), signum
 
     def begin_iteration(self, cur_nimg, new_tick):
@@ -75,6 +76,7 @@ def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
     """Parts of the last states of two runs that differ; and lines of statistics, times aside."""
     states = [checkpoint.load(path) for path in (first, second)]
     found = [name for name in LASTING if not same(*(state[name] for state in states))]
+    found += ["ada"] * (not same(*([rank["ada"] for rank in state["ranks"]] for state in states)))
     lines = [[json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()] for path in (first, second)]
     first, second = ([_reported(line) for line in run] for run in lines)
     return found + ["stats.jsonl"] * (first != second)
@@ -130,11 +132,20 @@ def test_a_guided_run_goes_on_exactly(tmp_path, data, update):
     check_exact(tmp_path, data, stops=(2, 7), loss_kwargs=loss, training_set_kwargs=labelled)
 
 
-def test_the_second_signal_and_a_finished_run(tmp_path, data):
+def test_handlers_are_those_of_before_after_a_signal(tmp_path, data):
     settings = interrupted(made(tmp_path / "run", data), 3)
     settings["loss_kwargs"]["signum"] = signal.SIGINT
     assert training_loop(**settings) == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_at_once_also_after_another_signal():
+    with stopping.stop_request() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signum == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def run_in_group(rank: int, settings: dict, resume: bool) -> None:
@@ -149,6 +160,7 @@ def test_two_processes_go_on_exactly(tmp_path, data):
     assert checkpoint.load(tmp_path / "stopped")["iteration"] < ITERATIONS
     distributed.launch(run_in_group, 2, runs["stopped"], True)
     assert differences(tmp_path / "straight", tmp_path / "stopped") == []
+    assert float(checkpoint.load(tmp_path / "stopped")["ranks"][1]["ada"]["p"]) > 0
 
 
 def test_another_data_set_is_refused(tmp_path, data):
