@@ -48,8 +48,10 @@ def teacher_pkl(tmp_path_factory):
     """A small 64x64 teacher with minibatch-stddev groups of 4."""
     path = str(tmp_path_factory.mktemp("teacher") / "teacher.pkl")
     widths = {"channel_base": 512, "channel_max": 16}
-    D = Discriminator(c_dim=0, img_resolution=64, img_channels=3, **widths)
-    G = Generator(z_dim=16, c_dim=0, w_dim=16, img_resolution=64, img_channels=3, synthesis_kwargs=widths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        D = Discriminator(c_dim=0, img_resolution=64, img_channels=3, **widths)
+        G = Generator(z_dim=16, c_dim=0, w_dim=16, img_resolution=64, img_channels=3, synthesis_kwargs=widths)
     save_snapshot(path, {"G": G, "D": D, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
     return path
 
