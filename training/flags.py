@@ -68,7 +68,7 @@ class Option:
 
 
 # What --dgl-recipe stands for: values of flags that are not given. 'paper' is DGL-GAN as published (arXiv 2112.06502);
-# 'compress' is what docs/evidence.md found best.
+# 'compress' is what docs/evidence found best.
 RECIPES: dict[str, dict[str, Any]] = {
     "compress": {
         "dgl_init": "teacher",
