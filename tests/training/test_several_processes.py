@@ -7,6 +7,7 @@ import pathlib
 import pytest
 import torch
 
+from dnnlib.util import UserError
 from metrics import catalogue
 from tests import tolerances
 from tests.support import make_image_zip
@@ -97,9 +98,17 @@ def test_the_newest_run_of_the_same_flags_is_found_whatever_the_preset_says(tmp_
     settings = made(tmp_path / "00003-toy", data, 1, iterations=1)
     with open(tmp_path / "00003-toy" / continuing.OPTIONS_FILE, "w") as file:
         json.dump(settings, file)
-    flags = {"data": str(data), "cfg": "auto", "gpus": 2}
+    flags = {"data": str(data), "cfg": "auto", "gpus": 2, "kimg": 1}
     training_loop(**settings, about={"flags": flags})
     other = {**settings, "batch_size": 4, "total_kimg": 1}
     for given, found in (({**flags, "gpus": 1}, True), ({**flags, "cfg": "stylegan2"}, False)):
         run_dir = continuing.newest_unfinished(str(tmp_path), other, given)
         assert run_dir == (settings["run_dir"] if found else None)
+
+
+def test_micro_batches_that_do_not_suit_d_are_refused(tmp_path, data):
+    settings = made(tmp_path / "run", data, 1, iterations=1)
+    settings["D_kwargs"] = {**settings["D_kwargs"], "epilogue_kwargs": {"mbstd_num_channels": 1, "mbstd_group_size": 4}}
+    training_loop(**settings)
+    with pytest.raises(UserError, match=r"--gpus=1: micro-batches of 6 images .* groups of 4"):
+        training_loop(**{**settings, "batch_gpu": 6}, resume=True)
