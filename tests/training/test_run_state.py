@@ -135,8 +135,9 @@ def test_a_guided_run_goes_on_exactly(tmp_path, data, update):
 def test_handlers_are_those_of_before_after_a_signal(tmp_path, data):
     settings = interrupted(made(tmp_path / "run", data), 3)
     settings["loss_kwargs"]["signum"] = signal.SIGINT
+    before = [signal.getsignal(signum) for signum in stopping.SIGNALS]
     assert training_loop(**settings) == signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
 
 
 def test_a_second_interrupt_ends_at_once_also_after_another_signal():
