@@ -10,14 +10,13 @@ import pathlib
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from dnnlib import launcher
+from dnnlib import launcher, signals
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.util import UserError
 from torch_utils import exchange, meeting, precision, training_stats
@@ -289,7 +288,7 @@ def _end_all_if_one_fails(processes: list) -> dict[int, int]:
 def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
     """Inside, signals that ask this process to end go to the processes `pids`; yields the list of those received.
 
-    A second SIGINT kills them. Python can handle signals in the main thread only; in another, nothing is forwarded.
+    A second SIGINT kills them. Outside the main thread, and on Windows, nothing is forwarded.
     """
     received: list[int] = []
 
@@ -304,15 +303,8 @@ def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
         if again:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+    with contextlib.nullcontext() if os.name == "nt" else signals.handled(forward):
         yield received
-        return
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tuple) -> None:

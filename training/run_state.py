@@ -30,6 +30,7 @@ class Keeper:
         self._saved_at = time.monotonic()
         self._saved_nimg: int | None = None
         self._rollbacks = 0  # since the last state was saved
+        self._checked: int | None = None  # the iteration after which weights were last found finite
 
     def is_due(self) -> bool:
         """Whether the last state is old enough for another. Any process may call it."""
@@ -42,6 +43,7 @@ class Keeper:
         trained = {phase.name: phase.module for phase in _phases_of_terms(trainer)}
         what = guards.not_finite({**trainer.networks, **trained}, trainer.loss, means)
         if what is None:
+            self._checked = trainer.iteration
             return
         last = "no state was saved" if self._saved_nimg is None else f"the last good state is of {self._kimg()}"
         raise guards.Diverged(
@@ -53,7 +55,8 @@ class Keeper:
 
     def save(self) -> None:
         """Save the state, in the background. Raises Diverged instead if it is not finite."""
-        self.check({})
+        if self._checked != self.trainer.iteration:  # the end of a tick has just done it
+            self.check({})
         self._write()
         self._saved_at, self._saved_nimg, self._rollbacks = time.monotonic(), self.trainer.cur_nimg, 0
 
@@ -70,7 +73,7 @@ class Keeper:
     def load(self) -> None:
         """Continue from the state in the run directory. Raises UserError if it does not fit."""
         self._restore(checkpoint.load(self.trainer.options.run_dir))
-        self._saved_nimg = self.trainer.cur_nimg
+        self._saved_nimg, self._checked = self.trainer.cur_nimg, None
 
     def roll_back(self, error: guards.Diverged) -> None:
         """Return to the last state, from where other random numbers are drawn. Raises `error` if that is not wanted."""

@@ -3,15 +3,14 @@
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
 import torch
 
+from dnnlib import signals
 from torch_utils import distributed
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 AGREE_EVERY = 1.0  # seconds between the messages in which several processes agree
 _MOST_ITERATIONS = 64  # between such messages
 
@@ -36,18 +35,11 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Inside, signals that ask this process to end are remembered instead, for the loop to act on.
 
-    Python can handle signals in the main thread only; in another, nothing is ever requested.
+    Outside the main thread nothing is ever requested (dnnlib.signals).
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with signals.handled(request.receive):
         yield request
-        return
-    before = {signum: signal.signal(signum, request.receive) for signum in SIGNALS}
-    try:
-        yield request
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class Agreement:

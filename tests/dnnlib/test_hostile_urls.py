@@ -6,16 +6,16 @@ import gzip
 import hashlib
 import http.server
 import os
-import threading
 import time
 
 import pytest
 
 from dnnlib import urls
 from dnnlib.util import DownloadError, UserError, is_url, open_url
+from tests.dnnlib.web import QuietHandler, serving
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     def do_GET(self):
         kind = self.path.strip("/")
         self.server.asked += 1
@@ -38,20 +38,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 time.sleep(0.05)
 
-    def log_message(self, *args):
-        """The test's output stays clean."""
-
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)) as running:
         running.asked = 0
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@ import hashlib
 import http.server
 import os
 import socket
-import threading
 
 import pytest
 
 from dnnlib import urls, util
+from tests.dnnlib.web import QuietHandler, serving
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -26,7 +26,7 @@ class _Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     def do_GET(self):
         server = self.server
         server.ranges.append(self.headers.get("Range"))
@@ -44,20 +44,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: server.break_after.pop(0)] if server.break_after else body)
 
-    def log_message(self, *args):
-        """The test's output stays clean."""
-
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(urls.time, "sleep", lambda seconds: None)
-    with _Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(_Server()) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dnnlib import signals
 from dnnlib.util import UserError
 from tests.dgl.tiny import save_teacher
 from tests.support import make_image_zip
@@ -135,9 +136,9 @@ def test_a_guided_run_goes_on_exactly(tmp_path, data, update):
 def test_handlers_are_those_of_before_after_a_signal(tmp_path, data):
     settings = interrupted(made(tmp_path / "run", data), 3)
     settings["loss_kwargs"]["signum"] = signal.SIGINT
-    before = [signal.getsignal(signum) for signum in stopping.SIGNALS]
+    before = [signal.getsignal(signum) for signum in signals.ENDING]
     assert training_loop(**settings) == signal.SIGINT
-    assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
+    assert [signal.getsignal(signum) for signum in signals.ENDING] == before
 
 
 def test_a_second_interrupt_ends_at_once_also_after_another_signal():
