@@ -79,12 +79,12 @@ def fit(
 
     All three are on one device. `draw(n)` gives z [n, Z] and labels [n, K]. `batch` images a step in this process, in
     pieces of at most `batch_gpu`; gradients are averaged over processes. `lr` is the largest learning rate. The mean w
-    stays as it is.
+    stays as it is; a G with batch norm is fitted with the statistics of its batches, as it trains.
     """
     group = families.of(D).batch_group(D)
     batch, batch_gpu = (_whole_groups(size, group) for size in (batch, batch_gpu))
     training = G.training
-    G.eval()
+    G.train(families.of(G).batch_statistics)
     for frozen in (source, D):
         frozen.eval().requires_grad_(False)
     optimizer = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.9, 0.99), eps=1e-8)

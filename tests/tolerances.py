@@ -22,6 +22,8 @@ KERNELS_ON_GPU = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3
 # Networks and augmentation.
 GOLDEN_NETWORKS = 2e-5
 GOLDEN_R1_NORMS = {"rtol": 1e-3, "atol": 1e-5}
+# BigGAN, in float64, relative to the largest value.
+BIGGAN = {"networks": 1e-7, "grads": 1e-6, "steps": 1e-4, "exact": 1e-9}
 LARGE_STYLES = {"rtol": 0.02, "atol": 0.02}
 TENSORFLOW = {"rtol": 0, "atol": 1e-4}
 READ_BY_OTHERS = 1e-4

@@ -181,6 +181,23 @@ def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; as each process's result depends on every input, so does the gradient."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return all_reduce_(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Sum.apply(grad)
+
+
+def differentiable_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over the processes, differentiable to any order; all of them pass back a gradient, too."""
+    return _Sum.apply(tensor)
+
+
 def maximum_(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` in place by its maximum over the processes, and return it."""
     if exchange.active():

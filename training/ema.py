@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential moving average of the generator's weights (arXiv 1710.10196, section 4.2)."""
+"""Exponential moving averages of the generator: of its weights (arXiv 1710.10196, section 4.2), or all its state."""
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from torch_utils import misc
 
 
 def ema_beta(batch_size: int, ema_kimg: float, cur_nimg: int, ema_rampup: float | None = None) -> float:
@@ -22,3 +24,13 @@ def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     get_ema_multi_avg_fn(beta)(list(G_ema.parameters()), list(G.parameters()), None)
     for b_ema, b in zip(G_ema.buffers(), G.buffers()):
         b_ema.copy_(b)
+
+
+@torch.no_grad()
+def lerp_state(G_ema: torch.nn.Module, G: torch.nn.Module, decay: float) -> None:
+    """Move parameters and buffers of `G_ema` in place to G_ema·decay + G·(1 - decay); a decay of 0 copies `G`.
+
+    BigGAN averages its running statistics and singular vectors along with the weights (arXiv 1809.11096, appendix C).
+    """
+    for average, tensor in zip(misc.params_and_buffers(G_ema), misc.params_and_buffers(G)):
+        average.copy_(tensor) if decay == 0 else average.lerp_(tensor, 1 - decay)

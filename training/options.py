@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dnnlib.util import UserError
 from metrics import catalogue
 from training import families
-from training.families.family import Data
+from training.families.family import Data, Family
 from training.flags import AUGPIPES, BY_NAME, OPTIONS, Flags, Option
 
 _ADA_KIMG_OF_TRANSFER = 100  # ADA adapts faster in transfer learning
@@ -102,7 +102,7 @@ def _plan(f: Flags, training_set: Any) -> Plan:
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
         **family.options(f, preset, data, teacher),
-        **_augment_options(f),
+        **_augment_options(f, family),
     }
     if f.resume not in (None, "noresume"):
         # G_ema starts from a trained network, so its half-life is not ramped up but limited.
@@ -110,7 +110,7 @@ def _plan(f: Flags, training_set: Any) -> Plan:
     _land(f, options)
     if "resume_pkl" in options:
         options["ema_kimg"] = min(options["ema_kimg"], _EMA_LIMIT_OF_TRANSFER * options["total_kimg"])
-    plan = Plan(_run_name(data.name, f), options, [], opened)
+    plan = Plan(_run_name(data.name, f), options, options.pop("notices", []), opened)
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
     if f.dgl_teacher:
@@ -250,9 +250,11 @@ def _training_set_kwargs(f: Flags, data: Data) -> dict[str, Any]:
     return kwargs
 
 
-def _augment_options(f: Flags) -> dict[str, Any]:
-    if f.aug == "noaug":
+def _augment_options(f: Flags, family: Family) -> dict[str, Any]:
+    asked = any(f.given(name) for name in ("aug", "target", "augpipe"))
+    aug = f.aug if asked else family.augmentation
+    if aug == "noaug":
         return {}
     pipe = {"class_name": "training.augment.AugmentPipe", **dict.fromkeys(AUGPIPES[f.augpipe], 1)}
-    strength = {"augment_p": f.p} if f.aug == "fixed" else {"ada_target": f.target}
+    strength = {"augment_p": f.p} if aug == "fixed" else {"ada_target": f.target}
     return {**strength, "augment_kwargs": pipe}

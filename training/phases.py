@@ -21,6 +21,8 @@ class Phase:
     optimizer: torch.optim.Optimizer
     interval: int  # run in iterations that are multiples of it
     fresh_reals: bool = False  # draw a new batch of reals for it; otherwise it sees those of the previous phase
+    batch_size: int | None = None  # latents over all processes, for a phase that sees no reals; None: the run's
+    regularise: Callable[[torch.nn.Module], None] | None = None  # adds to the gradients before the step
 
     def is_due(self, iteration: int) -> bool:
         """Whether the phase runs in `iteration`, counted from 0."""
@@ -38,15 +40,20 @@ def build_phases(
     """
     c = 1.0 if reg_interval is None else reg_interval / (reg_interval + 1)
     lazy = dict(opt_kwargs, lr=opt_kwargs["lr"] * c, betas=[beta**c for beta in opt_kwargs["betas"]])
-    if opt_kwargs["class_name"] == "torch.optim.Adam" and next(module.parameters()).device.type in ("cpu", "cuda"):
-        lazy.setdefault("fused", True)  # one pass over all weights instead of several operations for each
-    optimizer = dnnlib.util.construct_class_by_name(module.parameters(), **lazy)
+    optimizer = build_optimizer(module, lazy)
     if reg_interval is None:
         return [Phase(f"{name}both", module, optimizer, 1, fresh_reals)]
     return [
         Phase(f"{name}main", module, optimizer, 1, fresh_reals),
         Phase(f"{name}reg", module, optimizer, reg_interval),
     ]
+
+
+def build_optimizer(module: torch.nn.Module, opt_kwargs: dict) -> torch.optim.Optimizer:
+    """The optimiser of `opt_kwargs` (class_name, lr, ...) for all parameters of `module`."""
+    if opt_kwargs["class_name"] == "torch.optim.Adam" and next(module.parameters()).device.type in ("cpu", "cuda"):
+        opt_kwargs = {"fused": True, **opt_kwargs}  # one pass over all weights instead of several operations for each
+    return dnnlib.util.construct_class_by_name(module.parameters(), **opt_kwargs)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -89,7 +96,9 @@ def run_due(
         if phase.is_due(iteration):
             if phase.fresh_reals:
                 of_phase = next(reals)
-            pieces = list(zip(*(x.split(batch_gpu) for x in (*of_phase, *draw(number)))))
+            drawn = [x.split(batch_gpu) for x in draw(number)]
+            seen = [x.split(batch_gpu) if phase.batch_size is None else [None] * len(drawn[0]) for x in of_phase]
+            pieces = list(zip(*seen, *drawn))
             run_phase(phase, loss, _micro_batches(pieces, partial(seed, number)), len(pieces))
 
 
@@ -113,6 +122,8 @@ def run_phase(phase: Phase, loss, micro_batches: Iterable[dict], count: int | No
     grads = [p.grad for p in phase.module.parameters() if p.grad is not None]
     if grads:
         average_over_processes(grads)
+        if phase.regularise is not None:
+            phase.regularise(phase.module)
         for grad in grads:
             torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
         phase.optimizer.step()

@@ -200,8 +200,8 @@ class Forecast:
 
     ITERATIONS = 16
 
-    def __init__(self, iteration: int, batch_size: int, device: torch.device):
-        self._first, self._batch_size, self._device = iteration + 1, batch_size, device
+    def __init__(self, iteration: int, images: int, device: torch.device):
+        self._first, self._images, self._device = iteration + 1, images, device
         self._start = time.monotonic()
 
     def after(self, iteration: int, images_left: int) -> None:
@@ -212,7 +212,7 @@ class Forecast:
             return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        pace = (time.monotonic() - self._start) / (self.ITERATIONS * self._batch_size)
+        pace = (time.monotonic() - self._start) / (self.ITERATIONS * self._images)
         text = f"Expected to train for {format_time(pace * images_left)} more ({pace * 1000:.3g} sec/kimg"
         if self._device.type == "cuda":
             peak, total = torch.cuda.max_memory_allocated(self._device), torch.cuda.mem_get_info(self._device)[1]

@@ -231,6 +231,20 @@ def seed_to_z(seed: int, z_dim: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
 
 
+def truncated_z(rnd: np.random.RandomState, shape: tuple[int, ...], threshold: float | None) -> np.ndarray:
+    """Latents of `shape` from N(0, 1), each value drawn anew until it is within ±`threshold`; None: no bound.
+
+    Source: the truncation trick of BigGAN (arXiv 1809.11096, section 3.1). Float64; the draws of each round are in
+    C order. Raises UserError for a threshold that is not above 0.
+    """
+    if threshold is not None and not threshold > 0:
+        raise UserError(f"--trunc={threshold:g}: BigGAN redraws latents beyond ±--trunc, which must be above 0.")
+    z = rnd.standard_normal(shape)
+    while threshold is not None and (outside := np.abs(z) > threshold).any():
+        z[outside] = rnd.standard_normal(np.count_nonzero(outside))
+    return z
+
+
 @contextlib.contextmanager
 def output_folder(path: str) -> Iterator[None]:
     """Make the folder of --outdir; errors while writing inside the block become a UserError.

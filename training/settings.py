@@ -17,6 +17,7 @@ class TrainingOptions:
     D_opt_kwargs: dict = dataclasses.field(default_factory=dict)
     augment_kwargs: dict | None = None  # None: no augmentation
     loss_kwargs: dict = dataclasses.field(default_factory=dict)
+    family_kwargs: dict = dataclasses.field(default_factory=dict)  # of the schedule and average of a family of its own
     metrics: list = dataclasses.field(default_factory=list)  # names, evaluated with each network snapshot
     metrics_at_start: bool = False  # also with that of tick 0
     random_seed: int = 0

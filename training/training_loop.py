@@ -132,6 +132,8 @@ class Trainer:
             self._start_networks(snapshot.load_snapshot if opened is None else opened.snapshot)
         if self.rank == 0:
             self._print_networks()
+        if self.family.place is not None:
+            self.family.place(self.G, opt)
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
 
@@ -182,10 +184,6 @@ class Trainer:
         if opt.augment_kwargs is not None and (opt.augment_p > 0 or opt.ada_target is not None):
             self.augment_pipe = dnnlib.util.construct_class_by_name(**opt.augment_kwargs).train().requires_grad_(False)
             self.augment_pipe.to(self.device).p.copy_(torch.as_tensor(opt.augment_p))
-            if opt.ada_target is not None:
-                self.ada = AdaController(
-                    self.augment_pipe, opt.ada_target, opt.batch_size, interval=opt.ada_interval, kimg=opt.ada_kimg
-                )
         self.loss = dnnlib.util.construct_class_by_name(
             device=self.device,
             **self.family.loss_arguments(self.G, self.D),
@@ -199,6 +197,11 @@ class Trainer:
         first = self.phases[0]
         if first.interval != 1 or not first.fresh_reals:
             raise ValueError(f"the first phase of the family {self.family.name} must take fresh reals every iteration")
+        # Reals shown to D in an iteration, by which time is counted
+        self.nimg_per_iteration = opt.batch_size * sum(phase.fresh_reals for phase in self.phases)
+        if self.augment_pipe is not None and opt.ada_target is not None:
+            schedule = {"interval": opt.ada_interval, "kimg": opt.ada_kimg}
+            self.ada = AdaController(self.augment_pipe, opt.ada_target, self.nimg_per_iteration, **schedule)
 
     def run(self, abort_fn=None, progress_fn=None) -> int | None:
         """Train until `total_kimg` is reached, `abort_fn` returns true, or a signal arrives, which is returned."""
@@ -207,7 +210,7 @@ class Trainer:
         self._begin()
         progress = self._progress(total_nimg)
         agreement = Agreement(self.device, self.iteration)
-        self.forecast = Forecast(self.iteration, opt.batch_size, self.device)
+        self.forecast = Forecast(self.iteration, self.nimg_per_iteration, self.device)
         with stop_request() as request:
             while True:
                 self.step(self.new_tick)
@@ -267,16 +270,15 @@ class Trainer:
     def step(self, new_tick: bool) -> None:
         """One iteration: every due phase, the moving average, and the augmentation strength."""
         opt, iteration = self.options, self.iteration
-        local = opt.batch_size // opt.num_gpus
-        share = slice(self.rank * local, (self.rank + 1) * local)
-        first = self.rank * math.ceil(local / opt.batch_gpu)  # number of this process's first micro-batch
         fetched = [self.reals.fetch() for phase in self.phases if phase.fresh_reals and phase.is_due(iteration)]
 
         def draw(phase: int) -> tuple[torch.Tensor, torch.Tensor]:
             self._seed(randomness.PHASE, iteration, phase, 0)
-            return self._draw(opt.batch_size, share)
+            return self._draw(*self._share(self.phases[phase].batch_size or opt.batch_size))
 
         def seed(phase: int, piece: int) -> None:
+            local = (self.phases[phase].batch_size or opt.batch_size) // opt.num_gpus
+            first = self.rank * math.ceil(local / opt.batch_gpu)  # number of this process's first micro-batch
             self._seed(randomness.PIECE, iteration, phase, first + piece)
 
         self._seed(randomness.ITERATION, iteration, 0, 0)
@@ -285,11 +287,20 @@ class Trainer:
         reals = map(self.reals.to_device, fetched)
         run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed)
         average_over_processes([*self.own_statistics, *getattr(self.loss, "own_statistics", ())])
-        update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
-        self.cur_nimg += opt.batch_size
+        beta = ema_beta(self.nimg_per_iteration, opt.ema_kimg, self.cur_nimg, opt.ema_rampup)
         self.iteration += 1
+        if self.family.average is None:
+            update_ema(self.G_ema, self.G, beta)
+        else:
+            self.family.average(self.G_ema, self.G, beta, self.iteration, opt)
+        self.cur_nimg += self.nimg_per_iteration
         if self.ada is not None:
             self.ada.update(self.iteration)
+
+    def _share(self, batch_size: int) -> tuple[int, slice]:
+        """`batch_size`, and this process's part of it."""
+        local = batch_size // self.options.num_gpus
+        return batch_size, slice(self.rank * local, (self.rank + 1) * local)
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

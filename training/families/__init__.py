@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.util import UserError, get_obj_by_name
+from training.families.biggan import BIGGAN
 from training.families.family import Family
 from training.families.stylegan2 import STYLEGAN2
 
 if TYPE_CHECKING:
     import torch
 
-_FAMILIES: dict[str, Family] = {STYLEGAN2.name: STYLEGAN2}
+_FAMILIES: dict[str, Family] = {family.name: family for family in (STYLEGAN2, BIGGAN)}
 _AUGMENTATION = {"AugmentPipe": "training.augment.AugmentPipe"}  # of no family: it takes only images
 
 

@@ -84,6 +84,9 @@ class Family:
                         half precision where the other has it; None for the other is the published setting.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
+    place:              (G, TrainingOptions): prepares G for a run, on its device; None: nothing.
+    average:            (G_ema, G, weight of the old average, iterations done, TrainingOptions): moves the average.
+                        None: that of the weights, with buffers copied.
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
                         family: truncation_psi, noise_mode.
     check_truncation:   (G, psi) raises UserError if truncation is not possible.
@@ -91,6 +94,8 @@ class Family:
     macs:               G -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
+    augmentation:       --aug where it is not given.
+    batch_statistics:   whether G normalises by its batch, so that its weights must change in training mode only.
     adversarial_form:   form of G's adversarial loss, 'logistic' or 'hinge'; also used for guidance.
     differs_by_process: regular expression of '<Class>.<tensor>', buffers of G that follow a process's own images; the
                         loop averages them over processes after each iteration.
@@ -119,6 +124,10 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     largest_layer: Callable[[str, dict], int] | None = None
+    place: Callable[[torch.nn.Module, Any], None] | None = None
+    average: Callable[[torch.nn.Module, torch.nn.Module, float, int, Any], None] | None = None
+    augmentation: str = "ada"
+    batch_statistics: bool = False
     adversarial_form: str = "logistic"
     differs_by_process: str | None = None
     derived_tensors: tuple[str, ...] = ()
