@@ -247,7 +247,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Say what follows, and write what a new run begins with."""
-        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
+        types = "in fp32"
+        if "precision" in self.family.flags:
+            types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
         if self.resumed:
             distributed.print0(f"Continuing at kimg {self.cur_nimg / 1000:g}")
         elif self.rank == 0:
