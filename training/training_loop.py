@@ -150,7 +150,8 @@ class Trainer:
         opt, networks = self.options, self.networks
         if opt.resume_pkl is not None and self.rank == 0:
             distributed.print0(f"Resuming from {opt.resume_pkl}")
-            initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
+            for line in initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks):
+                distributed.print0(line)
         if opt.init_kwargs is not None and self.rank == 0:
             distributed.print0(f"Starting from the weights of {opt.init_kwargs['path']}")
             initial.from_teacher(opt.init_kwargs, load(opt.init_kwargs["path"], opt.trust_pickle), networks)

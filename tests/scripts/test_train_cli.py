@@ -138,18 +138,20 @@ def test_resume_from_something_else_than_a_network(run_cli, outdir, datasets):  
     refused(run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=__file__), outdir, __file__)
 
 
-def test_resume_for_another_resolution(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
-    result = run_cli(outdir=outdir, data=datasets["toy32"], metrics="none", resume=teacher_pkl)
-    refused(result, outdir, "--resume", "64x64", "32x32")
+def test_resume_from_networks_of_which_nothing_fits(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
+    result = run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=teacher_pkl)
+    refused(result, outdir, "--resume", "none of the weights", "--cbase")
 
 
-def test_resume_from_another_width(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
-    refused(
-        run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=teacher_pkl),
-        outdir,
-        "--resume",
-        "--cbase",
-    )
+def test_resume_from_another_resolution(run_cli, outdir, datasets, tmp_path, monkeypatch):  # noqa: F811
+    flags = {"batch": 4, "device": "cpu", "cbase": 64, "workers": 1, "metrics": "none"}
+    options = build(data=datasets["toy64"], batch=4, cbase=64)[1]
+    G, D = (new_network(options[name], {**SHAPE_64, "img_resolution": 32}) for name in ("G_kwargs", "D_kwargs"))
+    snapshot.save_snapshot(tmp_path / "32.pkl", {"G": G, "D": D, "G_ema": G})
+    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
+    status, out, err = run_cli(outdir=outdir, data=datasets["toy64"], resume=tmp_path / "32.pkl", **flags)
+    assert status == 0, err
+    assert re.search(r"^Notice: --resume: \d+ of \d+ tensors of G_ema taken over from a 32x32 ", out, re.MULTILINE)
 
 
 class _Opens:

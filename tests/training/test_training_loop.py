@@ -150,9 +150,15 @@ def test_resume_takes_over_weights(run_dir, data, tmp_path):
         assert torch.equal(expected[name], resumed[name]), name
 
 
-def test_resume_from_other_widths_is_refused(run_dir, data, tmp_path):
+def test_resume_from_other_widths_takes_what_fits(run_dir, data, tmp_path, capsys):
     changed = options(tmp_path / "run", data, resume_pkl=str(run_dir / "network-snapshot-000000.pkl"))
     changed["G_kwargs"]["synthesis_kwargs"] = {"channel_base": 64, "channel_max": 4}
+    training_loop(**changed)
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^Notice: --resume: \d+ of \d+ tensors of G taken over; \d+, such as synthesis", out, re.MULTILINE
+    )
+    changed["D_kwargs"].update(channel_base=64, channel_max=4)
     with pytest.raises(UserError, match="--resume"):
         training_loop(**changed)
 
