@@ -27,7 +27,7 @@ from training.files import snapshot
 from training.phases import average_over_processes, phases_of_terms, run_due
 from training.reals import Reals
 from training.run_log import Forecast, RunLog
-from training.sample_grid import SampleGrid
+from training.sample_grid import SampleGrid, save_image_grid, setup_snapshot_image_grid  # noqa: F401 (for others)
 from training.settings import TrainingOptions
 from training.stopping import Agreement, stop_request
 
@@ -85,7 +85,8 @@ class Trainer:
         if opened is not None:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
-        self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
+        small = self.device.type == "cpu"
+        self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed, small) if rank == 0 else None
         self.keeper = run_state.Keeper(self)
         if resume:
             self.keeper.load()
