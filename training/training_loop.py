@@ -24,7 +24,7 @@ from training import families, guards, initial, randomness, run_state
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
-from training.phases import average_over_processes, phases_of_terms, run_due
+from training.phases import PhaseTimes, average_over_processes, phases_of_terms, run_due
 from training.reals import Reals
 from training.run_log import Forecast, RunLog
 from training.sample_grid import SampleGrid, save_image_grid, setup_snapshot_image_grid  # noqa: F401 (for others)
@@ -198,6 +198,7 @@ class Trainer:
             for line in self.loss.describe_teachers(self.training_set, opt.batch_gpu):
                 distributed.print0(line)
         self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
+        self.times = PhaseTimes(self.device)
         first = self.phases[0]
         if first.interval != 1 or not first.fresh_reals:
             raise ValueError(f"the first phase of the family {self.family.name} must take fresh reals every iteration")
@@ -214,7 +215,7 @@ class Trainer:
             while True:
                 self.step(self.new_tick)
                 self.forecast.after(self.iteration, total_nimg - self.cur_nimg)
-                progress.update(self.cur_nimg - progress.count)
+                progress.update(min(self.cur_nimg, total_nimg) - progress.count)  # the last batch may be beyond it
                 done, aborted = self.cur_nimg >= total_nimg, False
                 self.new_tick = done or self.cur_tick == 0 or self._in_tick() >= opt.kimg_per_tick
                 try:
@@ -285,7 +286,7 @@ class Trainer:
         if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
         reals = map(self.reals.to_device, fetched)
-        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed)
+        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed, self.times.of)
         average_over_processes([*self.own_statistics, *getattr(self.loss, "own_statistics", ())])
         update_ema(self.G_ema, self.G, ema_beta(opt.batch_size, opt.ema_kimg, self.cur_nimg, opt.ema_rampup))
         self.cur_nimg += opt.batch_size
@@ -307,6 +308,7 @@ class Trainer:
         opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
         left = 0 if done else opt.total_kimg - self.cur_nimg / 1000
+        self.times.report()
         self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p, left)
         try:
             self.keeper.check(self.log.means())

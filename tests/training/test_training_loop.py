@@ -86,6 +86,11 @@ def test_files_of_a_run(run_dir):
     assert lines[-1]["Progress/kimg"]["mean"] == pytest.approx(0.04)
     assert {"num", "mean", "std"} == set(lines[0]["Loss/G/loss"]) and "timestamp" in lines[0]
     assert lines[0]["Loss/pl_penalty"]["num"] == 4  # half of each micro-batch of 4, twice
+    times = [lines[1][f"Timing/{phase}"] for phase in ("Gmain", "Greg", "Dmain", "Dreg")]
+    assert [time["num"] for time in times] == [2, 1, 2, 1]  # in the tick, or in the last one that had any
+    assert all(time["mean"] > 0 for time in times)
+    milliseconds = sum(lines[0][f"Timing/{phase}"]["mean"] for phase in ("Gmain", "Greg", "Dmain", "Dreg"))
+    assert milliseconds < lines[0]["Timing/sec_per_tick"]["mean"] * 1000 < 20 * milliseconds
 
 
 def test_tick_line(data, tmp_path, capsys):
