@@ -191,9 +191,7 @@ def test_fit_wide_crops_to_the_aspect_and_puts_black_bars_above_and_below(tmp_pa
     assert np.array_equal(images_of(tmp_path / "d.zip")[0], expected)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "rows"), [(8, 16, 8), (24, 32, 12), (17, 32, 8), (30, 16, 30), (25, 20, 20), (16, 32, 8)]
-)
+@pytest.mark.parametrize(("height", "width", "rows"), [(8, 16, 8), (24, 32, 12), (17, 32, 8), (25, 20, 20)])
 def test_center_crop_wide_takes_central_rows_of_the_full_width(tmp_path, height, width, rows):
     """As StyleGAN2-ADA: round(--width * height / width) of them, whatever the aspect wanted, then black bars."""
     image = pixels(0, height, width, 3) | 1
