@@ -96,6 +96,7 @@ class Job(NamedTuple):
 
     options: dict[str, Any]
     lines: list[str]  # to print first
+    summary: list[str] = []  # the same for a person, on stderr
     opened: Opened | None = None
     about: dict[str, Any] | None = None
     resume: bool = False
@@ -135,8 +136,9 @@ def _job(outdir: str | None, given: dict[str, Any], dry_run: bool, stack: contex
             plan.opened.training_set.close()
             return _continue(run_dir, given, dry_run, stack)
     if dry_run:
-        click.echo("\n".join([*plan.notices, f"Run: {plan.desc}"]), err=True)
-        click.echo(json.dumps(plan.options, indent=2))
+        options = {"run_dir": next_run_dir(outdir, plan.desc), **plan.options}
+        click.echo("\n".join([*plan.notices, *_summary(options)]), err=True)
+        click.echo(json.dumps(options, indent=2))
         plan.opened.training_set.close()
         return None
     return _start(outdir, plan, given, stack)
@@ -156,8 +158,24 @@ def _start(outdir: str, plan: Plan, given: dict, stack: contextlib.ExitStack) ->
         opened.training_set.close()
         opened.release()
         opened = None
-    lines = ["Options:", json.dumps(options, indent=2), *plan.notices, f"Run directory: {options['run_dir']}"]
-    return Job(options, lines, opened, {"flags": given})
+    lines = ["Options:", json.dumps(options, indent=2), *plan.notices]
+    return Job(options, lines, _summary(options), opened, {"flags": given})
+
+
+def _summary(options: dict[str, Any]) -> list[str]:
+    """What a person wants to check before a long run."""
+    data = options["training_set_kwargs"]
+    rows = {
+        "Run directory": options["run_dir"],
+        "Training data": data["path"],
+        "Training length": f"{options['total_kimg']} kimg",
+        "Processes (GPUs)": options["num_gpus"],
+        "Images": data["max_size"],
+        "Resolution": data["resolution"],
+        "Conditional": "yes" if data["use_labels"] else "no",
+        "x-flips": "yes" if data["xflip"] else "no",
+    }
+    return [f"{name + ':':<18s}{value}" for name, value in rows.items()]
 
 
 def _continue(run_dir: str, given: dict, dry_run: bool, stack: contextlib.ExitStack) -> Job | None:
@@ -183,6 +201,8 @@ def _train(job: Job) -> None:
         return
     with _log(job.options):
         print("\n".join(job.lines))
+        if job.summary:
+            print("\n".join(job.summary), file=sys.stderr)
         try:
             signum = distributed.launch(train_process, *arguments)
         except Exception as error:
@@ -194,16 +214,19 @@ def _train(job: Job) -> None:
         sys.exit(128 + signum)
 
 
-def create_run_dir(outdir: str, desc: str) -> str:
-    """Make `<outdir>/<number>-<desc>`, numbered one above the highest present, and return its path.
+def next_run_dir(outdir: str, desc: str) -> str:
+    """The path `<outdir>/<number>-<desc>`, numbered one above the highest present."""
+    names = os.listdir(outdir) if os.path.isdir(outdir) else []
+    numbers = [int(found[1]) for name in names if (found := re.match(r"(\d{5,})(?:-|$)", name))]
+    return os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{desc}")
 
-    Raises UserError if it cannot be made.
-    """
+
+def create_run_dir(outdir: str, desc: str) -> str:
+    """Make the directory `next_run_dir` and return its path. Raises UserError if it cannot be made."""
     try:
         os.makedirs(outdir, exist_ok=True)
         while True:
-            numbers = [int(found[1]) for name in os.listdir(outdir) if (found := re.match(r"(\d{5,})(?:-|$)", name))]
-            run_dir = os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{desc}")
+            run_dir = next_run_dir(outdir, desc)
             with contextlib.suppress(FileExistsError):  # another run took the number in the meantime
                 os.mkdir(run_dir)
                 return run_dir

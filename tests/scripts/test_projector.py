@@ -113,9 +113,28 @@ def test_video_with_ffmpeg(network, run_cli, tmp_path, monkeypatch, channels):
     assert status == 0 and "Note" not in out and video.options["format"] == "FFMPEG"
     assert {file.name for file in outdir.iterdir()} == {"target.png", "proj.png", "projected_w.npz", "proj.mp4"}
     assert (outdir / "proj.mp4").read_bytes() == b"video"
+    assert [video.options[key] for key in ("fps", "codec", "bitrate")] == [10, "libx264", "16M"]
     assert len(video) == 4 and all(frame.shape == (8, 16, 3) and frame.dtype == np.uint8 for frame in video)
     last = torch.from_numpy(video[-1].copy()).permute(2, 0, 1)
     assert torch.equal(last[:channels, :, 8:], pixels(outdir / "proj.png"))
+
+
+def test_what_an_earlier_run_left_of_the_other_kind_goes(network, run_cli, tmp_path, monkeypatch):
+    path, _ = network()
+    flags = {"network": path, "target": make_target(tmp_path / "me.png")}
+    outdir = run_cli(**flags)[-1]
+    assert (outdir / "proj_frames" / "frame0000.png").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(projection_files, "ffmpeg_available", lambda: True)
+        patch.setattr(imageio.v2, "get_writer", FakeVideo().open)
+        run_cli(**flags)
+        assert (outdir / "proj.mp4").is_file() and not (outdir / "proj_frames").exists()
+        (outdir / "proj_frames").mkdir()
+        (outdir / "proj_frames" / "notes.txt").touch()
+        run_cli(**flags)
+        assert (outdir / "proj_frames" / "notes.txt").is_file()
+    run_cli(**flags)
+    assert (outdir / "proj_frames" / "frame0003.png").is_file() and not (outdir / "proj.mp4").exists()
 
 
 def test_save_video_off(network, run_cli, tmp_path):
