@@ -107,6 +107,24 @@ def test_a_whole_snapshot(tmp_path, easy_dict_name):
     assert type(snap["training_set_kwargs"]) is EasyDict
 
 
+@pytest.mark.parametrize("easy_dict_name", [None, "dnnlib.EasyDict", "dnnlib.util.EasyDict"])
+def test_nested_arguments_are_attributes(tmp_path, easy_dict_name):
+    """Also of files, such as older ones of ours, that store them as plain dicts."""
+    tensors, kwargs = golden_tensors("Generator", "cond")
+    stored_kwargs = {
+        key: easy_dict(value, easy_dict_name) if easy_dict_name and isinstance(value, dict) else value
+        for key, value in kwargs.items()
+    }
+    path = write(tmp_path / "net.pkl", G_ema=module("Generator", tensors, init_kwargs=stored_kwargs))
+    G = snapshot.load_snapshot(path)["G_ema"]
+    for network in (G, networks.Generator(**kwargs), snapshot.with_arguments(G, "G")):
+        arguments = network.init_kwargs
+        assert arguments == kwargs
+        assert arguments.synthesis_kwargs.channel_base == kwargs["synthesis_kwargs"]["channel_base"]
+        assert arguments.mapping_kwargs.num_layers == kwargs["mapping_kwargs"]["num_layers"]
+        assert type(network.__dict__["_init_kwargs"]["synthesis_kwargs"]) is EasyDict  # which other programs read
+
+
 @pytest.mark.parametrize("location", ["cpu", "cuda:0", "cuda:7"])
 @pytest.mark.parametrize("package", ["torch", "torch.cuda", "torch.storage"])
 def test_storages_of_any_device(package, location):
