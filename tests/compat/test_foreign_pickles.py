@@ -4,10 +4,14 @@
 The files are made from golden names, shapes and weights, so that outputs can be compared with the golden numbers.
 """
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
+import legacy
 from dnnlib.util import EasyDict, UserError
 from tests.compat import foreign
 from tests.compat.foreign import easy_dict, module, storage, stored, tensor
@@ -212,6 +216,28 @@ def test_an_unknown_generator_is_refused_on_access(kind, tmp_path):
     for key in ("G", "G_ema"):
         with pytest.raises(UserError, match=rf"{key} in .*net\.pkl .*{sentence}"):
             snap[key]
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_G)
+def test_load_network_pkl_gives_the_networks_beside_an_unknown_generator(kind, tmp_path):
+    make, sentence = UNKNOWN_G[kind]
+    path = write(tmp_path / "net.pkl", G=make(), D=golden_module("Discriminator", "resnet"), G_ema=make())
+    with open(path, "rb") as file:
+        data = legacy.load_network_pkl(file)
+    assert type(data) is dict and list(data) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
+    close(logits_of(data["D"], "resnet"), "D.resnet.logits")
+    assert data["augment_pipe"] is None and sentence in repr(data.get("G_ema"))
+    uses = [lambda G: G.z_dim, lambda G: G.to("cpu"), lambda G: G(1, 2), copy.deepcopy, pickle.dumps]
+    for key in ("G", "G_ema"):
+        for use in uses:
+            with pytest.raises(UserError, match=rf"{key} in .*net\.pkl .*{sentence}"):
+                use(data[key])
+
+
+def test_load_network_pkl_refuses_a_file_without_usable_networks(tmp_path):
+    path = write(tmp_path / "net.pkl", G=alias_free_generator(), G_ema=alias_free_generator())
+    with open(path, "rb") as file, pytest.raises(UserError, match=r"G in .*net\.pkl is an alias-free"):
+        legacy.load_network_pkl(file)
 
 
 def test_every_tensor_that_does_not_fit_is_named_with_both_shapes(tmp_path):
