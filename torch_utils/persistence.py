@@ -74,6 +74,11 @@ def is_persistent(obj: Any) -> bool:
     return "_persistent_source" in vars(cls)
 
 
+def source_of(cls: type) -> str | None:
+    """The source text that pickles of a persistent class contain; None for any other class."""
+    return vars(cls).get("_persistent_source")
+
+
 def import_hook(hook: Callable[[EasyDict], EasyDict | None]) -> Callable:
     """Register a function that is called with each stored object before it is rebuilt; usable as a decorator.
 

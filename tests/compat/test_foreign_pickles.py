@@ -84,7 +84,7 @@ def test_discriminators_give_the_golden_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("easy_dict_name", ["dnnlib.EasyDict", "dnnlib.util.EasyDict"])
-def test_a_whole_snapshot(tmp_path, easy_dict_name):
+def test_a_whole_snapshot(tmp_path, easy_dict_name, capsys):
     tensors, kwargs = golden_tensors("Generator", "cond")
     kwargs = {
         key: easy_dict(value, easy_dict_name) if isinstance(value, dict) else value for key, value in kwargs.items()
@@ -109,6 +109,7 @@ def test_a_whole_snapshot(tmp_path, easy_dict_name):
     assert snap["augment_pipe"].p.item() == 0.25 and snap["augment_pipe"].init_kwargs == {"xflip": 1, "hue": 0.5}
     assert snap["training_set_kwargs"] == {"path": "x.zip", "max_size": 70000, "use_labels": True}
     assert type(snap["training_set_kwargs"]) is EasyDict
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("easy_dict_name", [None, "dnnlib.EasyDict", "dnnlib.util.EasyDict"])
