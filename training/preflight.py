@@ -22,10 +22,12 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     device = resolve_device(options.get("device", "auto"), local_rank(options["num_gpus"] - 1))
     run_dtype(options.get("precision", "auto"), device)
     _check_outdir(outdir)
-    with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
-        opened.training_set.validate(progress.update)
+    if hasattr(opened.training_set, "validate"):  # not every dataset of another project
+        with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
+            opened.training_set.validate(progress.update)
     if opened.held_out is not None:
-        opened.held_out.validate()
+        if hasattr(opened.held_out, "validate"):
+            opened.held_out.validate()
         opened.held_out.close()
     if "resume_pkl" in options:
         _check_resume(options, opened)

@@ -48,6 +48,7 @@ for name in sys.argv[1:]:
         "differences": {key: float((value - t[key]).abs().max()) for key, value in ours.items()},
         "settings": [G.z_dim, G.c_dim, G.w_dim, G.num_ws, G.img_resolution, G.img_channels, G.mapping.num_ws,
                      G.synthesis.block_resolutions, sorted(G.init_kwargs), D.init_kwargs["c_dim"], G.training],
+        "nested arguments": [G.init_kwargs["mapping_kwargs"].num_layers, G.init_kwargs["synthesis_kwargs"].channel_max],
     }
 packages = {name: name.split(".")[0] for name in sys.modules}
 support = [sys.modules[name] for name in packages if packages[name] in ("torch_utils", "dnnlib")]
@@ -66,8 +67,8 @@ G_KWARGS = {
     "grey": {"architecture": "resnet", "activation": "swish", "resample_filter": [1, 2, 1]},
 }
 D_KWARGS = {
-    "coloured": {"num_fp16_res": 2, "conv_clamp": 256, "block_kwargs": EasyDict(freeze_layers=2)},
-    "grey": {"architecture": "skip", "epilogue_kwargs": EasyDict(mbstd_group_size=2)},
+    "coloured": {"num_fp16_res": 2, "conv_clamp": 256, "block_kwargs": {"freeze_layers": 2}},
+    "grey": {"architecture": "skip", "epilogue_kwargs": {"mbstd_group_size": 2}},
 }
 ALL_EFFECTS = dict.fromkeys(
     ["xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac", "brightness", "contrast", "lumaflip", "hue"]
@@ -79,8 +80,8 @@ ALL_EFFECTS = dict.fromkeys(
 def make_data(name):
     """The content of a snapshot; all tensors differ from their initial values."""
     shape = SHAPES[name]
-    synthesis = EasyDict(**WIDTHS, **G_KWARGS[name])
-    G = Generator(z_dim=8, w_dim=12, mapping_kwargs=EasyDict(num_layers=2), synthesis_kwargs=synthesis, **shape)
+    synthesis = {**WIDTHS, **G_KWARGS[name]}
+    G = Generator(z_dim=8, w_dim=12, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=synthesis, **shape)
     D = Discriminator(**shape, **WIDTHS, **D_KWARGS[name])
     with torch.no_grad():
         for network in (G, D):
@@ -139,6 +140,7 @@ def test_a_tree_with_only_the_agreed_names_gets_equal_outputs(tmp_path):
         G = make_data(name)["G_ema"]
         expected = [8, shape["c_dim"], 12, G.num_ws, 16, shape["img_channels"], G.num_ws, [4, 8, 16]]
         assert result[name]["settings"] == [*expected, sorted(G.init_kwargs), shape["c_dim"], False]
+        assert result[name]["nested arguments"] == [2, 12]
 
 
 def names_in(pickled: bytes) -> set[str]:

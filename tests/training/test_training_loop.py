@@ -268,6 +268,13 @@ def test_loss_of_another_project_needs_no_knowledge_of_precision(data, tmp_path)
     assert (tmp_path / "run" / "network-snapshot-000000.pkl").exists()
 
 
+def test_a_dataset_of_another_project_trains(data, tmp_path):
+    changed = options(tmp_path / "run", data, total_kimg=0.008)
+    changed["training_set_kwargs"].update(class_name="tests.training.plain_dataset.ImageFolderDataset", use_labels=True)
+    training_loop(**changed)
+    assert load_snapshot(tmp_path / "run" / "network-snapshot-000000.pkl")["D"].c_dim == 3
+
+
 class OlderLoss(StyleGAN2Loss):
     """Takes the arguments that losses had before the choice of precision."""
 

@@ -10,6 +10,7 @@ from training.families.family import Axis, Data, Family, Like, batch_sizes, scal
 from training.families.stylegan2_arguments import (
     CHANNEL_BASE,
     CHANNEL_MAX,
+    ORIGINAL_NAMES,
     PUBLISHED_PRECISION,
     largest_layer,
     stored_arguments,
@@ -331,6 +332,7 @@ STYLEGAN2 = Family(
     flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "precision", "fp32", "nhwc"}),
     options=options,
     stored_arguments=stored_arguments,
+    original_names=ORIGINAL_NAMES,
     largest_layer=largest_layer,
     half_precision=half_precision,
     loss_arguments=loss_arguments,

@@ -26,7 +26,7 @@ from torch_utils import distributed, misc, persistence, precision, safe_pickle
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
-from training.files import safetensors_io, tf_import
+from training.files import safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -107,8 +107,10 @@ class Snapshot(Mapping):
             value = tf_import.to_stored_object(value, "Discriminator" if key == "D" else "Generator", name)
         self._check_kind(key, value, name)
         if isinstance(value, StoredObject):
+            network = rebuild(value, name)
+            _announce_unknown_code(self.path, stored_code.unknown(value))
             # Replacing the stored network frees its memory.
-            value = self._entries[key] = rebuild(value, name)
+            value = self._entries[key] = network
         if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
             wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
             raise UserError(f"{name} is not {wanted}, but of type {type(value).__name__}")
@@ -182,6 +184,17 @@ def _announce_trust(path: str) -> None:
     if distributed.is_main():
         name = printable(path, 1000)
         print(f"WARNING: --trust-pickle: the code inside {name} is being run with your rights.", file=sys.stderr)
+
+
+@functools.cache  # one notice per file
+def _announce_unknown_code(path: str, difference: str | None) -> None:
+    if difference is not None and distributed.is_main():
+        what = f" (it {difference})" if difference else ""
+        print(
+            f"Notice: the networks in {printable(path, 1000)} were stored with code that this project does not know"
+            f"{what} and does not run; its own forward may differ, and --trust-pickle runs it.",
+            file=sys.stderr,
+        )
 
 
 def _unpickle_trusted(data: bytes, path: str) -> Any:
