@@ -115,6 +115,12 @@ def test_what_is_refused(name, flags, sentence, data):
         options_of(data[name], **flags)
 
 
+def test_rates_of_the_auto_preset_follow_the_width(data):
+    wide, narrow = options_of(data["c32"]), options_of(data["c32"], ch=16, cbase_d=1.0)
+    assert (wide["G_opt_kwargs"]["lr"], wide["D_opt_kwargs"]["lr"]) == (1e-4, 2e-4)
+    assert (narrow["G_opt_kwargs"]["lr"], narrow["D_opt_kwargs"]["lr"]) == (2e-4, 2e-4)
+
+
 def test_small_batches_are_noticed(data):
     assert any(
         "batch norm over 8 images" in line
