@@ -130,7 +130,7 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("stored_var", torch.ones([channels]))
 
     def __getstate__(self):
-        """The state of files and copies: how a run exchanges statistics is no part of it."""
+        """Neither files nor copies, which one process may run alone, wait for the other processes of a run."""
         return {name: value for name, value in self.__dict__.items() if name != "sum_processes"}
 
     def normalise(self, x):
