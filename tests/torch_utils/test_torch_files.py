@@ -185,6 +185,13 @@ def claiming(*counts: int) -> bytes:
     return header + pickled(references) + pickle.dumps(["0"], 2) + (1).to_bytes(8, "little") + bytes(4)
 
 
+def test_switches_are_zero_or_one_in_memory():
+    data = saved({"x": torch.tensor([True, False])}, zipped=False)
+    assert data.endswith(b"\1\0")
+    found = loads(data[:-2] + b"\7\0")["x"]
+    assert found.view(torch.uint8).tolist() == [1, 0]
+
+
 def test_claims_are_checked_before_memory_is_taken():
     assert torch.equal(loads(claiming(1, 1))["x1"], torch.zeros(1))
     assert "more data than it contains" in refusal(claiming(1 << 40))
