@@ -78,7 +78,7 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
       python train.py --outdir=runs --data=faces.zip --cfg=stylegan2 --cbase=0.5 --dgl-teacher=ffhq1024
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if not os.path.isdir(given.get("resume", "")):
+    if not _continues(given):
         for name, value in {"outdir": outdir, "data": given.get("data")}.items():
             if value is None:
                 raise click.UsageError(f"Missing option '--{name}'.")
@@ -89,6 +89,17 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
         job = distributed.decide(_job, outdir, given, dry_run, stack)
         if job is not None:
             _train(job)
+
+
+def _continues(given: dict[str, Any]) -> bool:
+    """Whether --resume names a folder other than one of networks to start from."""
+    path = given.get("resume", "")
+    if not os.path.isdir(path):
+        return False
+    from training.continuing import OPTIONS_FILE
+    from training.files.biggan_pth import file_in
+
+    return os.path.exists(os.path.join(path, OPTIONS_FILE)) or file_in(path) is None
 
 
 class Job(NamedTuple):
@@ -107,7 +118,7 @@ def _device_and_timeout(given: dict[str, Any]) -> tuple[str, float]:
     from training.continuing import read_options
 
     stored: dict[str, Any] = {}
-    if os.path.isdir(given.get("resume", "")):
+    if _continues(given):
         with contextlib.suppress(UserError):  # _continue will say it
             stored = read_options(given["resume"])
     values = {"device": "auto", "timeout": BY_NAME["timeout"].default, **stored, **given}
@@ -122,7 +133,7 @@ def _job(outdir: str | None, given: dict[str, Any], dry_run: bool, stack: contex
     place = launcher.place()
     if place is not None and given.setdefault("gpus", place.size) != place.size:
         raise UserError(f"--gpus={given['gpus']}: the launcher has started {place.size} processes; drop the flag")
-    if os.path.isdir(given.get("resume", "")):
+    if _continues(given):
         return _continue(given.pop("resume"), given, dry_run, stack)
     auto = given.get("resume") == "auto"
     if auto:

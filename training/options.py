@@ -40,7 +40,8 @@ class Opened:
         from training.files.snapshot import load_snapshot
 
         if path not in self.snapshots:
-            self.snapshots[path] = load_snapshot(path, trust=trust)
+            opened = load_snapshot(path, trust=trust)
+            self.snapshots |= {path: opened, opened.path: opened}  # of a folder, the latter is a file in it
         return self.snapshots[path]
 
     def loss_arguments(self) -> dict[str, Any]:

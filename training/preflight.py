@@ -52,9 +52,9 @@ def _check_outdir(outdir: str) -> None:
 
 
 def _check_resume(options: dict[str, Any], opened: Opened) -> None:
-    """The --resume file, downloaded if it is a URL, must be a network pickle whose tensors fit."""
+    """The --resume file, downloaded if it is a URL, must be of networks whose tensors fit."""
     path = options["resume_pkl"]
-    if not is_url(path, allow_file_urls=True) and not os.path.isfile(path):
+    if not is_url(path, allow_file_urls=True) and not os.path.exists(path):
         raise UserError(f"--resume={path}: no such file")
     snapshot = opened.snapshot(path, options.get("trust_pickle", False))
     shape = initial.network_shape(opened.training_set)
