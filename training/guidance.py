@@ -63,14 +63,14 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
     if terms:
         options["loss_kwargs"]["terms"] = terms
     shape = network_shape(opened.training_set)
-    first, student = teachers[0], new_network(options["G_kwargs"], shape)
+    first, student = teachers[0], new_network(options["G_kwargs"], shape, values=False)
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
     inherited = {}
     if f.dgl_init != "random":
         check_source(first.G, student, first.path, f.dgl_init, f.dgl_prune)
         inherited.update(parts=f.dgl_init, ranking=f.dgl_prune, svs=f.dgl_svs, seed=f.seed)
     if f.dgl_init_d:
-        check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
+        check_source(first.D, new_network(options["D_kwargs"], shape, values=False), first.path, "D")
         inherited["D"] = True
     if f.dgl_fit:  # of inherited weights, which were checked above
         inherited["fit"] = fit_settings(f.dgl_fit, options)

@@ -58,5 +58,5 @@ def _check_resume(options: dict[str, Any], opened: Opened) -> None:
         raise UserError(f"--resume={path}: no such file")
     snapshot = opened.snapshot(path, options.get("trust_pickle", False))
     shape = initial.network_shape(opened.training_set)
-    networks = {name: initial.new_network(options[f"{name}_kwargs"], shape) for name in ("G", "D")}
+    networks = {name: initial.new_network(options[f"{name}_kwargs"], shape, values=False) for name in ("G", "D")}
     initial.check_snapshot(snapshot, {**networks, "G_ema": networks["G"]})

@@ -239,7 +239,7 @@ def rebuild(stored: StoredObject, name: str) -> torch.nn.Module:
     try:
         size = _stored_bytes(tensors)
         args, kwargs = _constructor_arguments(stored, list(tensors), size)
-        with _Uninitialised(size):
+        with Uninitialised(size):
             network = cls(*args, **kwargs)
     except UserError as error:
         raise UserError(f"{name} {error}") from error
@@ -272,17 +272,17 @@ def _stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-class _Uninitialised(torch.overrides.TorchFunctionMode):
+class Uninitialised(torch.overrides.TorchFunctionMode):
     """Construct modules without drawing initial values, up to a total size a few times `stored` bytes.
 
     The global random state does not change. Raises ValueError before allocating a tensor that no intact file of that
-    size needs; the factor is generous so that smaller mismatches are reported tensor by tensor.
+    size needs; the factor is generous so that smaller mismatches are reported tensor by tensor. Infinity: any size.
     """
 
     _random = (torch.rand, torch.randn)
     _by_size = (torch.empty, torch.full, torch.ones, torch.zeros, *_random)
 
-    def __init__(self, stored: int):
+    def __init__(self, stored: float):
         super().__init__()
         self.budget = 4 * stored + _SPARE_BYTES
 
