@@ -54,6 +54,7 @@ PRESETS = {
 _EMA_KIMG, _EMA_RAMPUP = 20, 0.05  # half-life of the average of biggan-auto
 _CHUNK = 20  # latents of each layer at 64x64 and above, and at 32x32 altogether:
 _SMALL_Z, _CLASS_VECTOR = 128, 128
+_LEAST_BOUND = 0.001  # of latents: about 1 draw in 1000 is within it
 _FEW = 16  # images of a batch, below which its statistics are noise
 
 
@@ -180,7 +181,9 @@ def _scaled(ch: int, flag: str, x: float) -> int:
 
 
 def half_precision(class_name: str, kwargs: dict[str, Any], like: dict[str, Any] | None) -> dict[str, Any]:
-    """`kwargs` as they are: BigGAN trains in full precision."""
+    """`kwargs` as they are: BigGAN runs in full precision. Raises UserError where half precision is demanded."""
+    if like is None:
+        raise UserError(f"--force-fp16: a {class_name} runs in full precision only, drop the flag.")
     return kwargs
 
 
@@ -224,8 +227,24 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
     return G(z, c)
 
 
-def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Any threshold may truncate z."""
+def freeze(G: torch.nn.Module) -> None:
+    """Divide the weights of `G` by their spectral norms now; each pass would do it again (one image: 8 to 16 % of it).
+
+    Only the methods of these layers change. A frozen network cannot be pickled, which its file would not survive.
+    """
+    for layer in G.modules():
+        if hasattr(type(layer), "normalised_weight"):
+            weight = type(layer).normalised_weight(layer).detach()
+            layer.normalised_weight = lambda weight=weight: weight
+
+
+def check_truncation(G: torch.nn.Module, trunc: float) -> None:
+    """Raises UserError for a bound on z that is too small: values beyond it are drawn again and again."""
+    if not trunc >= _LEAST_BOUND:
+        raise UserError(
+            f"--trunc={trunc:g}: BigGAN redraws latents beyond ±--trunc, which must be at least {_LEAST_BOUND:g} "
+            "(no truncation without the flag)."
+        )
 
 
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
@@ -344,7 +363,9 @@ BIGGAN = Family(
     place=place,
     average=average,
     sample=sample,
+    freeze=freeze,
     check_truncation=check_truncation,
+    truncates_z=True,
     prune_plan=prune_plan,
     macs=macs,
     batch_group=batch_group,
