@@ -95,7 +95,7 @@ class Family:
     truncates_z:        whether --trunc bounds z as it is drawn (arXiv 1809.11096, section 3.1); else it is the
                         truncation_psi of `sample`.
     prune_plan:         G or D -> its widths, each the list of axes that share it, the first without `extra` entries.
-    macs:               G -> multiply-accumulates per image.
+    macs:               G or D -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
     augmentation:       --aug where it is not given.
