@@ -175,7 +175,8 @@ class Trainer:
         c = torch.zeros([1, self.G.c_dim], device=self.device)
         with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(self.D, [img, c])
+            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode D's spectral norms would move on
+        self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:
         """`opened_arguments` replace the arguments of the loss that name files to open."""
