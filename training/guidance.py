@@ -59,11 +59,11 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         options["loss_kwargs"]["held_out"] = kwargs
     if f.dgl_update:
         options["loss_kwargs"]["dgl_update"] = {**options["D_opt_kwargs"], "lr": f.dgl_update}
-    shape = network_shape(opened.training_set)
-    first, student = teachers[0], new_network(options["G_kwargs"], shape)
-    terms = _terms(f, teachers, student)
+    terms = _terms(f, teachers)
     if terms:
         options["loss_kwargs"]["terms"] = terms
+    shape = network_shape(opened.training_set)
+    first, student = teachers[0], new_network(options["G_kwargs"], shape)
     check_smaller(first.G, student, wanted=f.given("cbase") and 1 <= f.cbase <= 4)
     inherited = {}
     if f.dgl_init != "random":
@@ -113,7 +113,7 @@ def _open_held_out(kwargs: dict[str, Any], f, data: Data):
     return held_out
 
 
-def _terms(f, teachers: list[Teacher], student: torch.nn.Module) -> list[dict[str, Any]]:
+def _terms(f, teachers: list[Teacher]) -> list[dict[str, Any]]:
     """The terms besides the adversarial one that the flags ask for, as `dgl.loss.DGLLoss` takes them."""
     terms = []
     distances = {"output_weight": f.dgl_distill, "feature_weight": f.dgl_distill_feat}
@@ -121,11 +121,6 @@ def _terms(f, teachers: list[Teacher], student: torch.nn.Module) -> list[dict[st
     if any(distances.values()):
         if teachers[0].G is None:
             raise UserError(f"--dgl-distill: {teachers[0].path} has no generator whose images could be the target")
-        if teachers[0].G.z_dim != student.z_dim:
-            raise UserError(
-                f"--dgl-distill: the G of {teachers[0].path} takes latents of {teachers[0].G.z_dim} numbers and the "
-                f"student's of {student.z_dim}: drop --z-dim, or choose a --cfg of the teacher's family"
-            )
         terms.append({"class_name": "dgl.distill.DistillationTerm", **distances})
     if f.dgl_heads:
         terms.append({"class_name": "dgl.heads.HeadsTerm", "weight": f.dgl_heads})

@@ -175,7 +175,7 @@ class Trainer:
         c = torch.zeros([1, self.G.c_dim], device=self.device)
         with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode D's spectral norms would move on
+            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode it might change, in this process
         self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:

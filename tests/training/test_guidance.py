@@ -137,14 +137,6 @@ def test_a_file_without_generator_has_nothing_to_inherit(data, tmp_path):
         options(data, save(tmp_path / "d.pkl", G=False), cbase=0.1, dgl_init="teacher")
 
 
-def test_images_of_other_latents_are_no_targets(data, teacher):
-    with pytest.raises(
-        UserError, match=r"--dgl-distill: .* latents of 12 numbers and the student's of 7: drop --z-dim"
-    ):
-        options(data, teacher, cbase=0.5, z_dim=7, dgl_distill=1)
-    assert options(data, teacher, cbase=0.5, dgl_distill=1)["loss_kwargs"]["terms"]
-
-
 def trainer(made, folder, **changes):
     made = {**made, "data_loader_kwargs": {}, "num_gpus": 1, **changes}
     return Trainer(TrainingOptions(run_dir=str(folder), **made))

@@ -16,6 +16,7 @@ from training.families.biggan_arguments import (
     largest_layer,
     stored_arguments,
 )
+from training.families.biggan_sampling import check_truncation, freeze, sample
 from training.families.family import Axis, Data, Family, Like, batch_sizes
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ PRESETS = {
 _EMA_KIMG, _EMA_RAMPUP = 20, 0.05  # half-life of the average of biggan-auto
 _CHUNK = 20  # latents of each layer at 64x64 and above, and at 32x32 altogether:
 _SMALL_Z, _CLASS_VECTOR = 128, 128
-_LEAST_BOUND = 0.001  # of latents: about 1 draw in 1000 is within it
 _FEW = 16  # images of a batch, below which its statistics are noise
 
 
@@ -220,31 +220,6 @@ def average(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float, iteration: 
     own = options.family_kwargs
     decay = beta if own.get("ema_decay") is None else own["ema_decay"]
     lerp_state(G_ema, G, decay if iteration >= own.get("ema_start", 0) else 0.0)
-
-
-def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> torch.Tensor:
-    """Images of z and c; there is no noise, and truncation is a matter of how z is drawn."""
-    return G(z, c)
-
-
-def freeze(G: torch.nn.Module) -> None:
-    """Divide the weights of `G` by their spectral norms now; each pass would do it again (one image: 8 to 16 % of it).
-
-    Only the methods of these layers change. A frozen network cannot be pickled, which its file would not survive.
-    """
-    for layer in G.modules():
-        if hasattr(type(layer), "normalised_weight"):
-            weight = type(layer).normalised_weight(layer).detach()
-            layer.normalised_weight = lambda weight=weight: weight
-
-
-def check_truncation(G: torch.nn.Module, trunc: float) -> None:
-    """Raises UserError for a bound on z that is too small: values beyond it are drawn again and again."""
-    if not trunc >= _LEAST_BOUND:
-        raise UserError(
-            f"--trunc={trunc:g}: BigGAN redraws latents beyond ±--trunc, which must be at least {_LEAST_BOUND:g} "
-            "(no truncation without the flag)."
-        )
 
 
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
