@@ -15,7 +15,7 @@ from dnnlib import cli
     help="Resampling filter.",
 )  # fmt: skip
 @click.option(
-    "--transform", type=click.Choice(["center-crop", "center-crop-wide"]),
+    "--transform", type=click.Choice(["center-crop", "center-crop-wide", "fit-wide"]),
     help="Crop before resizing; by default images are stretched to --width and --height.",
 )  # fmt: skip
 @click.option("--width", type=click.IntRange(min=4), help="Width of the output in pixels, a power of two.")
@@ -47,9 +47,11 @@ def main(**flags):
                                   train-labels-idx1-ubyte.gz in the same folder
       NAME_lmdb                   an LSUN folder (needs: pip install '.[lmdb]')
 
-    --transform=center-crop keeps the largest centred square. --transform=center-crop-wide, for wide scenes, keeps the
-    largest centred part with the aspect ratio of --width to --height and adds black bars above and below to make it
-    square.
+    --transform=center-crop keeps the largest centred square. Two are for wide scenes: --transform=fit-wide keeps the
+    largest centred part with the aspect ratio of --width to --height. --transform=center-crop-wide does as in
+    StyleGAN2-ADA: it keeps the full width and as many rows, from the centre, as the image would have if it were --width
+    wide; images less than --width wide, or with less than --height such rows, are left out. Both add black bars above
+    and below to make a square.
 
     \b
     Examples:

@@ -14,7 +14,10 @@ from dnnlib import cli, network_options
 @click.command()
 @click.option("--source", help="Network pickle to convert: path or URL", metavar="PKL", required=True)
 @click.option("--dest", help="Network pickle to write", metavar="PKL", required=True)
-@click.option("--force-fp16", help="Run the four highest resolutions in half precision on a GPU", is_flag=True)
+@click.option(
+    "--force-fp16", help="Run the four highest resolutions in half precision on a GPU", type=cli.BOOL, default=False,
+    is_flag=False, flag_value=True, metavar="BOOL",  # alone it means yes
+)  # fmt: skip
 @network_options.trust_pickle
 def main(**flags):
     """Convert a network pickle of StyleGAN2, in TensorFlow or PyTorch, to one that every StyleGAN2-ADA tool reads.

@@ -10,7 +10,7 @@ from dnnlib import cli, network_options
 @network_options.network
 @click.option("--rows", help="Seeds of the rows, such as 85,100,75-80", type=cli.INT_LIST, required=True)
 @click.option("--cols", help="Seeds of the columns", type=cli.INT_LIST, required=True)
-@click.option("--styles", help="Indices of the w vectors taken from the column", type=cli.INT_LIST, default="0-6")
+@click.option("--styles", help="Indices of the w vectors taken from the column  [default: 0-6]", type=cli.INT_LIST)
 @network_options.trunc
 @network_options.class_idx
 @network_options.noise_mode

@@ -78,7 +78,7 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
       python train.py --outdir=runs --data=faces.zip --cfg=stylegan2 --cbase=0.5 --dgl-teacher=ffhq1024
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if not os.path.isdir(given.get("resume", "")):
+    if not _continues(given):
         for name, value in {"outdir": outdir, "data": given.get("data")}.items():
             if value is None:
                 raise click.UsageError(f"Missing option '--{name}'.")
@@ -91,11 +91,23 @@ def main(outdir: str | None, dry_run: bool, **flags) -> None:
             _train(job)
 
 
+def _continues(given: dict[str, Any]) -> bool:
+    """Whether --resume names a folder other than one of networks to start from."""
+    path = given.get("resume", "")
+    if not os.path.isdir(path):
+        return False
+    from training.continuing import OPTIONS_FILE
+    from training.files.biggan_pth import file_in
+
+    return os.path.exists(os.path.join(path, OPTIONS_FILE)) or file_in(path) is None
+
+
 class Job(NamedTuple):
     """What the processes of a run are to do: `options` of the loop, and the arguments of `train_process`."""
 
     options: dict[str, Any]
     lines: list[str]  # to print first
+    summary: list[str] = []  # the same for a person, on stderr
     opened: Opened | None = None
     about: dict[str, Any] | None = None
     resume: bool = False
@@ -106,7 +118,7 @@ def _device_and_timeout(given: dict[str, Any]) -> tuple[str, float]:
     from training.continuing import read_options
 
     stored: dict[str, Any] = {}
-    if os.path.isdir(given.get("resume", "")):
+    if _continues(given):
         with contextlib.suppress(UserError):  # _continue will say it
             stored = read_options(given["resume"])
     values = {"device": "auto", "timeout": BY_NAME["timeout"].default, **stored, **given}
@@ -121,7 +133,7 @@ def _job(outdir: str | None, given: dict[str, Any], dry_run: bool, stack: contex
     place = launcher.place()
     if place is not None and given.setdefault("gpus", place.size) != place.size:
         raise UserError(f"--gpus={given['gpus']}: the launcher has started {place.size} processes; drop the flag")
-    if os.path.isdir(given.get("resume", "")):
+    if _continues(given):
         return _continue(given.pop("resume"), given, dry_run, stack)
     auto = given.get("resume") == "auto"
     if auto:
@@ -135,8 +147,9 @@ def _job(outdir: str | None, given: dict[str, Any], dry_run: bool, stack: contex
             plan.opened.training_set.close()
             return _continue(run_dir, given, dry_run, stack)
     if dry_run:
-        click.echo("\n".join([*plan.notices, f"Run: {plan.desc}"]), err=True)
-        click.echo(json.dumps(plan.options, indent=2))
+        options = {"run_dir": next_run_dir(outdir, plan.desc), **plan.options}
+        click.echo("\n".join([*plan.notices, *_summary(options)]), err=True)
+        click.echo(json.dumps(options, indent=2))
         plan.opened.training_set.close()
         return None
     return _start(outdir, plan, given, stack)
@@ -156,8 +169,24 @@ def _start(outdir: str, plan: Plan, given: dict, stack: contextlib.ExitStack) ->
         opened.training_set.close()
         opened.release()
         opened = None
-    lines = ["Options:", json.dumps(options, indent=2), *plan.notices, f"Run directory: {options['run_dir']}"]
-    return Job(options, lines, opened, {"flags": given})
+    lines = ["Options:", json.dumps(options, indent=2), *plan.notices]
+    return Job(options, lines, _summary(options), opened, {"flags": given})
+
+
+def _summary(options: dict[str, Any]) -> list[str]:
+    """What a person wants to check before a long run."""
+    data = options["training_set_kwargs"]
+    rows = {
+        "Run directory": options["run_dir"],
+        "Training data": data["path"],
+        "Training length": f"{options['total_kimg']} kimg",
+        "Processes (GPUs)": options["num_gpus"],
+        "Images": data["max_size"],
+        "Resolution": data["resolution"],
+        "Conditional": "yes" if data["use_labels"] else "no",
+        "x-flips": "yes" if data["xflip"] else "no",
+    }
+    return [f"{name + ':':<18s}{value}" for name, value in rows.items()]
 
 
 def _continue(run_dir: str, given: dict, dry_run: bool, stack: contextlib.ExitStack) -> Job | None:
@@ -183,6 +212,8 @@ def _train(job: Job) -> None:
         return
     with _log(job.options):
         print("\n".join(job.lines))
+        if job.summary:
+            print("\n".join(job.summary), file=sys.stderr)
         try:
             signum = distributed.launch(train_process, *arguments)
         except Exception as error:
@@ -194,16 +225,19 @@ def _train(job: Job) -> None:
         sys.exit(128 + signum)
 
 
-def create_run_dir(outdir: str, desc: str) -> str:
-    """Make `<outdir>/<number>-<desc>`, numbered one above the highest present, and return its path.
+def next_run_dir(outdir: str, desc: str) -> str:
+    """The path `<outdir>/<number>-<desc>`, numbered one above the highest present."""
+    names = os.listdir(outdir) if os.path.isdir(outdir) else []
+    numbers = [int(found[1]) for name in names if (found := re.match(r"(\d{5,})(?:-|$)", name))]
+    return os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{desc}")
 
-    Raises UserError if it cannot be made.
-    """
+
+def create_run_dir(outdir: str, desc: str) -> str:
+    """Make the directory `next_run_dir` and return its path. Raises UserError if it cannot be made."""
     try:
         os.makedirs(outdir, exist_ok=True)
         while True:
-            numbers = [int(found[1]) for name in os.listdir(outdir) if (found := re.match(r"(\d{5,})(?:-|$)", name))]
-            run_dir = os.path.join(outdir, f"{max(numbers, default=-1) + 1:05d}-{desc}")
+            run_dir = next_run_dir(outdir, desc)
             with contextlib.suppress(FileExistsError):  # another run took the number in the meantime
                 os.mkdir(run_dir)
                 return run_dir

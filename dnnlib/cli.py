@@ -20,11 +20,11 @@ def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
     Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
-    Ctrl-C, without a message.
+    Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
     """
     try:
         with full_disk_is_a_user_error():
-            result = command.main(standalone_mode=False)
+            result = command.main(standalone_mode=False, token_normalize_func=lambda name: name.replace("_", "-"))
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

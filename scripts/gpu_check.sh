@@ -106,13 +106,16 @@ if [[ $device == cpu ]]; then
   training=(--precisions=fp32,bf16 --iterations=4 --cbase=256 --metric=fid1k_full)
   images=1000
 fi
-stage benchmark 100 "python -m benchmarks --quick" \
+stage benchmark 95 "python -m benchmarks --quick" \
   "$python" -m benchmarks --quick --device="$device" --out="$work/benchmark" "${quick[@]}"
 
 stage data 20 "the digits at 64x64" "$python" dataset_tool.py --source=data/mnist5k-32x32.zip \
   --dest="$work/digits64.zip" --width=64 --height=64 --max-images="$images"
-stage training 130 "the digits at 64x64 in each precision" "$python" -m scripts.precision_check \
+stage training 115 "the digits at 64x64 in each precision" "$python" -m scripts.precision_check \
   --outdir="$work/training" --data="$work/digits64.zip" --device="$device" --seeds=0 "${training[@]}"
+
+stage biggan 25 "a short BigGAN run on the digits" "$python" train.py --outdir="$work/biggan" --cfg=biggan-auto \
+  --data=data/mnist5k-32x32.zip --cond=1 --ch=8 --kimg=1 --snap=1 --metrics=none --device="$device"
 
 "$python" -m scripts.gpu_report assemble "$work" "$out"
 exit "$failed"

@@ -53,7 +53,7 @@ def main(source, dest, full):
         if not full:
             images = first_of_each_class(images, per_class)
         target = pathlib.Path(dest) / (full_name if full else subset_name)
-        count = convert(images, str(target), make_transform(None, None, None), compress_level=9)
+        count, _ = convert(images, str(target), make_transform(None, None, None), compress_level=9)
         click.echo(f"Wrote {count:,} images to {target}")
 
 

@@ -49,9 +49,11 @@ def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
 
 
 def save_image_grid(
-    images: np.ndarray | torch.Tensor, path: str | os.PathLike, drange: Sequence[float], grid_size: tuple[int, int]
+    img: np.ndarray | torch.Tensor, fname: str | os.PathLike, drange: Sequence[float], grid_size: tuple[int, int]
 ) -> None:
     """Write images [N, C, H, W] as one PNG grid; `drange` has the values of black and white."""
-    low, high = drange
-    array = (_as_array(images).astype(np.float32) - low) * (255 / (high - low))
-    save_png(make_grid(np.rint(array).clip(0, 255).astype(np.uint8), grid_size), path)
+    array, (low, high) = _as_array(img), drange
+    if array.dtype != np.uint8 or (low, high) != (0, 255):  # large grids take no copies that they do not need
+        array = (array.astype(np.float32) - low) * (255 / (high - low))
+        array = np.rint(array).clip(0, 255).astype(np.uint8)
+    save_png(make_grid(array, grid_size), fname)

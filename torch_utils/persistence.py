@@ -28,9 +28,9 @@ _import_hooks: list[Callable[[EasyDict], EasyDict | None]] = []
 def persistent_class(orig_class: type) -> type:
     """Class decorator: record the constructor arguments, and pickle with the source of the defining module.
 
-    The class gets read-only properties `init_args` (tuple) and `init_kwargs` (dict): deep copies of the constructor's
-    arguments. A subclass is persistent only if it is decorated too; an undecorated one pickles like any Python object,
-    by reference to its module.
+    The class gets read-only properties `init_args` (tuple) and `init_kwargs` (EasyDict): deep copies of the
+    constructor's arguments, in which dicts are EasyDicts. A subclass is persistent only if it is decorated too; an
+    undecorated one pickles like any Python object, by reference to its module.
 
     Raises UserError if the source of the defining module cannot be read (a class typed at a prompt).
     """
@@ -43,24 +43,40 @@ def persistent_class(orig_class: type) -> type:
 
     @functools.wraps(original_init)
     def init(self, *args, **kwargs):
-        recorded = copy.deepcopy((args, kwargs))
+        recorded_args, recorded_kwargs = copy.deepcopy((args, kwargs))
         original_init(self, *args, **kwargs)
         # Recorded after the constructor ran, so that a class overrides what its decorated base has recorded.
-        self.__dict__["_init_args"], self.__dict__["_init_kwargs"] = recorded
+        self.__dict__["_init_args"] = _with_easy_dicts(recorded_args)
+        self.__dict__["_init_kwargs"] = {name: _with_easy_dicts(value) for name, value in recorded_kwargs.items()}
 
     orig_class.__init__ = init
     orig_class.__reduce__ = _reduce
-    orig_class.init_args = property(lambda self: copy.deepcopy(self.__dict__["_init_args"]))
-    orig_class.init_kwargs = property(lambda self: EasyDict(copy.deepcopy(self.__dict__["_init_kwargs"])))
+    # Older files have plain dicts.
+    orig_class.init_args = property(lambda self: _with_easy_dicts(copy.deepcopy(self.__dict__["_init_args"])))
+    orig_class.init_kwargs = property(lambda self: _with_easy_dicts(copy.deepcopy(self.__dict__["_init_kwargs"])))
     orig_class._persistent_source = source
     _classes[source, orig_class.__name__] = orig_class
     return orig_class
+
+
+def _with_easy_dicts(value: Any) -> Any:
+    """`value` with an EasyDict for every dict, at any depth of dicts, lists and tuples; their other subclasses stay."""
+    if type(value) in (dict, EasyDict):
+        return EasyDict((key, _with_easy_dicts(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(map(_with_easy_dicts, value))
+    return value
 
 
 def is_persistent(obj: Any) -> bool:
     """Whether `obj` is a class decorated with `persistent_class`, or an instance of exactly such a class."""
     cls = obj if isinstance(obj, type) else type(obj)
     return "_persistent_source" in vars(cls)
+
+
+def source_of(cls: type) -> str | None:
+    """The source text that pickles of a persistent class contain; None for any other class."""
+    return vars(cls).get("_persistent_source")
 
 
 def import_hook(hook: Callable[[EasyDict], EasyDict | None]) -> Callable:

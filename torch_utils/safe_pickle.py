@@ -17,8 +17,9 @@ from dnnlib.text import printable
 from dnnlib.util import EasyDict, UserError
 from torch_utils import persistence
 from torch_utils.pickle_reader import Builder, Keys, PickleReader, Unfinished
+from torch_utils.torch_storages import STORAGE_DTYPES, Storage, StorageType, read_first_format
 
-_STORAGE_DTYPES = {
+_DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -33,12 +34,11 @@ _STORAGE_DTYPES = {
     "ShortStorage": torch.int16,
     "UntypedStorage": torch.uint8,
 }
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGE_DTYPES.values()}
-_TORCH_SAVE_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES.values()}
 _NUMPY_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16))")
 _MOST_DIMENSIONS = 32
 _SMALL_TENSOR = 1 << 20  # a tensor of at most so many elements may repeat elements of its storage
-_COPIES = 4  # in protocol 2, a storage is text, then bytes, then a tensor
+COPIES = 4  # in protocol 2, a storage is text, then bytes, then a tensor
 _MOST_MEMBERS = 2000  # modules and tensors of a network; the largest networks have a few hundred
 _LONGEST_NAME = 200  # dotted
 
@@ -152,7 +152,7 @@ def loads(data: bytes, name: str = "the pickle") -> Any:
     if len(data) == 0:
         raise BrokenPickleError(f"{name} is empty, not a network pickle")
     try:
-        rebuilder = _Rebuilder(name, _COPIES * len(data))
+        rebuilder = Rebuilder(name, COPIES * len(data))
         return PickleReader(data, rebuilder.resolve, keys=rebuilder.all_keys).load()
     except UserError:
         raise
@@ -203,7 +203,7 @@ class _Dtype(Unfinished):
 class _Array(Unfinished):
     """A numpy array; its content follows later."""
 
-    def __init__(self, rebuilder: "_Rebuilder"):
+    def __init__(self, rebuilder: "Rebuilder"):
         super().__init__()
         self.rebuilder = rebuilder
 
@@ -212,20 +212,13 @@ class _Array(Unfinished):
         return self.rebuilder.array(data, dtype, shape, "F" if fortran_order else "C")
 
 
-class _StorageType:
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-
-class _Storage:
-    """The elements that tensors are views of: a flat tensor."""
-
-    def __init__(self, elements: torch.Tensor):
-        self.elements = elements
-
-
-class _Rebuilder:
+class Rebuilder:
     """Resolves the global names of one file. `budget` is the number of bytes that may still be copied."""
+
+    refusal = (
+        "which no network file needs, so it is not loaded; "
+        "use --trust-pickle only if you trust its author with your machine"
+    )
 
     def __init__(self, name: str, budget: int):
         self.name = name
@@ -264,16 +257,13 @@ class _Rebuilder:
         full_name = f"{module}.{name}"
         if full_name in self.builders:
             return self.builders[full_name]
-        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGE_DTYPES:
-            return _StorageType(_STORAGE_DTYPES[name])
+        if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGE_DTYPES:
+            return StorageType(STORAGE_DTYPES[name])
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if full_name == "numpy.ndarray":
             return np.ndarray
-        raise UnsafePickleError(
-            f"{self.name} asks for '{printable(full_name)}', which no network file needs, so it is not loaded; "
-            "use --trust-pickle only if you trust its author with your machine"
-        )
+        raise UnsafePickleError(f"{self.name} asks for '{printable(full_name)}', {self.refusal}")
 
     def spend(self, size: int) -> None:
         """Account for `size` bytes copied out of the file."""
@@ -354,29 +344,21 @@ class _Rebuilder:
             raise TypeError("a stored object without valid constructor arguments")
         return StoredObject(class_name, module_src, state, meta["version"])
 
-    def storage(self, data: Any) -> _Storage:
-        """A nested storage in torch.save's first format: header pickles, then the elements."""
+    def storage(self, data: Any) -> Storage:
+        """A nested storage in torch.save's first format."""
         if not isinstance(data, (bytes, memoryview)):
             raise TypeError("a storage that is not made of bytes")
         self.spend(len(data))
-        reader = PickleReader(data, self.resolve, _storage_reference, self.all_keys)
-        magic, _protocol, system = reader.load(), reader.load(), reader.load()
-        if magic != _TORCH_SAVE_MAGIC or not isinstance(system, dict) or system.get("little_endian") is False:
-            raise ValueError("a storage that is not in torch's plain little-endian format")
-        dtype, key, count = reader.load()
-        if reader.load() != [key] or int.from_bytes(reader.take(8), "little") != count:
-            raise ValueError("a storage that does not match its description")
-        raw = reader.take(count * dtype.itemsize)
-        self.spend(len(raw))
-        elements = torch.empty(len(raw), dtype=torch.uint8)
-        elements.numpy()[:] = np.frombuffer(raw, np.uint8)
-        return _Storage(elements != 0 if dtype == torch.bool else elements.view(dtype))
+        found = read_first_format(data, self.resolve, self.spend, self.all_keys)
+        if not isinstance(found, Storage):
+            raise TypeError("something other than a storage in its place")
+        return found
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_flags: Any) -> torch.Tensor:
         """A view of a storage. The flags (requires_grad, hooks, metadata) are irrelevant for stored values."""
         count = _contiguous_count(size)
         _contiguous_count(stride)
-        if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0 or len(size) != len(stride):
+        if not isinstance(storage, Storage) or type(offset) is not int or offset < 0 or len(size) != len(stride):
             raise TypeError("a tensor that is not a view of a storage")
         available = storage.elements.numel()
         last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if count else 0
@@ -388,13 +370,3 @@ class _Rebuilder:
         if not isinstance(data, torch.Tensor):
             raise TypeError("a parameter that is not a tensor")
         return torch.nn.Parameter(data, requires_grad=bool(requires_grad) and data.is_floating_point())
-
-
-def _storage_reference(identifier: Any) -> tuple[torch.dtype, str, int]:
-    """(type, key, count) of a reference in torch.save's first format, ('storage', type, key, location, count)."""
-    kind, storage_type, key, _location, count, *view = identifier
-    if kind != "storage" or not isinstance(storage_type, _StorageType) or view not in ([], [None]):
-        raise ValueError("a reference to something that is not a storage")
-    if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise ValueError("a storage without a valid name or size")
-    return storage_type.dtype, key, count

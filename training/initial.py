@@ -28,37 +28,54 @@ def new_network(kwargs: dict[str, Any], shape: dict[str, int]) -> torch.nn.Modul
 
 
 def check_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
-    """Raises UserError unless the networks of a --resume file fit `networks` (G, D and G_ema), tensor by tensor.
+    """Raises UserError unless weights of a --resume file fit each of `networks` (G, D and G_ema), and are numbers.
 
-    Names may differ (transfer learning), but not all of them: such a run would start from nothing without a word.
+    Some names and shapes may differ (transfer learning), but not all: such a run would start from nothing.
     """
     for name, network in networks.items():
         source, file = snapshot[name], f"--resume={snapshot.path}"
-        theirs, ours = (getattr(net, "img_resolution", None) for net in (source, network))
-        if None not in (theirs, ours) and theirs != ours:
-            raise UserError(f"{file}: its {name} is for {theirs}x{theirs} images, and the dataset has {ours}x{ours}")
-        there = dict(misc.named_params_and_buffers(source))
-        if not there.keys() & dict(misc.named_params_and_buffers(network)).keys():
-            raise UserError(f"{file}: its {name} has none of the tensors of this run's {name}; use another file")
         damaged = misc.first_nonfinite(source)
         if damaged is not None:
             raise UserError(f"{file}: {damaged} of its {name} holds NaN or infinite values; use an earlier snapshot")
-        for key, tensor in misc.named_params_and_buffers(network):
-            if key in there and there[key].shape != tensor.shape:
-                raise UserError(
-                    f"{file}: {key} of its {name} has shape {list(there[key].shape)} and this run needs "
-                    f"{list(tensor.shape)}; use the --cfg, --cond and --cbase it was trained with"
-                )
+        weights = {key for net in (source, network) for key, tensor in net.named_parameters() if tensor.ndim > 1}
+        if not weights & _fitting(source, network).keys():
+            raise UserError(
+                f"{file}: none of the weights of its {name} fit this run's {name}; use another file, or the --cfg, "
+                "--cond and --cbase it was trained with"
+            )
 
 
-def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:
-    """Start `networks` (G, D and G_ema) from those of another run, as far as names match (transfer learning).
+def _fitting(source: torch.nn.Module, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors of `source` that `network` has too, with the same name and shape."""
+    shapes = {name: tensor.shape for name, tensor in misc.named_params_and_buffers(network)}
+    return {name: tensor for name, tensor in misc.named_params_and_buffers(source) if tensor.shape == shapes.get(name)}
 
-    Raises UserError if a tensor has another shape.
+
+def from_snapshot(snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> list[str]:
+    """Start `networks` (G, D and G_ema) from those of another run, as far as names and shapes match.
+
+    Returns lines to show, for networks that are not taken over whole or were made for another resolution.
+    Raises UserError as `check_snapshot` does.
     """
     check_snapshot(snapshot, networks)
+    notices = []
     for name, network in networks.items():
-        misc.copy_params_and_buffers(snapshot[name], network, require_all=False)
+        tensors, fitting = dict(misc.named_params_and_buffers(network)), _fitting(snapshot[name], network)
+        with torch.no_grad():
+            for key, value in fitting.items():
+                tensors[key].copy_(value)
+        theirs, ours = (getattr(net, "img_resolution", None) for net in (snapshot[name], network))
+        if len(fitting) == len(tensors) and theirs == ours:
+            continue
+        notice = f"Notice: --resume: {len(fitting)} of {len(tensors)} tensors of {name} taken over"
+        if theirs not in (ours, None):
+            notice += f" from a {theirs}x{theirs} network"
+        there = dict(misc.named_params_and_buffers(snapshot[name]))
+        misfits = [key for key in tensors if key in there and key not in fitting]
+        if misfits:
+            notice += f"; {len(misfits)}, such as {misfits[0]}, have other shapes there: see --cfg, --cond and --cbase"
+        notices.append(f"{notice}.")
+    return notices
 
 
 def from_teacher(init_kwargs: dict[str, Any], snapshot: Snapshot, networks: dict[str, torch.nn.Module]) -> None:

@@ -7,7 +7,7 @@ Letters: N batch, C channels, H W image, Z latent width, K classes, E width of t
 condition, R resolution. Images are in [-1, 1]; class labels c [N, K] are one-hot, or mix classes.
 """
 
-import itertools
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,10 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("stored_mean", torch.zeros([channels]))
         self.register_buffer("stored_var", torch.ones([channels]))
 
+    def __getstate__(self):
+        """Neither files nor copies, which one process may run alone, wait for the other processes of a run."""
+        return {name: value for name, value in self.__dict__.items() if name != "sum_processes"}
+
     def normalise(self, x):
         """x [N, C, H, W] with the batch's statistics in training mode, the running ones otherwise."""
         if self.training and self.sum_processes is not None:
@@ -203,8 +207,8 @@ class Attention(torch.nn.Module):
         query = self.theta(x).flatten(2)  # [N, C / 8, H W]
         key, value = (F.max_pool2d(layer(x), 2).flatten(2) for layer in (self.phi, self.g))  # [N, ·, H W / 4]
         weights = (query.transpose(1, 2) @ key).softmax(dim=2)  # [N, H W, H W / 4]
-        attended = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])
-        return self.gamma * self.o(attended) + x
+        attended = value @ weights.transpose(1, 2)  # [N, C / 2, H W]
+        return self.gamma * self.o(attended.reshape(*attended.shape[:2], *x.shape[2:])) + x
 
 
 @persistence.persistent_class
@@ -293,9 +297,9 @@ class BigGANGenerator(torch.nn.Module):
         condition = (shared_dim or c_dim) + (self.chunk if hierarchical else 0)
         self.linear = SpectralLayer(self.chunk, widths[0] * 16, **spectral)
         self.blocks = Parts()
-        for number, (before, after) in enumerate(itertools.pairwise(widths)):
+        for number, after in enumerate(widths[1:]):
             stage = Parts()
-            stage.append(GeneratorBlock(before, after, condition, tables=not shared_dim, **spectral))
+            stage.append(GeneratorBlock(widths[number], after, condition, tables=not shared_dim, **spectral))
             if 8 << number in attn_res:
                 stage.append(Attention(after, **spectral))
             self.blocks.append(stage)
@@ -306,7 +310,7 @@ class BigGANGenerator(torch.nn.Module):
     def forward(self, z, c, **_ignored):
         q = c if self.shared is None else self.shared(c)
         chunks = z.split(self.chunk, dim=1)
-        x = self.linear(chunks[0]).unflatten(1, [-1, 4, 4])
+        x = self.linear(chunks[0]).reshape(z.shape[0], self.linear.weight.shape[0] // 16, 4, 4)
         for number, stage in enumerate(self.blocks):
             block, *attention = stage
             x = block(x, torch.cat([q, chunks[number + 1]], dim=1) if self.hierarchical else q)
@@ -353,11 +357,11 @@ class BigGANDiscriminator(torch.nn.Module):
         widths = [img_channels, *(ch * width for width in D_WIDTHS[img_resolution])]
         resolution = img_resolution
         self.blocks = Parts()
-        for number, (before, after) in enumerate(itertools.pairwise(widths)):
+        for number, after in enumerate(widths[1:]):
             pools = number < D_POOLED[img_resolution]
             resolution //= 2 if pools else 1
             stage = Parts()
-            stage.append(DiscriminatorBlock(before, after, pools, first=number == 0, **spectral))
+            stage.append(DiscriminatorBlock(widths[number], after, pools, first=number == 0, **spectral))
             if resolution in attn_res:
                 stage.append(Attention(after, **spectral))
             self.blocks.append(stage)

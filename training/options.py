@@ -40,7 +40,8 @@ class Opened:
         from training.files.snapshot import load_snapshot
 
         if path not in self.snapshots:
-            self.snapshots[path] = load_snapshot(path, trust=trust)
+            opened = load_snapshot(path, trust=trust)
+            self.snapshots |= {path: opened, opened.path: opened}  # of a folder, the latter is a file in it
         return self.snapshots[path]
 
     def loss_arguments(self) -> dict[str, Any]:
@@ -225,18 +226,34 @@ def _open_data(f: Flags) -> Any:
     """The training set."""
     from training.dataset import ImageFolderDataset
 
-    return ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
+    try:
+        return ImageFolderDataset(path=f.data, use_labels=f.cond, max_size=f.subset, xflip=f.mirror, random_seed=f.seed)
+    except UserError:
+        raise
+    except OSError as error:  # of another project's class
+        raise UserError(f"--data={f.data} cannot be used: {error}") from error
 
 
 def _describe(f: Flags, dataset: Any) -> Data:
     """The properties of the training set that the options depend on. Raises UserError if the flags do not fit them."""
-    size = (dataset.resolution, dataset.num_channels, dataset.num_files)
-    data = Data(dataset.name, *size, dataset.labels_available, dataset.label_dim)
+    size = (dataset.resolution, dataset.num_channels)
+    data = Data(dataset.name, *size, *_in_storage(f, dataset), dataset.label_dim)
     if f.cond and not data.c_dim:
         raise UserError(f"--cond=1 needs labels in dataset.json, and {f.data} has none")
     if f.subset is not None and not 1 <= f.subset <= data.num_images:
         raise UserError(f"--subset must be between 1 and {data.num_images}, the images of {f.data}, not {f.subset}")
     return data
+
+
+def _in_storage(f: Flags, dataset: Any) -> tuple[int, bool]:
+    """Number of images of the training set, and whether it has labels, without --subset, --mirror and --cond."""
+    if hasattr(type(dataset), "num_files"):
+        return dataset.num_files, dataset.labels_available
+    whole = type(dataset)(path=f.data, use_labels=True)  # of another project, with StyleGAN2-ADA's interface
+    try:
+        return len(whole), whole.has_labels
+    finally:
+        whole.close()
 
 
 def _training_set_kwargs(f: Flags, data: Data) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimiser phases with lazy regularisation (Karras et al., arXiv 1912.04958, appendix B) and gradient accumulation."""
 
+import contextlib
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
 import dnnlib
-from torch_utils import distributed, misc
+from torch_utils import distributed, misc, training_stats
 
 
 @dataclasses.dataclass
@@ -85,12 +88,13 @@ def run_due(
     draw: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     batch_gpu: int,
     seed: Callable[[int, int], None] = lambda phase, piece: None,
+    timed: Callable[[str], AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
     """Run the phases that are due in `iteration`, in micro-batches of at most `batch_gpu` images.
 
     `reals` gives images [N, C, H, W] in [-1, 1] and labels [N, K] for each due phase that takes fresh ones, of which
     the first due phase has to be one. `draw(phase)` gives latents [N, Z] and labels [N, K] for a phase, by its number;
-    `seed(phase, piece)` is called before each micro-batch, by number in the phase.
+    `seed(phase, piece)` is called before each micro-batch, by number in the phase. `timed(name)` is around each phase.
     """
     for number, phase in enumerate(phases):
         if phase.is_due(iteration):
@@ -99,7 +103,8 @@ def run_due(
             drawn = [x.split(batch_gpu) for x in draw(number)]
             seen = [x.split(batch_gpu) if phase.batch_size is None else [None] * len(drawn[0]) for x in of_phase]
             pieces = list(zip(*seen, *drawn))
-            run_phase(phase, loss, _micro_batches(pieces, partial(seed, number)), len(pieces))
+            with timed(phase.name):
+                run_phase(phase, loss, _micro_batches(pieces, partial(seed, number)), len(pieces))
 
 
 def _micro_batches(pieces: list, seed: Callable[[int], None]) -> Iterator[dict[str, torch.Tensor]]:
@@ -127,6 +132,40 @@ def run_phase(phase: Phase, loss, micro_batches: Iterable[dict], count: int | No
         for grad in grads:
             torch.nan_to_num(grad, nan=0, posinf=1e5, neginf=-1e5, out=grad)
         phase.optimizer.step()
+
+
+class PhaseTimes:
+    """How long the phases took, in milliseconds: on CUDA by events, so that the host waits only when it reports."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._spans: dict[str, list[tuple]] = {}
+
+    @contextlib.contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Measure the phase `name`, which the block runs."""
+        start = self._mark()
+        yield
+        if start is not None:
+            self._spans.setdefault(name, []).append((start, self._mark()))
+
+    def _mark(self) -> float | torch.cuda.Event | None:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            return event
+        return time.perf_counter() if self._device.type == "cpu" else None
+
+    def report(self) -> None:
+        """Add the times since the last report to the statistics `Timing/<name>`. Every process must call it."""
+        for name, spans in self._spans.items():
+            if self._device.type == "cuda":
+                spans[-1][1].synchronize()
+                times = [start.elapsed_time(end) for start, end in spans]
+            else:
+                times = [(end - start) * 1000 for start, end in spans]
+            training_stats.report0(f"Timing/{name}", times)
+        self._spans.clear()
 
 
 def average_over_processes(tensors: list[torch.Tensor]) -> None:

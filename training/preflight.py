@@ -22,10 +22,12 @@ def preflight(options: dict[str, Any], opened: Opened, outdir: str) -> None:
     device = resolve_device(options.get("device", "auto"), local_rank(options["num_gpus"] - 1))
     run_dtype(options.get("precision", "auto"), device)
     _check_outdir(outdir)
-    with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
-        opened.training_set.validate(progress.update)
+    if hasattr(opened.training_set, "validate"):  # not every dataset of another project
+        with Progress(opened.training_set.num_files, "Checking images", "img") as progress:
+            opened.training_set.validate(progress.update)
     if opened.held_out is not None:
-        opened.held_out.validate()
+        if hasattr(opened.held_out, "validate"):
+            opened.held_out.validate()
         opened.held_out.close()
     if "resume_pkl" in options:
         _check_resume(options, opened)
@@ -50,9 +52,9 @@ def _check_outdir(outdir: str) -> None:
 
 
 def _check_resume(options: dict[str, Any], opened: Opened) -> None:
-    """The --resume file, downloaded if it is a URL, must be a network pickle whose tensors fit."""
+    """The --resume file, downloaded if it is a URL, must be of networks whose tensors fit."""
     path = options["resume_pkl"]
-    if not is_url(path, allow_file_urls=True) and not os.path.isfile(path):
+    if not is_url(path, allow_file_urls=True) and not os.path.exists(path):
         raise UserError(f"--resume={path}: no such file")
     snapshot = opened.snapshot(path, options.get("trust_pickle", False))
     shape = initial.network_shape(opened.training_set)

@@ -2,6 +2,7 @@
 """The work of projector.py: read the target images, project them, write images, latents and videos."""
 
 import collections
+import contextlib
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from training.data.image_files import MOST_BYTES, DatasetError, image_names
 from training.data.sources import decode
 from training.projection import Projection, project
 
-_FRAMES_PER_SECOND = 30
+_VIDEO = {"format": "FFMPEG", "fps": 10, "codec": "libx264", "bitrate": "16M"}
 _MAX_FRAMES = 100  # 1000 PNG frames of a large network would take gigabytes
 
 
@@ -148,13 +149,20 @@ def _save_videos(
 def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> None:
     """Write the images of the latents `path` [T, D] as a video, each with `target` [C, R, R] on its left.
 
-    The result is proj.mp4 if imageio finds ffmpeg, otherwise a folder proj_frames of PNGs.
+    The result is proj.mp4 if imageio finds ffmpeg, otherwise a folder proj_frames of PNGs. The other one, of an earlier
+    run, is removed.
     """
     frames = _frames(G, target, path, progress)
+    video, pngs = os.path.join(folder, "proj.mp4"), os.path.join(folder, "proj_frames")
     if ffmpeg_available():
-        _save_mp4(os.path.join(folder, "proj.mp4"), frames)
+        _save_mp4(video, frames)
+        _remove_frames(pngs)
+        with contextlib.suppress(OSError):  # there is none, or it has other files
+            os.rmdir(pngs)
     else:
-        _save_frames(os.path.join(folder, "proj_frames"), frames)
+        _save_frames(pngs, frames)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(video)
 
 
 def ffmpeg_available() -> bool:
@@ -182,7 +190,7 @@ def _save_mp4(path: str, frames: Iterator[np.ndarray]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         draft = os.path.join(scratch, "proj.mp4")
         # Widths are powers of two from 8 up, which imageio would otherwise round up to a multiple of 16.
-        with imageio.v2.get_writer(draft, format="FFMPEG", fps=_FRAMES_PER_SECOND, macro_block_size=2) as video:
+        with imageio.v2.get_writer(draft, **_VIDEO, macro_block_size=2) as video:
             for frame in frames:
                 video.append_data(np.broadcast_to(frame, [*frame.shape[:2], 3]))
         with open(draft, "rb") as source, open_atomic(path) as file:
@@ -191,9 +199,12 @@ def _save_mp4(path: str, frames: Iterator[np.ndarray]) -> None:
 
 def _save_frames(folder: str, frames: Iterator[np.ndarray]) -> None:
     os.makedirs(folder, exist_ok=True)
-    for name in os.listdir(folder):
-        # Frames of an earlier, longer run would follow the new ones.
-        if name.startswith("frame") and name.endswith(".png"):
-            os.remove(os.path.join(folder, name))
+    _remove_frames(folder)  # those of an earlier, longer run would follow the new ones
     for index, frame in enumerate(frames):
         images.save_png(frame, os.path.join(folder, f"frame{index:04d}.png"))
+
+
+def _remove_frames(folder: str) -> None:
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if name.startswith("frame") and name.endswith(".png"):
+            os.remove(os.path.join(folder, name))

@@ -8,37 +8,50 @@ from torch_utils.images import save_image_grid, to_uint8
 from training import families
 
 
-class SampleGrid:
-    """A grid of reals, and of generator images for fixed latents and the labels of those reals.
+def setup_snapshot_image_grid(
+    training_set, random_seed: int = 0, small: bool = False
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """Reals for a grid that fills a large screen: its columns and rows, images uint8 [N, C, H, W], labels [N, K].
 
-    With labels, each row of the grid shows one class. It has separate random generators, so it changes no other random
-    sequence.
+    With labels each row shows one class, the rows all classes in turn; the images of a class continue in its next row.
+    `small`: fewer of both, but still a row for each class of up to 32.
+    """
+    width, height = training_set.image_shape[2], training_set.image_shape[1]
+    grid_size = (int(np.clip(7680 // width, 7, 32)), int(np.clip(4320 // height, 4, 32)))
+    orders = _orders(training_set, np.random.RandomState(random_seed))
+    if small:
+        enough = max(int(np.clip(1080 // height, 4, 8)), len(orders))
+        grid_size = (int(np.clip(1920 // width, 7, 16)), min(enough, grid_size[1]))
+    columns, rows = grid_size
+    picked = []
+    for row in range(rows):
+        order, first = orders[row % len(orders)], row // len(orders) * columns
+        picked += [int(order[i % len(order)]) for i in range(first, first + columns)]
+    images, labels = zip(*(training_set[i] for i in picked))
+    return grid_size, np.stack(images), np.stack(labels)
+
+
+def _orders(training_set, rng: np.random.RandomState) -> list[np.ndarray]:
+    """Shuffled indices of the images, of each class if there are labels."""
+    if not training_set.has_labels:
+        return [rng.permutation(len(training_set))]
+    by_label: dict[tuple, list[int]] = {}
+    for i in range(len(training_set)):
+        by_label.setdefault(tuple(training_set.get_details(i).raw_label.flat[::-1]), []).append(i)
+    return [rng.permutation(by_label[label]) for label in sorted(by_label)]
+
+
+class SampleGrid:
+    """A grid of reals, which are the same for every `random_seed`, and of images for fixed latents and their labels.
+
+    It has separate random generators, so it changes no other random sequence. `small` as above.
     """
 
-    def __init__(self, training_set, z_dim: int, random_seed: int = 0):
-        width, height = training_set.image_shape[2], training_set.image_shape[1]
-        self.grid_size = (int(np.clip(1920 // width, 7, 16)), int(np.clip(1080 // height, 4, 8)))
-        indices = self._pick(training_set, np.random.RandomState(random_seed))
-        samples = [training_set[i] for i in indices]
-        self.reals = np.stack([image for image, _label in samples])
-        self.labels = torch.from_numpy(np.stack([label for _image, label in samples]))
+    def __init__(self, training_set, z_dim: int, random_seed: int = 0, small: bool = False):
+        self.grid_size, self.reals, labels = setup_snapshot_image_grid(training_set, small=small)
+        self.labels = torch.from_numpy(labels)
         rng = torch.Generator().manual_seed(random_seed)
-        self.latents = torch.randn([len(samples), z_dim], generator=rng)
-
-    def _pick(self, training_set, rng) -> list[int]:
-        columns, rows = self.grid_size
-        if not training_set.has_labels:
-            order = rng.permutation(len(training_set))
-            return [int(order[i % len(order)]) for i in range(columns * rows)]
-        by_label: dict[tuple, list[int]] = {}
-        for i in range(len(training_set)):
-            by_label.setdefault(tuple(training_set.get_details(i).raw_label.flat[::-1]), []).append(i)
-        classes = sorted(by_label)
-        picked = []
-        for row in range(rows):
-            members = rng.permutation(by_label[classes[row % len(classes)]])
-            picked += [int(members[i % len(members)]) for i in range(columns)]
-        return picked
+        self.latents = torch.randn([len(labels), z_dim], generator=rng)
 
     def save_reals(self, path: str) -> None:
         """Write the reals as a PNG."""

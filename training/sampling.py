@@ -113,7 +113,7 @@ def mix_styles(
     *,
     rows: Sequence[int],
     cols: Sequence[int],
-    styles: Sequence[int],
+    styles: Sequence[int] | None = None,
     psi: float = 1,
     class_idx: int | None = None,
     noise_mode: str = "const",
@@ -122,8 +122,8 @@ def mix_styles(
 ) -> None:
     """Write ROW-COL.png for all pairs of the seeds `rows` and `cols`, SEED-SEED.png for each seed, and grid.png.
 
-    `styles` are the indices of the w vectors that come from the column's seed. The arguments are the values of the
-    flags of style_mixing.py. Raises UserError, naming the flag, for unusable ones.
+    `styles` are the indices of the w vectors that come from the column's seed, by default the first seven. The
+    arguments are the values of the flags of style_mixing.py. Raises UserError, naming the flag, for unusable ones.
     """
     check_seeds("--rows", rows)
     check_seeds("--cols", cols)
@@ -131,6 +131,7 @@ def mix_styles(
     G = open_generator(network, trust_pickle, torch_device)
     families.require_w(G, "Style mixing")
     _check_grid(G, rows, cols)
+    styles = range(min(7, G.num_ws)) if styles is None else styles
     if max(styles) >= G.num_ws:
         raise UserError(f"--styles={max(styles)} is out of range: the network has styles 0 to {G.num_ws - 1}.")
     families.of(G).check_truncation(G, psi)

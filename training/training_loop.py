@@ -24,10 +24,10 @@ from training import families, guards, initial, randomness, run_state
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
-from training.phases import average_over_processes, phases_of_terms, run_due
+from training.phases import PhaseTimes, average_over_processes, phases_of_terms, run_due
 from training.reals import Reals
 from training.run_log import Forecast, RunLog
-from training.sample_grid import SampleGrid
+from training.sample_grid import SampleGrid, save_image_grid, setup_snapshot_image_grid  # noqa: F401 (for others)
 from training.settings import TrainingOptions
 from training.stopping import Agreement, stop_request
 
@@ -85,7 +85,8 @@ class Trainer:
         if opened is not None:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
-        self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed) if rank == 0 else None
+        small = self.device.type == "cpu"
+        self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed, small) if rank == 0 else None
         self.keeper = run_state.Keeper(self)
         if resume:
             self.keeper.load()
@@ -152,7 +153,8 @@ class Trainer:
         opt, networks = self.options, self.networks
         if opt.resume_pkl is not None and self.rank == 0:
             distributed.print0(f"Resuming from {opt.resume_pkl}")
-            initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks)
+            for line in initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks):
+                distributed.print0(line)
         if opt.init_kwargs is not None and self.rank == 0:
             distributed.print0(f"Starting from the weights of {opt.init_kwargs['path']}")
             initial.from_teacher(opt.init_kwargs, load(opt.init_kwargs["path"], opt.trust_pickle), networks)
@@ -175,7 +177,9 @@ class Trainer:
         c = torch.zeros([1, self.G.c_dim], device=self.device)
         with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode it might change, in this process
+            misc.print_module_summary(
+                self.D.eval(), [img, c]
+            )  # in training mode it would move vectors of spectral norm
         self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:
@@ -195,6 +199,7 @@ class Trainer:
             for line in self.loss.describe_teachers(self.training_set, opt.batch_gpu):
                 distributed.print0(line)
         self.phases = [*self.family.phases(self.G, self.D, opt), *phases_of_terms(self.loss)]
+        self.times = PhaseTimes(self.device)
         first = self.phases[0]
         if first.interval != 1 or not first.fresh_reals:
             raise ValueError(f"the first phase of the family {self.family.name} must take fresh reals every iteration")
@@ -216,7 +221,7 @@ class Trainer:
             while True:
                 self.step(self.new_tick)
                 self.forecast.after(self.iteration, total_nimg - self.cur_nimg)
-                progress.update(self.cur_nimg - progress.count)
+                progress.update(min(self.cur_nimg, total_nimg) - progress.count)  # the last batch may be beyond it
                 done, aborted = self.cur_nimg >= total_nimg, False
                 self.new_tick = done or self.cur_tick == 0 or self._in_tick() >= opt.kimg_per_tick
                 try:
@@ -248,7 +253,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Say what follows, and write what a new run begins with."""
-        types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
+        types = "in fp32"
+        if "precision" in self.family.flags:
+            types = precision.describe({"G": self.G, "D": self.D}, self.half_dtype)
         if self.resumed:
             distributed.print0(f"Continuing at kimg {self.cur_nimg / 1000:g}")
         elif self.rank == 0:
@@ -286,7 +293,7 @@ class Trainer:
         if hasattr(self.loss, "begin_iteration"):  # other projects' losses only have `accumulate_gradients`
             self.loss.begin_iteration(self.cur_nimg, new_tick)
         reals = map(self.reals.to_device, fetched)
-        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed)
+        run_due(self.phases, iteration, self.loss, reals, draw, opt.batch_gpu, seed, self.times.of)
         average_over_processes([*self.own_statistics, *getattr(self.loss, "own_statistics", ())])
         beta = ema_beta(self.nimg_per_iteration, opt.ema_kimg, self.cur_nimg, opt.ema_rampup)
         self.iteration += 1
@@ -317,6 +324,7 @@ class Trainer:
         opt = self.options
         augment_p = float(self.augment_pipe.p) if self.augment_pipe is not None else 0.0
         left = 0 if done else opt.total_kimg - self.cur_nimg / 1000
+        self.times.report()
         self.log.tick(self.cur_tick, self.cur_nimg / 1000, self._in_tick(), augment_p, left)
         try:
             self.keeper.check(self.log.means())

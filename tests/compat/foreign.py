@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from tests.compat.opcodes import Raw, call, filled, named, new, op
+from training.families.stylegan2_arguments import ORIGINAL_NAMES
 
 RAISES = "raise RuntimeError('the stored source was executed')\n"
-STYLEGAN3 = RAISES + "def f(self, fused_modconv_default='inference_only', update_emas=False): pass\n"
+RAISES += "".join(f"def {name}(): pass\n" for name in sorted(ORIGINAL_NAMES))
+STYLEGAN3 = RAISES.replace("Generator()", "Generator(fused_modconv_default='inference_only', update_emas=False)")
 _STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage"}
 _HOOKS = ["_backward_hooks", "_forward_hooks", "_forward_pre_hooks"]
 _HOOKS += ["_state_dict_hooks", "_load_state_dict_pre_hooks"]

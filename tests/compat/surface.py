@@ -97,7 +97,11 @@ NAMES: dict[str, dict[str, str | None]] = {
         "StyleGAN2Loss": "device, G_mapping, G_synthesis, D, augment_pipe=None, style_mixing_prob=0.9, r1_gamma=10, "
         "pl_batch_shrink=2, pl_decay=0.01, pl_weight=2",
     },
-    "training.training_loop": {"training_loop": None},
+    "training.training_loop": {
+        "training_loop": None,
+        "setup_snapshot_image_grid": "training_set, random_seed=0",
+        "save_image_grid": "img, fname, drange, grid_size",
+    },
     "metrics.metric_main": {
         "register_metric": "fn",
         "is_valid_metric": "metric",
@@ -220,7 +224,10 @@ TESTS: dict[str, dict[str, str]] = {
     "training.augment": {"training/test_augment.py": "*"},
     "training.dataset": {"training/test_dataset.py": "*"},
     "training.loss": {"training/test_loss.py": "StyleGAN2Loss", "compat/test_surface.py": "Loss"},
-    "training.training_loop": {"training/test_training_loop.py": "*"},
+    "training.training_loop": {
+        "training/test_training_loop.py": "training_loop",
+        "training/test_sample_grid.py": "setup_snapshot_image_grid save_image_grid",
+    },
     "metrics.metric_main": {"metrics/test_metric_main.py": "*"},
     "metrics.metric_utils": {
         "metrics/test_metric_utils.py": "MetricOptions ProgressMonitor compute_feature_stats_for_dataset "

@@ -4,10 +4,14 @@
 The files are made from golden names, shapes and weights, so that outputs can be compared with the golden numbers.
 """
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
+import legacy
 from dnnlib.util import EasyDict, UserError
 from tests.compat import foreign
 from tests.compat.foreign import easy_dict, module, storage, stored, tensor
@@ -80,7 +84,7 @@ def test_discriminators_give_the_golden_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("easy_dict_name", ["dnnlib.EasyDict", "dnnlib.util.EasyDict"])
-def test_a_whole_snapshot(tmp_path, easy_dict_name):
+def test_a_whole_snapshot(tmp_path, easy_dict_name, capsys):
     tensors, kwargs = golden_tensors("Generator", "cond")
     kwargs = {
         key: easy_dict(value, easy_dict_name) if isinstance(value, dict) else value for key, value in kwargs.items()
@@ -105,6 +109,25 @@ def test_a_whole_snapshot(tmp_path, easy_dict_name):
     assert snap["augment_pipe"].p.item() == 0.25 and snap["augment_pipe"].init_kwargs == {"xflip": 1, "hue": 0.5}
     assert snap["training_set_kwargs"] == {"path": "x.zip", "max_size": 70000, "use_labels": True}
     assert type(snap["training_set_kwargs"]) is EasyDict
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("easy_dict_name", [None, "dnnlib.EasyDict", "dnnlib.util.EasyDict"])
+def test_nested_arguments_are_attributes(tmp_path, easy_dict_name):
+    """Also of files, such as older ones of ours, that store them as plain dicts."""
+    tensors, kwargs = golden_tensors("Generator", "cond")
+    stored_kwargs = {
+        key: easy_dict(value, easy_dict_name) if easy_dict_name and isinstance(value, dict) else value
+        for key, value in kwargs.items()
+    }
+    path = write(tmp_path / "net.pkl", G_ema=module("Generator", tensors, init_kwargs=stored_kwargs))
+    G = snapshot.load_snapshot(path)["G_ema"]
+    for network in (G, networks.Generator(**kwargs), snapshot.with_arguments(G, "G")):
+        arguments = network.init_kwargs
+        assert arguments == kwargs
+        assert arguments.synthesis_kwargs.channel_base == kwargs["synthesis_kwargs"]["channel_base"]
+        assert arguments.mapping_kwargs.num_layers == kwargs["mapping_kwargs"]["num_layers"]
+        assert type(network.__dict__["_init_kwargs"]["synthesis_kwargs"]) is EasyDict  # which other programs read
 
 
 @pytest.mark.parametrize("location", ["cpu", "cuda:0", "cuda:7"])
@@ -194,6 +217,28 @@ def test_an_unknown_generator_is_refused_on_access(kind, tmp_path):
     for key in ("G", "G_ema"):
         with pytest.raises(UserError, match=rf"{key} in .*net\.pkl .*{sentence}"):
             snap[key]
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_G)
+def test_load_network_pkl_gives_the_networks_beside_an_unknown_generator(kind, tmp_path):
+    make, sentence = UNKNOWN_G[kind]
+    path = write(tmp_path / "net.pkl", G=make(), D=golden_module("Discriminator", "resnet"), G_ema=make())
+    with open(path, "rb") as file:
+        data = legacy.load_network_pkl(file)
+    assert type(data) is dict and list(data) == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
+    close(logits_of(data["D"], "resnet"), "D.resnet.logits")
+    assert data["augment_pipe"] is None and sentence in repr(data.get("G_ema"))
+    uses = [lambda G: G.z_dim, lambda G: G.to("cpu"), lambda G: G(1, 2), copy.deepcopy, pickle.dumps]
+    for key in ("G", "G_ema"):
+        for use in uses:
+            with pytest.raises(UserError, match=rf"{key} in .*net\.pkl .*{sentence}"):
+                use(data[key])
+
+
+def test_load_network_pkl_refuses_a_file_without_usable_networks(tmp_path):
+    path = write(tmp_path / "net.pkl", G=alias_free_generator(), G_ema=alias_free_generator())
+    with open(path, "rb") as file, pytest.raises(UserError, match=r"G in .*net\.pkl is an alias-free"):
+        legacy.load_network_pkl(file)
 
 
 def test_every_tensor_that_does_not_fit_is_named_with_both_shapes(tmp_path):

@@ -49,6 +49,17 @@ def test_a_part_by_itself(name):
     assert persistence.is_persistent(part) and part.init_args == arguments
 
 
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
+def test_blocks_of_D_know_the_index_of_their_first_layer(architecture):
+    """The layers below an index are those that Freeze-D freezes."""
+    D = networks.Discriminator(0, 16, 3, architecture, 64, 4)
+    assert (D.b16.first_layer_idx, D.b8.first_layer_idx) == (0, D.b16.num_layers)
+    kwargs = {**D.init_kwargs, "block_kwargs": {"freeze_layers": D.b8.first_layer_idx}}
+    frozen = networks.Discriminator(*D.init_args, **kwargs)
+    assert not list(frozen.b16.parameters())
+    assert len(list(frozen.b8.parameters())) == len(list(D.b8.parameters())) > 0
+
+
 def test_normalize_2nd_moment():
     x = rnd("x", (3, 5)) * 7
     torch.testing.assert_close(networks.normalize_2nd_moment(x), x / x.square().mean(1, keepdim=True).sqrt())

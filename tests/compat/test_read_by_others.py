@@ -17,6 +17,7 @@ from dnnlib.util import EasyDict
 from tests import tolerances
 from tests.compat import stand_in_tree
 from tests.support import ROOT, rnd
+from tests.training.files import biggan_checkpoint
 from training.augment import AugmentPipe
 from training.files import snapshot
 from training.networks import Discriminator, Generator
@@ -28,7 +29,7 @@ import torch
 
 here = os.getcwd()
 result = {}
-for name in sys.argv[1:]:
+for name in ("coloured", "grey"):
     with open(name + ".pkl", "rb") as f:
         data = pickle.load(f)
     with np.load(name + ".npz") as arrays:
@@ -48,7 +49,24 @@ for name in sys.argv[1:]:
         "differences": {key: float((value - t[key]).abs().max()) for key, value in ours.items()},
         "settings": [G.z_dim, G.c_dim, G.w_dim, G.num_ws, G.img_resolution, G.img_channels, G.mapping.num_ws,
                      G.synthesis.block_resolutions, sorted(G.init_kwargs), D.init_kwargs["c_dim"], G.training],
+        "nested arguments": [G.init_kwargs["mapping_kwargs"].num_layers, G.init_kwargs["synthesis_kwargs"].channel_max],
     }
+with open("biggan.pkl", "rb") as f:
+    data = pickle.load(f)
+with np.load("biggan.npz") as arrays:
+    t = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+G, D = data["G_ema"], data["D"]
+with torch.no_grad():
+    ours = {
+        "img": G(t["z"], t["c"], truncation_psi=0.7, noise_mode="const"),
+        "logits": D(t["images"], t["c"]),
+        "img_train": G.train()(t["z"], t["c"]),
+        "u0": G.linear.u0,
+    }
+result["biggan"] = {
+    "differences": {key: float((value - t[key]).abs().max()) for key, value in ours.items()},
+    "settings": [G.z_dim, G.c_dim, G.img_resolution, G.img_channels, G.init_kwargs["ch"], D.init_kwargs["c_dim"]],
+}
 packages = {name: name.split(".")[0] for name in sys.modules}
 support = [sys.modules[name] for name in packages if packages[name] in ("torch_utils", "dnnlib")]
 result["elsewhere"] = [m.__file__ for m in support if not m.__file__.startswith(here)]
@@ -66,8 +84,8 @@ G_KWARGS = {
     "grey": {"architecture": "resnet", "activation": "swish", "resample_filter": [1, 2, 1]},
 }
 D_KWARGS = {
-    "coloured": {"num_fp16_res": 2, "conv_clamp": 256, "block_kwargs": EasyDict(freeze_layers=2)},
-    "grey": {"architecture": "skip", "epilogue_kwargs": EasyDict(mbstd_group_size=2)},
+    "coloured": {"num_fp16_res": 2, "conv_clamp": 256, "block_kwargs": {"freeze_layers": 2}},
+    "grey": {"architecture": "skip", "epilogue_kwargs": {"mbstd_group_size": 2}},
 }
 ALL_EFFECTS = dict.fromkeys(
     ["xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac", "brightness", "contrast", "lumaflip", "hue"]
@@ -79,8 +97,8 @@ ALL_EFFECTS = dict.fromkeys(
 def make_data(name):
     """The content of a snapshot; all tensors differ from their initial values."""
     shape = SHAPES[name]
-    synthesis = EasyDict(**WIDTHS, **G_KWARGS[name])
-    G = Generator(z_dim=8, w_dim=12, mapping_kwargs=EasyDict(num_layers=2), synthesis_kwargs=synthesis, **shape)
+    synthesis = {**WIDTHS, **G_KWARGS[name]}
+    G = Generator(z_dim=8, w_dim=12, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=synthesis, **shape)
     D = Discriminator(**shape, **WIDTHS, **D_KWARGS[name])
     with torch.no_grad():
         for network in (G, D):
@@ -114,9 +132,22 @@ def inputs_and_outputs(name, data):
     return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
+def biggan(folder):
+    """A snapshot of BigGAN's networks, and inputs and outputs, in `folder`."""
+    data = biggan_checkpoint.networks()
+    snapshot.save_snapshot(folder / "biggan.pkl", data)
+    tensors = {"z": rnd("z", (4, 8)), "c": torch.eye(3)[[0, 2, 1, 1]], "images": rnd("images", (4, 3, 32, 32)) * 0.5}
+    G, D = data["G_ema"], data["D"]
+    with torch.no_grad():
+        outputs = {"img": G(tensors["z"], tensors["c"]), "logits": D(tensors["images"], tensors["c"])}
+        outputs |= {"img_train": G.train()(tensors["z"], tensors["c"]), "u0": G.linear.u0}
+    np.savez(folder / "biggan.npz", **{key: value.numpy() for key, value in {**tensors, **outputs}.items()})
+
+
 def prepare(folder):
     """The stand-in tree, snapshots and their expected outputs, in `folder`."""
     stand_in_tree.write(folder)
+    biggan(folder)
     for name in SHAPES:
         data = make_data(name)
         np.savez(folder / f"{name}.npz", **inputs_and_outputs(name, data))
@@ -126,9 +157,7 @@ def prepare(folder):
 def test_a_tree_with_only_the_agreed_names_gets_equal_outputs(tmp_path):
     prepare(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", OPEN, *SHAPES], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", OPEN], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["elsewhere"] == [] and result["loaded"] == []
@@ -139,6 +168,11 @@ def test_a_tree_with_only_the_agreed_names_gets_equal_outputs(tmp_path):
         G = make_data(name)["G_ema"]
         expected = [8, shape["c_dim"], 12, G.num_ws, 16, shape["img_channels"], G.num_ws, [4, 8, 16]]
         assert result[name]["settings"] == [*expected, sorted(G.init_kwargs), shape["c_dim"], False]
+        assert result[name]["nested arguments"] == [2, 12]
+    assert result["biggan"]["settings"] == [8, 3, 32, 3, 2, 3]
+    with np.load(tmp_path / "biggan.npz") as arrays:
+        for key, difference in result["biggan"]["differences"].items():
+            assert difference < tolerances.READ_BY_OTHERS * np.abs(arrays[key]).max(), key
 
 
 def names_in(pickled: bytes) -> set[str]:
@@ -189,14 +223,14 @@ def test_the_pickle_names_nothing_that_older_versions_lack(tmp_path):
     }
 
 
+SHIPPED = ["training/networks.py", "training/augment.py", "training/networks_biggan.py"]
+OUTSIDE = {"collections", "itertools", "math", "numpy", "scipy", "torch", "typing"}
+
+
 def test_the_source_is_stored_once_per_module():
-    pickled = pickle.dumps(make_data("coloured"), 4)
+    pickled = pickle.dumps([make_data("coloured"), biggan_checkpoint.networks()], 4)
     for name in SHIPPED:
         assert pickled.count((ROOT / name).read_bytes()) == 1
-
-
-SHIPPED = ["training/networks.py", "training/augment.py"]
-OUTSIDE = {"collections", "itertools", "math", "numpy", "scipy", "torch", "typing"}
 
 
 def names_used(source: str) -> set[str]:

@@ -181,8 +181,10 @@ def test_scripts_take_the_known_flags(script):
 
 
 def test_truth_values_of_flags():
-    train, metrics, projector = (options_of(script) for script in ("train", "calc_metrics", "projector"))
+    scripts = ("train", "calc_metrics", "projector", "legacy")
+    train, metrics, projector, legacy = map(options_of, scripts)
     switches = [train[f"--{name}"] for name in ("cond", "mirror", "fp32", "nhwc", "nobench", "allow-tf32")]
-    for option in [*switches, metrics["--mirror"], metrics["--verbose"], projector["--save-video"]]:
+    others = [metrics["--mirror"], metrics["--verbose"], projector["--save-video"], legacy["--force-fp16"]]
+    for option in [*switches, *others]:
         for word, value in {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.items():
             assert option.type.convert(word, option, None) is value

@@ -62,6 +62,21 @@ def test_wrong_flag_is_status_2(monkeypatch, capsys):
     assert "--nonsense" in capsys.readouterr().err
 
 
+def test_names_of_flags_may_have_underscores_for_dashes(monkeypatch, capsys):
+    """Their values stay as they are, and the help lists the names with dashes only."""
+    found, options = [], [click.option("--max-images", "value"), click.option("--trust-pickle", is_flag=True)]
+
+    def body(value, trust_pickle):
+        found.append((value, trust_pickle))
+
+    for args in (["--max_images=a_b", "--trust_pickle"], ["--max_images", "a_b", "--trust-pickle"]):
+        assert _exit_status(body, *args, monkeypatch=monkeypatch, options=options) == 0
+    assert found == [("a_b", True)] * 2
+    assert _exit_status(body, "--help", monkeypatch=monkeypatch, options=options) == 0
+    text = capsys.readouterr().out
+    assert "--max-images" in text and "_" not in text
+
+
 def test_ctrl_c_is_status_130_and_quiet(monkeypatch, capsys):
     def body():
         raise KeyboardInterrupt

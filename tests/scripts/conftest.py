@@ -41,12 +41,15 @@ def biggan(tmp_path):
 
 @pytest.fixture
 def run_script(monkeypatch, capsys, tmp_path):
-    """Run a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir)."""
+    """Run a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir).
+
+    A flag that is True is given without a value.
+    """
 
     def run(command, outdir="out", **flags):
         outdir = tmp_path / outdir
         flags = {"outdir": outdir, "device": "cpu", **flags}
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        argv = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in flags.items()]
         monkeypatch.setattr(sys, "argv", ["script.py", *argv])
         with pytest.raises(SystemExit) as exit_info:
             dnnlib.cli.run(command)

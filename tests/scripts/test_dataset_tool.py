@@ -181,14 +181,48 @@ def test_center_crop_keeps_the_central_square(tmp_path, height, width):
 
 
 @pytest.mark.parametrize("size", [(8, 16), (8, 40), (30, 16)])
-def test_center_crop_wide_puts_black_bars_above_and_below(tmp_path, size):
+def test_fit_wide_crops_to_the_aspect_and_puts_black_bars_above_and_below(tmp_path, size):
     image = pixels(0, *size, 3) | 1
     save(tmp_path / "d" / "a.png", image)
-    tool(tmp_path / "d", tmp_path / "d.zip", transform="center-crop-wide", width=16, height=8)
+    tool(tmp_path / "d", tmp_path / "d.zip", transform="fit-wide", width=16, height=8)
     top, left = (size[0] - 8) // 2, (size[1] - 16) // 2
     expected = np.zeros([3, 16, 16], dtype=np.uint8)
     expected[:, 4:12] = image[top : top + 8, left : left + 16].transpose(2, 0, 1)
     assert np.array_equal(images_of(tmp_path / "d.zip")[0], expected)
+
+
+@pytest.mark.parametrize(("height", "width", "rows"), [(8, 16, 8), (24, 32, 12), (17, 32, 8), (25, 20, 20)])
+def test_center_crop_wide_takes_central_rows_of_the_full_width(tmp_path, height, width, rows):
+    """As StyleGAN2-ADA: round(--width * height / width) of them, whatever the aspect wanted, then black bars."""
+    image = pixels(0, height, width, 3) | 1
+    save(tmp_path / "d" / "a.png", image)
+    tool(tmp_path / "d", tmp_path / "d.zip", transform="center-crop-wide", width=16, height=8)
+    top = (height - rows) // 2
+    part = PIL.Image.fromarray(image[top : top + rows]).resize((16, 8), PIL.Image.Resampling.LANCZOS)
+    expected = np.zeros([3, 16, 16], dtype=np.uint8)
+    expected[:, 4:12] = np.asarray(part).transpose(2, 0, 1)
+    assert np.array_equal(images_of(tmp_path / "d.zip")[0], expected)
+
+
+def test_center_crop_wide_leaves_out_small_images(tmp_path, capsys):
+    """Less than --width wide, or less than --height high at that width; labels and --max-images follow the source."""
+    sizes = {"a": (8, 16), "b": (32, 15), "c": (14, 32), "d": (9, 16), "e": (8, 16)}
+    for name, size in sizes.items():
+        save(tmp_path / "d" / f"{name}.png", pixels(ord(name), *size))
+    labels = {"labels": [[f"{name}.png", number] for number, name in enumerate(sizes)]}
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(labels))
+    flags = {"transform": "center-crop-wide", "width": 16, "height": 8, "max_images": 4}
+    tool(tmp_path / "d", tmp_path / "wide.zip", **flags)
+    assert labels_of(tmp_path / "wide.zip") == [0, 3]
+    with zipfile.ZipFile(tmp_path / "wide.zip") as archive:
+        assert archive.namelist() == ["00000/img00000000.png", "00000/img00000001.png", "dataset.json"]
+    out = capsys.readouterr().out
+    assert out.startswith("Wrote 2 images to") and "\nLeft out 2 images that are less than --width=16 pixels" in out
+    tool(tmp_path / "d", tmp_path / "fit.zip", **{**flags, "transform": "fit-wide"})
+    assert labels_of(tmp_path / "fit.zip") == [0, 1, 2, 3] and "Left out" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="All images are smaller than --width"):
+        tool(tmp_path / "d", tmp_path / "none.zip", **{**flags, "width": 64})
+    assert not (tmp_path / "none.zip").exists()
 
 
 RGBA = np.dstack([pixels(0, 8, 8, 3), np.full([8, 8], 255, dtype=np.uint8)])

@@ -153,10 +153,16 @@ def test_conversion(tensorflow, convert):
     assert sorted(plain) == sorted(KEYS) and same(plain["D"], expected["D"])
 
 
-def test_conversion_to_half_precision(tensorflow, convert):
-    status, _, dest = convert(tensorflow, "--force-fp16")
+@pytest.mark.parametrize(
+    ("flags", "num_fp16_res"),
+    [(["--force-fp16"], 4), (["--force-fp16=1"], 4), (["--force-fp16", "True"], 4), (["--force-fp16=0"], 0)],
+    ids=str,
+)
+def test_conversion_to_half_precision(tensorflow, convert, flags, num_fp16_res):
+    status, _, dest = convert(tensorflow, *flags)
     assert status == 0
-    assert snapshot.load_snapshot(dest)["D"].init_kwargs["num_fp16_res"] == 4
+    assert snapshot.load_snapshot(dest)["D"].init_kwargs.get("num_fp16_res", 0) == num_fp16_res
+    refused(convert(tensorflow, "--force-fp16=maybe", dest="other.pkl"), "--force-fp16", "maybe")
 
 
 def test_a_network_without_half_precision_is_refused(convert, tmp_path):

@@ -15,7 +15,10 @@ import projector
 from metrics import detectors
 from tests.metrics import stand_ins
 from tests.scripts.outcome import pixels, refused
+from tests.training import in_place_networks
+from torch_utils import persistence
 from training import projection_files
+from training.files.snapshot import save_snapshot
 
 
 @pytest.fixture
@@ -113,9 +116,28 @@ def test_video_with_ffmpeg(network, run_cli, tmp_path, monkeypatch, channels):
     assert status == 0 and "Note" not in out and video.options["format"] == "FFMPEG"
     assert {file.name for file in outdir.iterdir()} == {"target.png", "proj.png", "projected_w.npz", "proj.mp4"}
     assert (outdir / "proj.mp4").read_bytes() == b"video"
+    assert [video.options[key] for key in ("fps", "codec", "bitrate")] == [10, "libx264", "16M"]
     assert len(video) == 4 and all(frame.shape == (8, 16, 3) and frame.dtype == np.uint8 for frame in video)
     last = torch.from_numpy(video[-1].copy()).permute(2, 0, 1)
     assert torch.equal(last[:channels, :, 8:], pixels(outdir / "proj.png"))
+
+
+def test_what_an_earlier_run_left_of_the_other_kind_goes(network, run_cli, tmp_path, monkeypatch):
+    path, _ = network()
+    flags = {"network": path, "target": make_target(tmp_path / "me.png")}
+    outdir = run_cli(**flags)[-1]
+    assert (outdir / "proj_frames" / "frame0000.png").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(projection_files, "ffmpeg_available", lambda: True)
+        patch.setattr(imageio.v2, "get_writer", FakeVideo().open)
+        run_cli(**flags)
+        assert (outdir / "proj.mp4").is_file() and not (outdir / "proj_frames").exists()
+        (outdir / "proj_frames").mkdir()
+        (outdir / "proj_frames" / "notes.txt").touch()
+        run_cli(**flags)
+        assert (outdir / "proj_frames" / "notes.txt").is_file()
+    run_cli(**flags)
+    assert (outdir / "proj_frames" / "frame0003.png").is_file() and not (outdir / "proj.mp4").exists()
 
 
 def test_save_video_off(network, run_cli, tmp_path):
@@ -275,3 +297,17 @@ def test_a_full_disk_leaves_complete_files_only(network, run_cli, tmp_path, monk
     status, _, err, outdir = run_cli(network=path, target=target)
     assert status == 2 and "--outdir" in err and "No space left" in err and "Traceback" not in err
     assert {file.name for file in outdir.iterdir()} == {"target.png", "proj.png"}
+
+
+def test_the_code_in_a_trusted_pickle_is_differentiated(run_cli, tmp_path, monkeypatch):
+    """It changes the outputs of our operations in place."""
+    monkeypatch.setattr(persistence, "_classes", {})
+    G = in_place_networks.Generator(8, 0, 8, 16, 3, synthesis_kwargs={"channel_base": 128, "channel_max": 8})
+    G.mapping(torch.randn(64, 8), torch.zeros(64, 0))
+    path = tmp_path / "net.pkl"
+    save_snapshot(path, {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+    target = make_target(tmp_path / "me.png", size=(16, 16))
+    status, _out, err, outdir = run_cli(network=path, target=target, trust_pickle=True)
+    assert status == 0, err
+    w = torch.from_numpy(projected_w(outdir))[0]
+    assert w.isfinite().all() and not torch.equal(w, G.mapping.w_avg.expand_as(w))

@@ -36,6 +36,15 @@ def test_styles_of_the_column_in_the_image_of_the_row(network, run_cli, styles, 
         assert torch.equal(pixels(outdir / f"{row}-{col}.png"), mixture(G, row, col, indices, psi=0.6))
 
 
+def test_by_default_seven_styles_as_far_as_there_are(network, run_cli):
+    """A 16x16 network has six: nobody asked for a seventh."""
+    for resolution, indices in ((16, set(range(6))), (32, set(range(7)))):
+        path, G = network(resolution=resolution)
+        status, _, err, outdir = run_cli(network=path, rows="1", cols="7", outdir=f"out{resolution}")
+        assert status == 0, err
+        assert torch.equal(pixels(outdir / "1-7.png"), mixture(G, 1, 7, indices))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid(network, run_cli, channels):
     path, _ = network(resolution=8, channels=channels)

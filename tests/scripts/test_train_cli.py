@@ -138,18 +138,20 @@ def test_resume_from_something_else_than_a_network(run_cli, outdir, datasets):  
     refused(run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=__file__), outdir, __file__)
 
 
-def test_resume_for_another_resolution(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
-    result = run_cli(outdir=outdir, data=datasets["toy32"], metrics="none", resume=teacher_pkl)
-    refused(result, outdir, "--resume", "64x64", "32x32")
+def test_resume_from_networks_of_which_nothing_fits(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
+    result = run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=teacher_pkl)
+    refused(result, outdir, "--resume", "none of the weights", "--cbase")
 
 
-def test_resume_from_another_width(run_cli, outdir, datasets, teacher_pkl):  # noqa: F811
-    refused(
-        run_cli(outdir=outdir, data=datasets["toy64"], metrics="none", resume=teacher_pkl),
-        outdir,
-        "--resume",
-        "--cbase",
-    )
+def test_resume_from_another_resolution(run_cli, outdir, datasets, tmp_path, monkeypatch):  # noqa: F811
+    flags = {"batch": 4, "device": "cpu", "cbase": 64, "workers": 1, "metrics": "none"}
+    options = build(data=datasets["toy64"], batch=4, cbase=64)[1]
+    G, D = (new_network(options[name], {**SHAPE_64, "img_resolution": 32}) for name in ("G_kwargs", "D_kwargs"))
+    snapshot.save_snapshot(tmp_path / "32.pkl", {"G": G, "D": D, "G_ema": G})
+    monkeypatch.setattr(training_loop.Trainer, "run", lambda self, *_: self.training_set.close())
+    status, out, err = run_cli(outdir=outdir, data=datasets["toy64"], resume=tmp_path / "32.pkl", **flags)
+    assert status == 0, err
+    assert re.search(r"^Notice: --resume: \d+ of \d+ tensors of G_ema taken over from a 32x32 ", out, re.MULTILINE)
 
 
 class _Opens:
@@ -233,9 +235,20 @@ def test_dry_run_prints_the_options_and_creates_nothing(run_cli, outdir, dataset
     status, out, err = run_cli(outdir=outdir, dry_run=True, **flags)
     assert status == 0
     desc, options = build(**flags)
-    assert json.loads(out) == options
-    assert f"Run: {desc}" in err and "--cond=1" in err
-    assert not outdir.exists()
+    assert json.loads(out) == {**options, "run_dir": str(outdir / f"00000-{desc}")}
+    assert "--cond=1" in err and not outdir.exists()
+    values = [outdir / f"00000-{desc}", flags["data"], "25000 kimg", 8, 20, 32, "no", "no"]
+    assert summary(err) == list(map(str, values))
+
+
+def summary(err: str) -> list[str]:
+    """The values of the eight lines for a person."""
+    lines = err.splitlines()
+    (first,) = (i for i, line in enumerate(lines) if line.startswith("Run directory:"))
+    names = "Run directory|Training data|Training length|Processes .GPUs.|Images|Resolution|Conditional|x-flips"
+    found = [re.fullmatch(rf"({names}): +(.*)", line) for line in lines[first : first + 8]]
+    assert [match[1] for match in found] == names.replace(".GPUs.", "(GPUs)").split("|")
+    return [match[2] for match in found]
 
 
 def test_help_without_torch():
@@ -303,9 +316,10 @@ def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
     (outdir / "2024-holiday").mkdir()
     flags = {"data": datasets["toy32"], "cond": True, "metrics": [], "device": "cpu"}
     for number in (8, 9):
-        status, out, _ = run_cli(outdir=outdir, **{**flags, "metrics": "none"})
         run_dir = outdir / f"{number:05d}-toy32-cond-auto1"
-        assert status == 0
+        assert json.loads(run_cli(outdir=outdir, **flags, dry_run=True)[1])["run_dir"] == str(run_dir)
+        status, out, err = run_cli(outdir=outdir, **{**flags, "metrics": "none"})
+        assert status == 0 and summary(err)[0] == str(run_dir) and summary(err)[-2:] == ["yes", "no"]
         assert sorted(p.name for p in run_dir.iterdir()) == ["log.txt", "training_options.json"]
         expected = {**build(**flags)[1], "run_dir": str(run_dir)}
         assert json.loads((run_dir / "training_options.json").read_text()) == expected

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import collections
 import copy
 import importlib
 import io
@@ -81,6 +82,18 @@ def test_constructor_arguments_are_recorded_as_read_only_copies(module):
     net = module.Net(2, gain=7)
     assert (net.init_args, net.init_kwargs) == ((2,), {"gain": 7})
     assert (net.first.init_args, net.first.init_kwargs) == ((2,), {"gain": 7})
+
+
+def test_nested_constructor_arguments_are_attributes(module):
+    ordered, extra = collections.OrderedDict(d=1), [{"e": ({"f": 2},)}]
+    layer = module.Layer(3, extra={"c": ordered, "extra": extra})
+    for net in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert net.init_kwargs == {"extra": {"c": ordered, "extra": extra}}
+        assert type(net.init_kwargs.extra.c) is collections.OrderedDict
+        assert net.init_kwargs.extra.extra[0].e[0].f == 2
+    assert type(extra[0]) is dict
+    layer.__dict__["_init_kwargs"] = {"extra": {"of an older file": {"a": 1}}}
+    assert layer.init_kwargs.extra["of an older file"].a == 1
 
 
 def test_what_is_persistent(module):

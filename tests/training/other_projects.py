@@ -10,6 +10,13 @@ from torch.nn.functional import softplus
 from training.loss import StyleGAN2Loss
 
 
+class Loss:
+    """The interface of a loss in another project."""
+
+    def accumulate_gradients(self, phase, real_img, real_c, gen_z, gen_c, sync, gain):
+        raise NotImplementedError
+
+
 class DuckTypedLoss:
     """Has `accumulate_gradients` and nothing else: no base class, no other method that the loop could call."""
 
@@ -26,6 +33,10 @@ class DuckTypedLoss:
         else:
             loss = softplus(fake) + softplus(-self.D(self.augment(real_img), real_c))
         loss.mean().mul(gain).backward()
+
+
+class LossOfItsOwn(DuckTypedLoss, Loss):
+    """Has a base class that is not ours."""
 
 
 class LossWithOwnRuns(StyleGAN2Loss):

@@ -143,6 +143,20 @@ def test_discriminator(name):
         close(D.eval()(img, c), f"{name}.eval_after", tolerances.BIGGAN["networks"])
 
 
+@pytest.mark.gpu
+def test_a_gpu_agrees_with_the_cpu():
+    nets = {"g32attn": networks_biggan.Generator, "d32": networks_biggan.Discriminator}
+    for name, cls in nets.items():
+        spec, results = SPEC["G" if name.startswith("g") else "D"][name], []
+        for device in ("cpu", "cuda"):
+            net = fill(cls(**spec["kwargs"])).to(device).train()
+            x = rnd("z", (4, net.z_dim), F64) if name.startswith("g") else rnd("img", (4, 3, 32, 32), F64)
+            net(x.to(device), labels(4, net.c_dim).to(device)).square().sum().backward()
+            results.append([tensor.cpu() for tensor in (*grads(net).values(), *buffers(net).values())])
+        for host, gpu in zip(*results):
+            assert (host - gpu).norm() <= tolerances.BIGGAN["grads"] * max(host.norm(), 1)
+
+
 def test_hinge():
     real, fake = (1.5 * rnd(key, (12, 1), F64) for key in ("hinge", "hinge2"))
     real.requires_grad_(), fake.requires_grad_()

@@ -86,10 +86,10 @@ def test_a_loss_trains_in_the_precision_that_the_log_names(train, name, fast, dt
 
 def test_a_file_that_replaces_training_loss_needs_no_other_name(train, monkeypatch, name, fast, dtype):
     replacement = types.ModuleType("training.loss")
-    replacement.StyleGAN2Loss = other_projects.DuckTypedLoss
+    replacement.Loss, replacement.StyleGAN2Loss = other_projects.Loss, other_projects.LossOfItsOwn
     monkeypatch.setitem(sys.modules, "training.loss", replacement)
     trainer, seen, _out = train(name, fast)
-    assert type(trainer.loss) is other_projects.DuckTypedLoss
+    assert type(trainer.loss) is other_projects.LossOfItsOwn
     assert seen == {"G": {dtype}, "D": {dtype}}
 
 

@@ -44,6 +44,12 @@ def test_pictures_and_numbers_in_the_event_file(data, tmp_path):
     assert (picture.width, picture.height) == (256, 128)
 
 
+def test_the_last_line_of_progress_is_not_beyond_the_end(data, tmp_path, capsys):
+    training_loop(**options(tmp_path / "run", data, total_kimg=0.012, network_snapshot_ticks=None))
+    (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training ")]
+    assert last.startswith("training 12/12 img (100%), ")  # of 16, in batches of 8
+
+
 def line(run_dir: pathlib.Path, name: str, value: float, metric: str = "fid50k_full") -> None:
     (run_dir / name).touch()
     with open(run_dir / f"metric-{metric}.jsonl", "a", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from torch_utils.images import from_uint8
 from torch_utils.misc import InfiniteSampler
 from training.ada import AdaController
 from training.ema import ema_beta, update_ema
-from training.phases import Phase, build_phases, run_due, run_phase
+from training.phases import Phase, PhaseTimes, build_phases, run_due, run_phase
 from training.training_loop import Trainer, TrainingOptions
 
 ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
@@ -215,3 +215,46 @@ def test_the_loop_draws_reals_in_the_order_of_the_sampler(tmp_path, fresh):
         indices = indices if fresh else (0, 1)[: len(indices)]
         assert len(seen[phase]) == len(indices)
         assert all(torch.equal(reals, expected[i]) for reals, i in zip(seen[phase], indices))
+
+
+def test_times_of_phases_wait_for_a_gpu_only_when_they_are_reported(monkeypatch):
+    """Events of the current stream mark the ends of each phase; the last one is waited for."""
+    clock, waited = iter([0.0, 2.0, 10.0, 14.0, 20.0, 21.0]), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            self.time = next(clock)
+
+        def synchronize(self):
+            waited.append(self.time)
+
+        def elapsed_time(self, end):
+            return end.time - self.time
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    collector = training_stats.Collector(regex="Timing/.*")
+    times = PhaseTimes(torch.device("cuda"))
+    for name in ("Gmain", "Gmain", "Dmain"):
+        with times.of(name):
+            assert waited == []
+    times.report()
+    collector.update()
+    assert waited == [14, 21]
+    assert (collector.mean("Timing/Gmain"), collector.num("Timing/Gmain"), collector["Timing/Dmain"]) == (3, 2, 1)
+    times.report()  # nothing new
+    collector.update()
+    assert collector.num("Timing/Gmain") == 2
+
+
+def test_where_times_cannot_be_measured_there_are_none():
+    collector = training_stats.Collector(regex="Timing/nothing")
+    times = PhaseTimes(torch.device("meta"))
+    with times.of("nothing"):
+        pass
+    times.report()
+    collector.update()
+    assert collector.num("Timing/nothing") == 0

@@ -6,7 +6,6 @@ import pathlib
 import re
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -87,6 +86,11 @@ def test_files_of_a_run(run_dir):
     assert lines[-1]["Progress/kimg"]["mean"] == pytest.approx(0.04)
     assert {"num", "mean", "std"} == set(lines[0]["Loss/G/loss"]) and "timestamp" in lines[0]
     assert lines[0]["Loss/pl_penalty"]["num"] == 4  # half of each micro-batch of 4, twice
+    times = [lines[1][f"Timing/{phase}"] for phase in ("Gmain", "Greg", "Dmain", "Dreg")]
+    assert [time["num"] for time in times] == [2, 1, 2, 1]  # in the tick, or in the last one that had any
+    assert all(time["mean"] > 0 for time in times)
+    milliseconds = sum(lines[0][f"Timing/{phase}"]["mean"] for phase in ("Gmain", "Greg", "Dmain", "Dreg"))
+    assert milliseconds < lines[0]["Timing/sec_per_tick"]["mean"] * 1000 < 20 * milliseconds
 
 
 def test_tick_line(data, tmp_path, capsys):
@@ -150,9 +154,15 @@ def test_resume_takes_over_weights(run_dir, data, tmp_path):
         assert torch.equal(expected[name], resumed[name]), name
 
 
-def test_resume_from_other_widths_is_refused(run_dir, data, tmp_path):
+def test_resume_from_other_widths_takes_what_fits(run_dir, data, tmp_path, capsys):
     changed = options(tmp_path / "run", data, resume_pkl=str(run_dir / "network-snapshot-000000.pkl"))
     changed["G_kwargs"]["synthesis_kwargs"] = {"channel_base": 64, "channel_max": 4}
+    training_loop(**changed)
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^Notice: --resume: \d+ of \d+ tensors of G taken over; \d+, such as synthesis", out, re.MULTILINE
+    )
+    changed["D_kwargs"].update(channel_base=64, channel_max=4)
     with pytest.raises(UserError, match="--resume"):
         training_loop(**changed)
 
@@ -231,16 +241,6 @@ def test_unknown_option_is_an_error():
     assert TrainingOptions().total_kimg == 25000
 
 
-def test_reals_grid_rows_share_a_class(data):
-    from training.dataset import ImageFolderDataset
-    from training.sample_grid import SampleGrid
-
-    grid = SampleGrid(ImageFolderDataset(path=str(data), use_labels=True), z_dim=8)
-    rows = grid.labels.reshape(grid.grid_size[1], grid.grid_size[0], 3).numpy()
-    assert all(len(np.unique(row, axis=0)) == 1 for row in rows)
-    assert len(np.unique(rows[:3, 0], axis=0)) == 3
-
-
 HALF = {"num_fp16_res": 2, "conv_clamp": 256}
 
 
@@ -266,6 +266,13 @@ def test_loss_of_another_project_needs_no_knowledge_of_precision(data, tmp_path)
     changed["loss_kwargs"]["class_name"] = f"{__name__}.OlderLoss"
     training_loop(**changed)
     assert (tmp_path / "run" / "network-snapshot-000000.pkl").exists()
+
+
+def test_a_dataset_of_another_project_trains(data, tmp_path):
+    changed = options(tmp_path / "run", data, total_kimg=0.008)
+    changed["training_set_kwargs"].update(class_name="tests.training.plain_dataset.ImageFolderDataset", use_labels=True)
+    training_loop(**changed)
+    assert load_snapshot(tmp_path / "run" / "network-snapshot-000000.pkl")["D"].c_dim == 3
 
 
 class OlderLoss(StyleGAN2Loss):

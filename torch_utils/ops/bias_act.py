@@ -34,7 +34,7 @@ def bias_act(
 
     Returns:
         A new tensor of `x`'s shape, type and memory format. Autograd may need its values: with 'relu', 'lrelu', 'tanh'
-        and 'sigmoid', changing it in place before a backward pass can raise RuntimeError.
+        and 'sigmoid', and on CUDA with a clamp, changing it in place before a backward pass can raise RuntimeError.
 
     Raises:
         ValueError: unknown `act` or `impl`, negative `clamp`, or a bias that does not fit.

@@ -32,15 +32,17 @@ _weight_gradients_disabled = False
 
 
 @contextlib.contextmanager
-def no_weight_gradients() -> Iterator[None]:
+def no_weight_gradients(disable: bool = True) -> Iterator[None]:
     """Backward passes inside leave out the gradients of this module's convolutions with respect to their weights.
+
+    With `disable` False it has no effect (the argument is StyleGAN3's).
 
     This does not hold where PyTorch's own functions run (`enabled = False`, the reference path, autocast, padding by
     name, inputs without a batch axis). So ask only for the gradients you need: `torch.autograd.grad`, not `backward`.
     """
     global _weight_gradients_disabled
     before = _weight_gradients_disabled
-    _weight_gradients_disabled = True
+    _weight_gradients_disabled = before or disable
     try:
         yield
     finally:

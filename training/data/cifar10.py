@@ -14,7 +14,7 @@ from training.data.image_files import DatasetError
 CLASSES = 10
 _NAMES = [f"cifar-10-batches-py/data_batch_{index}" for index in range(1, 6)]
 _SHAPE = (3, 32, 32)
-_MOST_BYTES = 1 << 28  # of the tar, which has 186 MB
+_MOST_BYTES = 1 << 29  # of the tar, which has 186 MB, or up to twice as many where pixels are stored as text
 _MOST_BATCH_BYTES = 1 << 26  # of one pickle, which has 31 MB
 
 
@@ -46,7 +46,7 @@ def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _read_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, uint8 [n, 3072], and labels, int64 [n], of one pickle. Raises an exception of any type."""
-    content = PickleReader(data, _resolve).load()
+    content = PickleReader(data, _Names(len(data)).resolve).load()
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     pixels, labels = content["data"], content["labels"]
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != np.prod(_SHAPE):
@@ -83,22 +83,45 @@ class _Array(Unfinished):
     def build(self, state: Any) -> np.ndarray:
         """A view of the bytes in the pickle. Raises an exception of any type."""
         _version, shape, dtype, fortran_order, data = state
-        if not isinstance(dtype, np.dtype) or fortran_order or not isinstance(data, (bytes, memoryview)):
-            raise ValueError("not an array of bytes, row by row")
-        return np.frombuffer(data, dtype).reshape(shape)
+        return _from_buffer(data, dtype, shape, "F" if fortran_order else "C")
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    """A view of the bytes `data`. Raises an exception of any type."""
+    if not isinstance(dtype, np.dtype) or order != "C" or not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ValueError("not an array of bytes, row by row")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 # numpy.core was renamed in NumPy 2. The class is an argument of _reconstruct, and as no Builder it is never called.
 _GLOBALS = {
     "numpy.core.multiarray._reconstruct": Builder("_reconstruct", _Array),
     "numpy._core.multiarray._reconstruct": Builder("_reconstruct", _Array),
+    "numpy.core.numeric._frombuffer": Builder("_frombuffer", _from_buffer),  # of protocol 5
+    "numpy._core.numeric._frombuffer": Builder("_frombuffer", _from_buffer),
     "numpy.dtype": Builder("numpy.dtype", _Dtype),
     "numpy.ndarray": np.ndarray,
 }
 
 
-def _resolve(module: str, name: str) -> Any:
-    full_name = f"{module}.{name}"
-    if full_name not in _GLOBALS:
-        raise _NotAllowed(f"{printable(full_name)} is not allowed")
-    return _GLOBALS[full_name]
+class _Names:
+    """What a pickle of `size` bytes may ask for."""
+
+    def __init__(self, size: int):
+        self._left = size
+        self._globals = {**_GLOBALS, "_codecs.encode": Builder("_codecs.encode", self._encode)}
+
+    def resolve(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name not in self._globals:
+            raise _NotAllowed(f"{printable(full_name)} is not allowed")
+        return self._globals[full_name]
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        """Bytes, which Python 3 stores in protocol 2 as text. Together they are not longer than the pickle."""
+        if type(text) is not str or encoding != "latin1":
+            raise ValueError("bytes that are not stored as latin1 text")
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("more bytes than the pickle has")
+        return text.encode("latin1")

@@ -21,9 +21,9 @@ from training.data.sources import Source, open_source
 
 FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
 _LARGEST_SIDE = 1 << (math.isqrt(MOST_PIXELS).bit_length() - 1)
-TRANSFORMS = ("center-crop", "center-crop-wide")
+_WIDE = ("center-crop-wide", "fit-wide")
 
-Transform = Callable[[PIL.Image.Image], PIL.Image.Image]
+Transform = Callable[[PIL.Image.Image], PIL.Image.Image | None]  # None: the image is left out
 Write = Callable[[str, bytes], None]
 
 
@@ -40,14 +40,19 @@ def make_dataset(
     labels_from: str | None = None,
     compress_level: int = 0,
 ) -> None:
-    """Convert the images at `source` to the dataset `dest` and print their number.
+    """Convert the images at `source` to the dataset `dest` and print their number, and that of those left out.
 
     The arguments are the values of the flags of dataset_tool.py. Raises UserError, naming the flag or the image.
     """
     apply = make_transform(transform, width, height, resize_filter)
     images = open_source(source, channels and int(channels), labels_from)
-    count = convert(images, dest, apply, max_images, compress_level)
-    print(f"Wrote {count} images to {dest}")
+    written, left_out = convert(images, dest, apply, max_images, compress_level)
+    print(f"Wrote {written} images to {dest}")
+    if left_out:
+        print(
+            f"Left out {left_out} images that are less than --width={width} pixels wide, or less than "
+            f"--height={height} high at that width; --transform=fit-wide keeps all."
+        )
 
 
 def make_transform(
@@ -57,10 +62,11 @@ def make_transform(
 
     Args:
         transform: None stretches to `width` x `height` (None keeps the size). 'center-crop' keeps the largest centred
-            square. 'center-crop-wide' keeps the largest centred part with the aspect ratio width : height and puts it,
-            resized, on a black square of side `width`.
-        width: Pixels; with 'center-crop-wide', of the picture and the square.
-        height: Pixels; with 'center-crop-wide', of the picture between the bars.
+            square. 'fit-wide' keeps the largest centred part with the aspect ratio width : height and puts it,
+            resized, on a black square of side `width`. 'center-crop-wide' keeps the full width, and as many central
+            rows as the image would have at `width`, instead; it leaves out images that are smaller.
+        width: Pixels; with the wide ones, of the picture and the square.
+        height: Pixels; with the wide ones, of the picture between the bars.
         resize_filter: 'box' or 'lanczos'.
 
     Raises UserError if the result would not be square with a power of two as its side.
@@ -74,13 +80,22 @@ def make_transform(
     def crop(image: PIL.Image.Image) -> PIL.Image.Image:
         return _resize(_center_crop(image, 1.0), width, height, resample)
 
-    def crop_wide(image: PIL.Image.Image) -> PIL.Image.Image:
-        picture = _resize(_center_crop(image, width / height), width, height, resample)
-        square = PIL.Image.new(image.mode, (width, width))
-        square.paste(picture, (0, (width - height) // 2))
+    def on_square(part: PIL.Image.Image) -> PIL.Image.Image:
+        square = PIL.Image.new(part.mode, (width, width))
+        square.paste(_resize(part, width, height, resample), (0, (width - height) // 2))
         return square
 
-    return {None: stretch, "center-crop": crop, "center-crop-wide": crop_wide}[transform]
+    def fit_wide(image: PIL.Image.Image) -> PIL.Image.Image:
+        return on_square(_center_crop(image, width / height))
+
+    def crop_wide(image: PIL.Image.Image) -> PIL.Image.Image | None:
+        rows = round(width * image.height / image.width)
+        if image.width < width or rows < height:
+            return None
+        top = (image.height - rows) // 2
+        return on_square(image.crop((0, top, image.width, top + rows)))
+
+    return {None: stretch, "center-crop": crop, "center-crop-wide": crop_wide, "fit-wide": fit_wide}[transform]
 
 
 def _check_size(transform: str | None, width: int | None, height: int | None) -> None:
@@ -92,9 +107,9 @@ def _check_size(transform: str | None, width: int | None, height: int | None) ->
         return
     if not 4 <= width <= _LARGEST_SIDE or width & (width - 1):
         raise UserError(f"--width must be a power of two from 4 to {_LARGEST_SIDE}, not {width}.")
-    if transform == "center-crop-wide" and height > width:
-        raise UserError(f"--height={height} must not exceed --width={width} with --transform=center-crop-wide.")
-    if transform != "center-crop-wide" and height != width:
+    if transform in _WIDE and height > width:
+        raise UserError(f"--height={height} must not exceed --width={width} with --transform={transform}.")
+    if transform not in _WIDE and height != width:
         raise UserError(f"--height={height} must equal --width={width}: training takes square images.")
 
 
@@ -111,17 +126,17 @@ def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
 
 def convert(
     source: Source, dest: str, transform: Transform, max_images: int | None = None, compress_level: int = 0
-) -> int:
-    """Write a dataset and return its number of images.
+) -> tuple[int, int]:
+    """Write a dataset and return the numbers of images written, and left out by `transform`.
 
     Args:
         source: Images and labels; labels are kept if every image has one.
         dest: Folder (new or empty) or `*.zip` (replaced if it exists). It appears complete or not at all.
         transform: Applied to every image.
-        max_images: Use only the first `max_images` images.
+        max_images: Use only the first `max_images` images of the source.
         compress_level: PNG compression, 0 (none, fastest to read) to 9.
 
-    Raises UserError if `dest` cannot be written, DatasetError for an image that does not fit.
+    Raises UserError if `dest` cannot be written, DatasetError for an image that does not fit or if all are left out.
     """
     count = source.count if max_images is None else min(max_images, source.count)
     opened = _zip_writer(dest) if dest.lower().endswith(".zip") else _folder_writer(dest)
@@ -129,28 +144,31 @@ def convert(
     expected = None
     try:
         with opened as write, Progress(count, desc="Converting", unit="img") as progress:
-            for index, (where, image, label) in enumerate(itertools.islice(source.images, count)):
+            for where, image, label in itertools.islice(source.images, count):
                 image = transform(image)
-                shape = [len(image.getbands()), image.height, image.width]
-                if expected is None:
-                    check_side(image.height, image.width, where)
-                    expected = shape
-                check_same_shape(shape, expected, where)
-                name = f"{index // 1000:05d}/img{index:08d}.png"
-                png = io.BytesIO()
-                image.save(png, format="png", compress_level=compress_level)
-                write(name, png.getvalue())
-                labels.append([name, label])
+                if image is not None:
+                    shape = [len(image.getbands()), image.height, image.width]
+                    if expected is None:
+                        check_side(image.height, image.width, where)
+                        expected = shape
+                    check_same_shape(shape, expected, where)
+                    name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
+                    png = io.BytesIO()
+                    image.save(png, format="png", compress_level=compress_level)
+                    write(name, png.getvalue())
+                    labels.append([name, label])
                 progress.update()
-            if len(labels) < count:
-                raise DatasetError(f"The source has {len(labels)} instead of {count} images: it is damaged.")
+            if progress.count < count:
+                raise DatasetError(f"The source has {progress.count} instead of {count} images: it is damaged.")
+            if not labels:
+                raise DatasetError("All images are smaller than --width and --height: choose a smaller size.")
             kept = labels if all(label is not None for _name, label in labels) else None
             write(LABEL_FILE, json.dumps({"labels": kept}, separators=(",", ":")).encode())
     except DatasetError:
         raise
     except OSError as err:
         raise UserError(f"Cannot write --dest='{dest}': {err.strerror or err}.") from err
-    return count
+    return len(labels), count - len(labels)
 
 
 @contextlib.contextmanager

@@ -36,12 +36,16 @@ class Preset(NamedTuple):
     eps: float  # of Adam
     ema: float | None  # weight of the old average; None: by its half-life, `ema_kimg` below
     ema_start: int  # iterations in which the average is a copy
+    scaled: bool = False  # whether the learning rates are those of `ch`, and change as 1 / sqrt(width)
 
 
 def auto_preset(resolution: int, gpus: int) -> Preset:
-    """`--cfg=biggan-auto`: the recipe of CIFAR-10 at 32x32, that of ImageNet above, in batches for small machines."""
-    small = resolution == 32
-    return Preset(25000, 64, small, 64 * gpus, 64, 2, (2e-4, 2e-4) if small else (1e-4, 4e-4), 1e-8, None, 0)
+    """`--cfg=biggan-auto`: CIFAR-10's networks at 32x32, ImageNet's above, in batches for small machines.
+
+    A step of Adam changes a weight [C, C] by lr·C at most, its spectral norm by as much, and that of a new weight grows
+    as sqrt(C): rates that suit all widths fall as 1 / sqrt(C).
+    """
+    return Preset(25000, 64, resolution == 32, 32 * gpus, 32, 2, (1e-4, 2e-4), 1e-8, None, 0, scaled=True)
 
 
 # fmt: off
@@ -76,16 +80,14 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     if flags.ch is not None:
         d_width = ("--ch", flags.ch) if flags.cbase_d is None else d_width
     G_ch = _scaled(G["ch"], *(("--cbase", flags.cbase) if flags.ch is None else ("--ch", flags.ch)))
+    D_ch = _scaled(D["ch"], *d_width)
+    rates = (lr * (math.sqrt(preset.ch / ch) if preset.scaled else 1) for lr, ch in zip(preset.lr, (G_ch, D_ch)))
     adam = {"class_name": "torch.optim.Adam", "betas": [0.0, 0.999], "eps": preset.eps}
     found = {
         "G_kwargs": {"class_name": "training.networks_biggan.BigGANGenerator", **G, "z_dim": z_dim, "ch": G_ch},
-        "D_kwargs": {
-            "class_name": "training.networks_biggan.BigGANDiscriminator",
-            **D,
-            "ch": _scaled(D["ch"], *d_width),
-        },
-        "G_opt_kwargs": {**adam, "lr": preset.lr[0]},
-        "D_opt_kwargs": {**adam, "lr": preset.lr[1]},
+        "D_kwargs": {"class_name": "training.networks_biggan.BigGANDiscriminator", **D, "ch": D_ch},
+        "G_opt_kwargs": {**adam, "lr": next(rates)},
+        "D_opt_kwargs": {**adam, "lr": next(rates)},
         "loss_kwargs": {"class_name": "training.loss_biggan.BigGANLoss"},
         "family_kwargs": {
             "d_steps": preset.d_steps if flags.d_steps is None else flags.d_steps,

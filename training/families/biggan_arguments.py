@@ -5,7 +5,7 @@ The public PyTorch implementation stores flat dicts of tensors without arguments
 everything but the floor of spectral norm.
 """
 
-import math
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +20,11 @@ _ARGUMENTS = {
     DISCRIMINATOR: ("c_dim", "img_resolution", "img_channels", "ch", "attn_res"),
 }
 _LAST_ARGUMENTS = ("sn_eps", "init")
+_REQUIRED = ("z_dim", "c_dim", "img_resolution", "img_channels")
 # Floor of spectral norm in the recipes for ImageNet (a class vector shared by all blocks) and CIFAR-10 (tables).
 SN_EPS, SN_EPS_TABLES = 1e-6, 1e-8
+
+_UNKNOWN = "does not have the tensors of a generator or discriminator of BigGAN (32x32 to 256x256)"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,38 +36,52 @@ def _whole(least: int, most: int) -> Callable[[Any], bool]:
 _POSSIBLE: dict[str, Callable[[Any], bool]] = {
     "z_dim": _whole(1, _LARGEST_LATENT),
     "c_dim": _whole(1, 1 << 20),
-    "img_resolution": lambda value: value in RESOLUTIONS,
+    "img_resolution": lambda value: type(value) is int and value in RESOLUTIONS,
     "img_channels": _whole(1, 64),
     "ch": _whole(1, _LARGEST_CH),
     "shared_dim": _whole(0, _LARGEST_LATENT),
-    "hierarchical": lambda value: value in (True, False),
+    "hierarchical": lambda value: isinstance(value, int) and value in (0, 1),
     "attn_res": lambda value: isinstance(value, (list, tuple)) and all(type(item) is int for item in value),
-    "sn_eps": lambda value: isinstance(value, (int, float)) and 0 <= value < math.inf,
-    "init": lambda value: value in ("ortho", "N02"),
+    "sn_eps": lambda value: type(value) in (int, float) and 0 <= value <= 1e9,  # NaN fails
+    "init": lambda value: isinstance(value, str) and value in ("ortho", "N02"),
 }
 
 
 def stored_arguments(
     class_name: str, module_src: str, args: tuple, kwargs: dict[str, Any], tensor_names: list[str]
 ) -> tuple[tuple, dict[str, Any]]:
-    """Constructor arguments of our classes by keyword. Raises ValueError for impossible ones."""
+    """Constructor arguments of our classes by keyword. Raises ValueError for impossible, unknown or missing ones."""
     names = (*_ARGUMENTS[class_name], *_LAST_ARGUMENTS)
     if len(args) > len(names):
         raise ValueError(f"{len(args)} positional arguments")
     kwargs = {**dict(zip(names, args)), **kwargs}
     for name, value in kwargs.items():
-        if name in _POSSIBLE and not _POSSIBLE[name](value):
+        if name not in names:
+            raise ValueError(f"{printable(name, 40)} is unknown")
+        if not _POSSIBLE[name](value):
             raise ValueError(f"{name} cannot be {printable(repr(value), 40)}")
+    for name in names:
+        if name in _REQUIRED and name not in kwargs:
+            raise ValueError(f"{name} is missing")
     return (), kwargs
 
 
 def largest_layer(class_name: str, kwargs: dict[str, Any]) -> int:
     """Values of the largest layer for one image, by checked constructor arguments."""
-    resolution, ch = kwargs["img_resolution"], kwargs.get("ch", 96)
-    # 32x32: width 4·ch at every resolution; above: ch at the full one in D, 2·ch in G, whose block doubles first
-    convolved = (4 if resolution == 32 else 2) * ch * resolution**2
-    rows = {side**2 * (side // 2) ** 2 for side in kwargs.get("attn_res", (64,)) if 4 <= side <= resolution}
-    return max(kwargs["img_channels"] * resolution**2, convolved, *rows, 0)
+    from training.networks_biggan import D_POOLED, D_WIDTHS, G_WIDTHS
+
+    resolution, attn_res = kwargs["img_resolution"], kwargs.get("attn_res", (64,))
+    if class_name == GENERATOR:
+        widths = G_WIDTHS[resolution]
+        after = [8 << number for number in range(len(widths) - 1)]
+        before = after  # a block doubles its input first
+    else:
+        widths = (D_WIDTHS[resolution][0], *D_WIDTHS[resolution])
+        sides = [resolution >> min(number, D_POOLED[resolution]) for number in range(len(widths))]
+        before, after = sides[:-1], sides[1:]
+    blocks = [max(pair) * side**2 for pair, side in zip(itertools.pairwise(widths), before)]
+    weights = [side**2 * (side // 2) ** 2 for side in after if side in attn_res]
+    return max(kwargs["img_channels"] * resolution**2, kwargs.get("ch", 96) * max(blocks), *weights)
 
 
 def arguments_of_state(shapes: Shapes) -> tuple[str, dict[str, Any]]:
@@ -79,9 +96,9 @@ def arguments_of_state(shapes: Shapes) -> tuple[str, dict[str, Any]]:
             return GENERATOR, _generator(shapes)
         if "embed.weight" in shapes:
             return DISCRIMINATOR, _discriminator(shapes)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        pass  # the message below says as much as can be known
-    raise UserError("does not have the tensors of a generator or discriminator of BigGAN (32x32 to 256x256)")
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(_UNKNOWN) from error
+    raise UserError(_UNKNOWN)
 
 
 def _blocks(shapes: Shapes) -> int:

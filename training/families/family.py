@@ -78,6 +78,8 @@ class Family:
     stored_arguments:   (class name, module source, args, kwargs, tensor names) of a stored network -> args, kwargs of
                         our class. Raises UserError if our class cannot represent it, ValueError for values with which
                         it could not run or would need more memory than any real network: the file is not trusted.
+    original_names:     names of the classes and functions in the source of another project that stores these networks
+                        too; they tell it from its forks. Empty: there is no such project.
     largest_layer:      (class name, kwargs from `stored_arguments`) -> values of the largest layer for one image, which
                         a small file must not make huge. None: not limited.
     half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
@@ -127,6 +129,7 @@ class Family:
     macs: Callable[[torch.nn.Module], int]
     batch_group: Callable[[torch.nn.Module], int | None]
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
+    original_names: frozenset[str] = frozenset()
     largest_layer: Callable[[str, dict], int] | None = None
     freeze: Callable[[torch.nn.Module], None] | None = None
     truncates_z: bool = False

@@ -27,6 +27,15 @@ _DISCRIMINATOR_ARGUMENTS = (
     *("c_dim", "img_resolution", "img_channels", "architecture", "channel_base", "channel_max", "num_fp16_res"),
     *("conv_clamp", "cmap_dim", *_DISCRIMINATOR_PARTS),
 )
+# Classes and functions of the file whose text StyleGAN2-ADA's pickles, and StyleGAN3's of these networks, contain
+ORIGINAL_NAMES = frozenset(
+    {
+        *("normalize_2nd_moment", "modulated_conv2d", "FullyConnectedLayer", "Conv2dLayer", "MappingNetwork"),
+        *("SynthesisLayer", "ToRGBLayer", "SynthesisBlock", "SynthesisNetwork", "Generator", "DiscriminatorBlock"),
+        *("MinibatchStdLayer", "DiscriminatorEpilogue", "Discriminator"),
+    }
+)
+
 # StyleGAN3's repository stores StyleGAN2 networks under the same class names, with other arguments.
 _STYLEGAN3_WORDS = ("fused_modconv_default", "update_emas")
 _STYLEGAN3_W_AVG_BETA = 0.998

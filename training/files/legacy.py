@@ -7,17 +7,56 @@ import torch
 
 from dnnlib.util import UserError
 from training import families
-from training.files.snapshot import KEYS, Snapshot, load_snapshot, read_snapshot, save_snapshot, with_arguments
+from training.files.snapshot import (
+    KEYS,
+    NETWORK_KEYS,
+    Snapshot,
+    load_snapshot,
+    read_snapshot,
+    save_snapshot,
+    with_arguments,
+)
+
+
+class Refused:
+    """An entry of a network file that cannot be rebuilt: using it raises the UserError that says why."""
+
+    def __init__(self, error: UserError):
+        self._error = error
+
+    def __repr__(self) -> str:
+        return f"Refused({self._error})"
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+    def __call__(self, *args, **kwargs) -> Any:
+        raise self._error
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        raise self._error
 
 
 def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
     """Load the networks of a StyleGAN2-ADA, StyleGAN3 or TensorFlow pickle from an open binary file.
 
-    Returns `G`, `D`, `G_ema`, `training_set_kwargs` and `augment_pipe`; entries missing in the file are None. Networks
-    are in eval mode, on the CPU, with requires_grad off. `force_fp16` rebuilds G, D and G_ema with num_fp16_res 4 and
-    conv_clamp 256 (arXiv 2006.06676, appendix). Runs no code from the file. Raises dnnlib.util.UserError.
+    Returns a dict of `G`, `D`, `G_ema`, `training_set_kwargs` and `augment_pipe`; entries missing in the file are None.
+    Networks are in eval mode, on the CPU, with requires_grad off. An entry that cannot be rebuilt, such as G of an
+    alias-free StyleGAN3 pickle, is a `Refused`: the other entries can be used, and its use raises the error.
+    `force_fp16` rebuilds G, D and G_ema with num_fp16_res 4 and conv_clamp 256 (arXiv 2006.06676, appendix). Runs no
+    code from the file. Raises dnnlib.util.UserError, also if no network can be rebuilt.
     """
-    return _entries(read_snapshot(f), force_fp16)
+    snapshot = read_snapshot(f)
+    data: dict[str, Any] = {}
+    for key in KEYS:
+        try:
+            data[key] = _entry(snapshot, key, force_fp16)
+        except UserError as error:
+            data[key] = Refused(error)
+    networks = [data[key] for key in NETWORK_KEYS if data[key] is not None]
+    if all(isinstance(network, Refused) for network in networks):
+        raise networks[0]._error
+    return data
 
 
 def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: bool = False) -> None:
@@ -26,7 +65,8 @@ def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: b
     Prints its progress. Raises UserError, naming the file or flag, if either file is unusable.
     """
     print(f"Loading {source}", flush=True)
-    data = _entries(load_snapshot(source, trust=trust_pickle), force_fp16)
+    snapshot = load_snapshot(source, trust=trust_pickle)
+    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS}
     print(f"Saving {dest}", flush=True)
     try:
         save_snapshot(dest, data)
@@ -34,14 +74,12 @@ def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: b
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
 
 
-def _entries(snapshot: Snapshot, force_fp16: bool) -> dict[str, Any]:
-    """All entries of a snapshot as a plain dict."""
-    data = {key: snapshot.get(key) for key in KEYS}
-    if force_fp16:
-        for key in ("G", "D", "G_ema"):
-            if data[key] is not None:
-                data[key] = _in_half_precision(data[key], f"{key} in {snapshot.path}")
-    return data
+def _entry(snapshot: Snapshot, key: str, force_fp16: bool) -> Any:
+    """One entry of a snapshot, or None."""
+    entry = snapshot.get(key)
+    if force_fp16 and entry is not None and key in ("G", "D", "G_ema"):
+        return _in_half_precision(entry, f"{key} in {snapshot.path}")
+    return entry
 
 
 def _in_half_precision(network: torch.nn.Module, name: str) -> torch.nn.Module:

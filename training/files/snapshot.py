@@ -22,11 +22,11 @@ import torch
 
 from dnnlib.text import printable
 from dnnlib.util import UserError, is_url, open_atomic, open_url
-from torch_utils import distributed, misc, persistence, precision, safe_pickle
+from torch_utils import distributed, misc, persistence, precision, safe_pickle, torch_files
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
-from training.files import safetensors_io, tf_import
+from training.files import biggan_pth, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -78,7 +78,8 @@ class Snapshot(Mapping):
 
     `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
     file has it and it is not None; any other key raises UserError, and so does a network of another kind. `path` is the
-    file or URL that was opened, `sha256` the hexadecimal digest of its bytes.
+    file or URL that was opened, `sha256` the hexadecimal digest of its bytes, or of all files of a checkpoint (see
+    `training.files.biggan_pth.read`).
     """
 
     def __init__(self, entries: dict[str, Any], path: str, sha256: str):
@@ -107,8 +108,10 @@ class Snapshot(Mapping):
             value = tf_import.to_stored_object(value, "Discriminator" if key == "D" else "Generator", name)
         self._check_kind(key, value, name)
         if isinstance(value, StoredObject):
+            network = rebuild(value, name)
+            _announce_unknown_code(self.path, stored_code.unknown(value))
             # Replacing the stored network frees its memory.
-            value = self._entries[key] = rebuild(value, name)
+            value = self._entries[key] = network
         if not isinstance(value, torch.nn.Module if key in NETWORK_KEYS else dict):
             wanted = "a network" if key in NETWORK_KEYS else "a dict of dataset arguments"
             raise UserError(f"{name} is not {wanted}, but of type {type(value).__name__}")
@@ -127,14 +130,17 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    Safetensors files written by export.py open the same way; the first bytes tell the formats apart. `trust` uses
-    Python's own unpickler, which runs the code in the file. Raises UserError, naming the file, if it does not exist,
-    is not a network pickle, is damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way, and so do checkpoints of BigGAN's public PyTorch
+    implementation, by one of their files or by their folder; the first bytes tell the formats apart. `trust` uses
+    Python's own unpickler for pickles, which runs the code in the file. Raises UserError, naming the file, if it does
+    not exist, holds no networks, is damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
     try:
-        return _open(_read(local), path, trust)
+        if os.path.isdir(local):
+            path = local = biggan_pth.file_in(local) or local
+        return _open(_read(local), path, trust, local)
     except safe_pickle.UnsafePickleError:
         raise
     except UserError as error:
@@ -149,7 +155,11 @@ def read_snapshot(file: IO[bytes]) -> Snapshot:
     return _open(file.read(), name if isinstance(name, str) else "the network pickle", trust=False)
 
 
-def _open(data: bytes, path: str, trust: bool) -> Snapshot:
+def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snapshot:
+    """The snapshot in `data`, of the file `local` if there may be others beside it. Messages call it `path`."""
+    if torch_files.starts_like_torch_save(data):
+        entries, sha256 = biggan_pth.read(data, path, local, _read)
+        return Snapshot(entries, path, sha256)
     sha256 = hashlib.sha256(data).hexdigest()
     if safetensors_io.starts_like_safetensors(data):
         entries = safetensors_io.read(data, path)
@@ -182,6 +192,17 @@ def _announce_trust(path: str) -> None:
     if distributed.is_main():
         name = printable(path, 1000)
         print(f"WARNING: --trust-pickle: the code inside {name} is being run with your rights.", file=sys.stderr)
+
+
+@functools.cache  # one notice per file
+def _announce_unknown_code(path: str, difference: str | None) -> None:
+    if difference is not None and distributed.is_main():
+        what = f" (it {difference})" if difference else ""
+        print(
+            f"Notice: the networks in {printable(path, 1000)} were stored with code that this project does not know"
+            f"{what} and does not run; its own forward may differ, and --trust-pickle runs it.",
+            file=sys.stderr,
+        )
 
 
 def _unpickle_trusted(data: bytes, path: str) -> Any:
@@ -258,7 +279,8 @@ class _Uninitialised(torch.overrides.TorchFunctionMode):
     size needs; the factor is generous so that smaller mismatches are reported tensor by tensor.
     """
 
-    _by_size = (torch.empty, torch.full, torch.ones, torch.randn, torch.zeros)
+    _random = (torch.rand, torch.randn)
+    _by_size = (torch.empty, torch.full, torch.ones, torch.zeros, *_random)
 
     def __init__(self, stored: int):
         super().__init__()
@@ -271,7 +293,11 @@ class _Uninitialised(torch.overrides.TorchFunctionMode):
             self.budget -= math.prod(size) * ((kwargs or {}).get("dtype") or torch.get_default_dtype()).itemsize
             if self.budget < 0:
                 raise ValueError("they make a network much larger than the one stored")
-            func = torch.empty if func is torch.randn else func
+            func = torch.empty if func in self._random else func
+        elif func is torch.linalg.qr:  # of initial values, which takes most of the time for wide networks
+            matrix = args[0]
+            least = min(matrix.shape)
+            return matrix[:, :least], matrix.new_empty([1]).expand(least, matrix.shape[1])
         return func(*args, **(kwargs or {}))
 
 

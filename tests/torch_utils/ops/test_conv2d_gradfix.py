@@ -97,6 +97,15 @@ def test_nested_and_after_an_error(conv, tensors):
     assert weight_gradient() is not None
 
 
+def test_the_argument_of_other_projects(conv, tensors):
+    x, w = tensors
+    for disable in (True, False):
+        with conv2d_gradfix.no_weight_gradients(disable):
+            assert (torch.autograd.grad(conv(x, w).sum(), [x, w], allow_unused=True)[1] is None) == disable
+    with conv2d_gradfix.no_weight_gradients(), conv2d_gradfix.no_weight_gradients(disable=False):
+        assert torch.autograd.grad(conv(x, w).sum(), [x, w], allow_unused=True)[1] is None
+
+
 def test_holds_for_backward_passes_on_other_threads(tensors):
     x, w = tensors
     y = conv2d_gradfix.conv2d(x, w, groups=2)

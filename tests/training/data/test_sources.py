@@ -118,13 +118,15 @@ def write_cifar10(path, batches: list[bytes]):
     return path
 
 
-@pytest.mark.parametrize("python", [2, 3])
-def test_cifar10_keeps_colours_and_classes(tmp_path, python):
+@pytest.mark.parametrize(("python", "protocol"), [(2, 2), (3, 2), (3, 3), (3, 4), (3, 5)])
+def test_cifar10_keeps_colours_and_classes(tmp_path, python, protocol):
+    """As published, or pickled again by Python 3, which stores bytes as latin1 text in protocol 2."""
     images, labels = pixels(0, 15, 3, 32, 32), [i % 10 for i in range(15)]
     batches = []
     for i in range(0, 15, 3):
         data = images[i : i + 3].reshape(3, -1)
-        new = pickle.dumps({"data": data, "labels": labels[i : i + 3]})
+        content = {b"data": data, b"labels": labels[i : i + 3], b"filenames": [b"a.png", b"b.png", b"c.png"]}
+        new = pickle.dumps(content, protocol=protocol)
         batches.append(python2_batch(data, labels[i : i + 3]) if python == 2 else new)
     got, got_labels = read(write_cifar10(tmp_path / "cifar-10-python.tar.gz", batches))
     assert np.array_equal(got, images.transpose(0, 2, 3, 1)) and got_labels == labels
@@ -151,6 +153,11 @@ def batch(data: Raw, labels=(1, 2)) -> bytes:
     return pickled({"data": data, "labels": list(labels)})
 
 
+# The same text of a megabyte as a thousand different byte strings
+MANY_TIMES = b"\x80\x02" + b"X" + struct.pack("<I", 1 << 20) + b"A" * (1 << 20) + b"q\x01c_codecs\nencode\nq\x02]("
+MANY_TIMES += b"h\x02h\x01X\x06\x00\x00\x00latin1\x86R" * 1000 + b"e."
+
+
 BAD_BATCHES = {
     "code": (pickle.dumps(Harmful()), "builtins.print is not allowed"),
     "pointers by constructor": (batch(call("numpy.ndarray", (3072,), POINTER, b"A" * 24576)), ""),
@@ -160,6 +167,12 @@ BAD_BATCHES = {
         batch(array(b"A" * 24576, (1, 3072), built(call("numpy.dtype", "V8", 0, 1), IN_A_STRUCTURE)), [1]),
         "",
     ),
+    "another encoding": (batch(array(call("_codecs.encode", "A" * 3072, "utf-8"), (1, 3072)), [1]), ""),
+    "bytes as text": (batch(array(call("_codecs.encode", b"A" * 3072, "latin1"), (1, 3072)), [1]), ""),
+    "text many times": (MANY_TIMES, ""),
+    "another codec": (batch(call("_codecs.decode", b"A", "zip")), "_codecs.decode is not allowed"),
+    "buffer of pointers": (batch(call("numpy._core.numeric._frombuffer", b"A" * 24576, POINTER, (1, 3072), "C")), ""),
+    "buffer of 2^40": (batch(call("numpy._core.numeric._frombuffer", b"A" * 3072, UINT8, (2**40, 3072), "C")), ""),
     "array of 2^40": (batch(call("numpy.ndarray", (2**40,))), ""),
     "shape of 2^40": (batch(array(b"A" * 3072, (2**40, 3072))), ""),
     "bytes of 2^50": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".", ""),
