@@ -15,6 +15,14 @@ from dnnlib import cli, network_options
 @click.option("--save-stats", help="Save statistics of --data here, instead of measuring", metavar="NPZ")
 @click.option("--gpus", help="Processes, one GPU each  [default: 1, or those of torchrun]", type=click.IntRange(min=1))
 @click.option("--detector", help="Feature network: name, TorchScript file or URL  [default: the metric's own]")
+@click.option("--trunc", help="Truncation of the fakes, as in generate.py  [default: none]", type=cli.FINITE_FLOAT)
+@click.option(
+    "--standing-stats",
+    help="For a network with batch norm: statistics of this many batches of 64 instead of its running ones",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="K",
+)
 @network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
@@ -34,6 +42,10 @@ def main(**flags):
       python calc_metrics.py --fakes=out.zip --data=data/mnist5k-32x32.zip --metrics=fid5k_full --detector=mnist
       python calc_metrics.py --data=ffhq.zip --metrics=fid50k_full,kid50k_full --save-stats=ffhq.npz
       python calc_metrics.py --network=ffhq.pkl --data=ffhq.npz --metrics=fid50k_full,kid50k_full
+
+    \b
+    A BigGAN with truncated latents, and with batch norm statistics for them:
+      python calc_metrics.py --network=biggan.pkl --trunc=0.5 --standing-stats=16 --metrics=fid5k_full --detector=mnist
 
     \b
     Recommended, with all reals:

@@ -14,7 +14,7 @@ _PROGRAM_FLAGS = {"psi": "--trunc", "batch": "--batch", "noise_mode": "--noise-m
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
 @click.option("--dest", help="File to write: .safetensors, .onnx or .pt", metavar="FILE", required=True)
-@click.option("--trunc", "psi", help="Truncation psi, for .onnx and .pt", type=cli.FINITE_FLOAT, default=1)
+@click.option("--trunc", "psi", help="Truncation psi, for .onnx and .pt  [default: 1]", type=cli.FINITE_FLOAT)
 @click.option("--batch", help="Images per call, for .onnx and .pt", type=click.IntRange(min=1), default=1)
 @click.option("--noise-mode", help="Noise, for .onnx and .pt", type=click.Choice(["const", "none"]), default="const")
 @network_options.trust_pickle

@@ -9,7 +9,13 @@ from dnnlib import cli, network_options
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
 @click.option("--seeds", help="Seeds of the images, such as 0,5,10-19", type=cli.INT_LIST)
-@network_options.trunc
+@click.option(
+    "--trunc",
+    "psi",
+    help="Truncation. StyleGAN2: psi, 1 is full variety, 0 the mean image  [default: 1]. BigGAN: latents beyond this "
+    "value are redrawn, so 1 is not full variety  [default: none]",
+    type=cli.FINITE_FLOAT,
+)
 @network_options.class_idx
 @network_options.noise_mode
 @click.option("--projected-w", help="Images of the w in this npz file instead of seeds", metavar="NPZ")
@@ -26,6 +32,10 @@ def main(**flags):
     \b
     One class of a conditional network, such as the demo's:
       python generate.py --network=digits.pkl --class=3 --seeds=0-9 --outdir=out
+
+    \b
+    Of a BigGAN, whose latents are redrawn until they are within 0.5 of 0:
+      python generate.py --network=biggan.pkl --class=3 --seeds=0-9 --trunc=0.5 --outdir=out
 
     \b
     The image of a projected latent:

@@ -15,9 +15,9 @@ def count_params(net: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def count_macs(G: torch.nn.Module) -> int:
-    """Multiply-accumulates of generator `G` for one image, as its family counts them."""
-    return families.of(G).macs(G)
+def count_macs(net: torch.nn.Module) -> int:
+    """Multiply-accumulates of the generator or discriminator `net` for one image, as its family counts them."""
+    return families.of(net).macs(net)
 
 
 def check_smaller(teacher_G: torch.nn.Module | None, student_G: torch.nn.Module, wanted: bool) -> None:

@@ -47,6 +47,7 @@ class Metric:
         outputs: Suffixes of the names in the results.
         higher_is_better: Of the first output.
         opens_dataset: Whether `function` may use the dataset in a way that `reals` does not describe.
+        needs_w: Whether it measures the latent space w, which not every network has.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Metric:
     outputs: tuple[str, ...] = ("",)
     higher_is_better: bool = False
     opens_dataset: bool = False
+    needs_w: bool = False
 
     @property
     def uses_reals(self) -> bool:
@@ -141,7 +143,8 @@ _IS = Metric(
 
 def _ppl(name: str, space: str, sampling: str, crop: bool) -> Metric:
     options = {"num_samples": 50_000, "space": space, "sampling": sampling, "crop": crop}
-    return Metric(name, "metrics.perceptual_path_length.compute_ppl", LPIPS, options=options, dataset=_WHOLE)
+    function = "metrics.perceptual_path_length.compute_ppl"
+    return Metric(name, function, LPIPS, options=options, dataset=_WHOLE, needs_w=True)
 
 
 def _with_50k_reals(metric: Metric) -> Metric:

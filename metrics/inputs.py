@@ -8,10 +8,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from dnnlib.text import printable
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, metric_utils, saved_stats
 from metrics.catalogue import Metric
+from training import families
 from training.files.snapshot import Snapshot
 from training.sampling import usable_generator
 
@@ -82,6 +85,31 @@ def _check_named_dataset(kwargs: dict[str, Any], network: str) -> None:
             )
     if "path" not in kwargs:
         raise UserError(f"{network} does not say where its training set is: provide the images with --data.")
+
+
+def check_sampling(
+    G: torch.nn.Module | None, metrics: Sequence[Metric], trunc: float | None, standing_passes: int
+) -> None:
+    """Raises UserError unless `metrics` can be measured on `G`, sampled with these values of --trunc, --standing-stats.
+
+    `G` is None where images are measured.
+    """
+    if G is None:
+        if trunc is not None or standing_passes:
+            raise UserError("--trunc and --standing-stats are about sampling a network: use them with --network.")
+        return
+    family = families.of(G)
+    for metric in metrics:
+        if metric.needs_w:
+            families.require_w(G, metric.name)
+            if trunc is not None:
+                raise UserError(f"--trunc has no effect on {metric.name}: drop one of the two.")
+    if standing_passes and not family.batch_statistics:
+        raise UserError(
+            f"--standing-stats={standing_passes} needs a network with batch norm, which a {type(G).__name__} "
+            f"({family.name}) does not have: drop the flag."
+        )
+    family.truncation(G, trunc)
 
 
 def of_images(

@@ -21,6 +21,8 @@ def measure(
     save_stats: str | None = None,
     gpus: int | None = None,
     detector: str | None = None,
+    trunc: float | None = None,
+    standing_stats: int = 0,
     device: str = "auto",
     trust_pickle: bool = False,
     trust_detector: bool = False,
@@ -35,7 +37,8 @@ def measure(
     with distributed.joined(device):
         checked = (metrics, network, fakes, data, mirror, save_stats, gpus, detector, device)
         trusted = {"pickle": trust_pickle, "detector": trust_detector}
-        gpus, snapshot, options = distributed.decide(_check, *checked, trusted, verbose)
+        sampling = {"trunc": trunc, "standing_passes": standing_stats}
+        gpus, snapshot, options = distributed.decide(_check, *checked, sampling, trusted, verbose)
         distributed.launch(_process, gpus, metrics, network, snapshot, trusted, save_stats, device, options)
 
 
@@ -49,6 +52,7 @@ def _check(
     gpus: int | None,
     detector: str | None,
     device: str,
+    sampling: dict[str, Any],
     trusted: dict[str, bool],
     verbose: bool,
 ) -> tuple[int, Snapshot | None, dict[str, Any]]:
@@ -74,10 +78,12 @@ def _check(
     else:
         inputs.check_stats_path(save_stats)
         compared = inputs.of_reals(data, found, mirror, detector)
-    detectors.ensure_available(metrics, detector)
     G = None if snapshot is None else snapshot["G_ema"]
+    inputs.check_sampling(G, found, **sampling)
+    detectors.ensure_available(metrics, detector)
     suitability.ensure_suitable(metrics, metric_utils.MetricOptions(G=G, detector=detector, **compared))
     options = {"num_gpus": gpus, "detector": detector, "progress": metric_utils.ProgressMonitor(verbose=verbose)}
+    options |= sampling
     if gpus > 1:
         snapshot = None  # each process opens the file itself
     return gpus, snapshot, options | compared

@@ -36,14 +36,15 @@ def calc_metric(metric: str, **kwargs) -> EasyDict:
     `kwargs` are those of `metric_utils.MetricOptions`. Returns `results` (name -> number), `metric`, `total_time`
     (seconds), `total_time_str`, `num_gpus` and `provenance`: everything that two results must share to be comparable.
     With a detector other than the default, all names end in '-<detector>'. Raises UserError for an unknown metric,
-    an unusable detector, or one made for other images.
+    a network that does not suit it, an unusable detector, or one made for other images.
     """
     found = catalogue.find(metric)
     if found is None:
         raise UserError(f"--metrics can only contain the following values: {', '.join(list_valid_metrics())}.")
-    from metrics import detectors, metric_utils, suitability
+    from metrics import detectors, inputs, metric_utils, suitability
 
     opts = metric_utils.MetricOptions(**kwargs)
+    inputs.check_sampling(opts.G, [found], opts.trunc, opts.standing_passes)
     detectors.ensure_available([metric], opts.detector)
     suitability.ensure_suitable([metric], opts)
     start = time.time()
@@ -84,7 +85,8 @@ def report_metric(result_dict: dict, run_dir: str | None = None, snapshot_pkl: s
 def best_snapshot(run_dir: str, metric: str, detector: str | None = None) -> tuple[str, float] | None:
     """File name and value of the best snapshot in `run_dir` by the first value of `metric`; of equals, the newest.
 
-    Only files that are still there count. None if the metric has no usable result.
+    Only files that are still there count, as measured in training: without truncation or standing statistics. None if
+    the metric has no usable result.
     """
     path = os.path.join(run_dir, f"metric-{_result_name(metric, detector)}.jsonl")
     if not os.path.isfile(path):
@@ -93,10 +95,15 @@ def best_snapshot(run_dir: str, metric: str, detector: str | None = None) -> tup
     with open(path, encoding="utf-8") as file:
         for line in map(json.loads, file):
             name, value = line["snapshot_pkl"], next(iter(line["results"].values()))
-            if math.isfinite(value) and os.path.isfile(os.path.join(run_dir, name)):
+            if math.isfinite(value) and _as_in_training(line) and os.path.isfile(os.path.join(run_dir, name)):
                 found.append((name, value))
     sign = 1 if catalogue.find(metric).higher_is_better else -1
     return max(found, key=lambda item: (sign * item[1], item[0]), default=None)
+
+
+def _as_in_training(line: dict) -> bool:
+    sampled = line.get("provenance", {})
+    return "trunc" not in sampled and sampled.get("statistics", "running") == "running"
 
 
 def _result_name(metric: str, detector: str | None) -> str:

@@ -5,10 +5,9 @@ Legend: n items, d feature dimensions. With several processes each works on a sh
 gathered, so all processes end with the same statistics, in the order in which one process computes them.
 """
 
-import contextlib
 import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from dnnlib.util import EasyDict, UserError, construct_class_by_name
 from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
 from metrics.progress_monitor import ProgressMonitor
-from torch_utils import distributed, images
+from torch_utils import distributed, images, misc
 from torch_utils.ops import layout
-from training import families
+from training import families, sampling, standing_stats
 from training.dataset import Dataset
 
 __all__ = [
@@ -38,6 +37,7 @@ __all__ = [
 
 # Pixels that G generates at once: large enough for a full batch of small images, small enough for 1024x1024.
 _PIXELS_PER_BATCH = 2**22
+STANDING_BATCH = 64  # latents of a pass for standing statistics, which depend on it
 
 
 class MetricOptions:
@@ -56,6 +56,9 @@ class MetricOptions:
         seed: Seed of latents, labels, noise and subsets. The global random generators are not used.
         fakes_kwargs: Class name and arguments of a dataset of fakes, used instead of `G`.
         real_stats: File of saved statistics, used instead of the dataset of reals (and labels).
+        trunc: Truncation of the fakes, the value of `--trunc`; None for none.
+        standing_passes: Batches of `STANDING_BATCH` latents whose statistics a `G` with batch norm is measured with; 0
+            for its running ones.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class MetricOptions:
         seed: int = 0,
         fakes_kwargs: dict = {},
         real_stats: str | None = None,
+        trunc: float | None = None,
+        standing_passes: int = 0,
     ):
         assert 0 <= rank < num_gpus
         if device is None:
@@ -88,11 +93,22 @@ class MetricOptions:
         self.seed = seed
         self.fakes_kwargs = EasyDict(fakes_kwargs)
         self.real_stats = real_stats
+        self.trunc = trunc
+        self.standing_passes = standing_passes
         self.provenance = EasyDict(
             resolution=getattr(G, "img_resolution", self.fakes_kwargs.get("resolution")),
             seed=seed,
             versions={"torch": torch.__version__, "numpy": np.__version__},
+            **self._of_sampling(),
         )
+
+    def _of_sampling(self) -> dict[str, float | str]:
+        """What `provenance` says of how `G` is sampled; nothing where there is no choice."""
+        facts = {} if self.trunc is None else {"trunc": self.trunc}
+        if self.G is not None and families.of(self.G).batch_statistics:
+            standing = f"standing ({self.standing_passes} passes of {STANDING_BATCH})"
+            facts["statistics"] = standing if self.standing_passes else "running"
+        return facts
 
     def record(self, spec: detectors.DetectorSpec, **facts: int | str) -> None:
         """Add to `provenance` the detector and `facts`: the numbers and files of the images used."""
@@ -108,12 +124,14 @@ def _labelled_dataset(opts: MetricOptions) -> Dataset:
 class LatentSampler:
     """Latents and labels for fakes. They depend on `opts.seed` only, not on the batch size or number of processes.
 
-    Labels are those of images drawn uniformly from the dataset. Raises UserError if they do not match `G`.
+    Labels are those of images drawn uniformly from the dataset. `first_stream` is the number of the first of its three
+    random streams; another sampler with the same ones draws the same. Raises UserError if labels do not match `G`.
     """
 
-    def __init__(self, opts: MetricOptions, G: torch.nn.Module):
+    def __init__(self, opts: MetricOptions, G: torch.nn.Module, first_stream: int = 0):
         self._opts = opts
         self._z_dim = G.z_dim
+        self._bound, _psi = families.of(G).truncation(G, opts.trunc)
         self._dataset = _labelled_dataset(opts) if G.c_dim > 0 else None
         if self._dataset is not None and self._dataset.label_dim != G.c_dim:
             raise UserError(
@@ -121,7 +139,8 @@ class LatentSampler:
                 f"{self._dataset.label_dim}: choose a dataset with matching labels with --data."
             )
         # RandomState: its streams do not depend on how many numbers are drawn at once.
-        self._latents, self._labels, self._times = (np.random.RandomState([opts.seed, part]) for part in range(3))
+        streams = range(first_stream, first_stream + 3)
+        self._latents, self._labels, self._times = (np.random.RandomState([opts.seed, stream]) for stream in streams)
 
     def _share(self, values: np.ndarray) -> torch.Tensor:
         share = values[self._opts.rank :: self._opts.num_gpus]
@@ -136,7 +155,9 @@ class LatentSampler:
     def items(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """z [n, z_dim] and c [n, c_dim] for the next n items of this process."""
         n *= self._opts.num_gpus
-        return self._share(self._latents.randn(n, self._z_dim)), self._draw_labels(n)
+        # One by one: values that are drawn anew follow those of their own item.
+        latents = [sampling.truncated_z(self._latents, (self._z_dim,), self._bound) for _ in range(n)]
+        return self._share(np.stack(latents)), self._draw_labels(n)
 
     def paths(self, n: int, full: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """z [2n, z_dim] (starts, then ends), c [n, c_dim] and t [n, 1] for n paths; t uniform if `full`, else 0."""
@@ -166,8 +187,17 @@ def get_feature_detector(
 
 
 def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
-    """A copy of `opts.G` on `opts.device`, in eval mode, with requires_grad off."""
-    return layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
+    """A copy of `opts.G` on `opts.device`, for sampling only: in eval mode, with requires_grad off.
+
+    It has the standing statistics that `opts` ask for, equal in all processes.
+    """
+    G = layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
+    if opts.standing_passes:
+        whole = copy.copy(opts)
+        whole.rank, whole.num_gpus = 0, 1
+        sampler = LatentSampler(whole, G, first_stream=3)
+        standing_stats.accumulate(G, (sampler.items(STANDING_BATCH) for _ in range(opts.standing_passes)))
+    return sampling.freeze(G)
 
 
 def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:
@@ -288,25 +318,6 @@ def require_fakes(dataset, num_items: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _own_random_streams(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed PyTorch's default generators with `seed` inside the block and restore their state afterwards."""
-    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
-    where = (device,) if device.type == "cuda" else ()
-    cpu_state = torch.get_rng_state()
-    device_state = backend.get_rng_state(*where) if backend else None
-    torch.default_generator.manual_seed(seed)
-    try:
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            if backend:
-                backend.manual_seed(seed)
-            yield
-    finally:
-        torch.set_rng_state(cpu_state)
-        if backend:
-            backend.set_rng_state(device_state, *where)
-
-
 @torch.no_grad()
 def compute_feature_stats_for_generator(
     opts: MetricOptions,
@@ -343,13 +354,16 @@ def compute_feature_stats_for_generator(
         batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
     sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
+    family = families.of(G)
+    G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
+    G_kwargs |= opts.G_kwargs
     progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
-    with _own_random_streams(opts.device, opts.seed + opts.rank):
+    with misc.own_random_streams(opts.device, opts.seed + opts.rank):
         while not stats.is_full():
             batch = []
             for first in range(0, batch_size, batch_gen):
                 z, c = sampler.items(min(batch_gen, batch_size - first))
-                batch.append(images.to_uint8(families.of(G).sample(G, z, c, **opts.G_kwargs)))
+                batch.append(images.to_uint8(family.sample(G, z, c, **G_kwargs)))
             _detect(opts, stats, detector, torch.cat(batch), detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)

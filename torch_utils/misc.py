@@ -290,3 +290,22 @@ def random_replayed(state: torch.Tensor, device: torch.device) -> Iterator[None]
         else:
             torch.set_rng_state(state)
         yield
+
+
+@contextlib.contextmanager
+def own_random_streams(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed PyTorch's default generators with `seed` inside the block and restore their state afterwards."""
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    where = (device,) if device.type == "cuda" else ()
+    cpu_state = torch.get_rng_state()
+    device_state = backend.get_rng_state(*where) if backend else None
+    torch.default_generator.manual_seed(seed)
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            if backend:
+                backend.manual_seed(seed)
+            yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if backend:
+            backend.set_rng_state(device_state, *where)

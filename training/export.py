@@ -9,6 +9,7 @@ Letters in shape comments: N batch, Z Y widths of z and label, C channels, R res
 """
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import io
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib.util import UserError, open_atomic
+from torch_utils import misc
 from training import families, sampling
 from training.files import safetensors_io
 from training.files.snapshot import KEYS, load_snapshot
@@ -33,9 +35,9 @@ _FIRST_TRACED_SEED = 1_000_000  # not the latents of the comparison, which thus 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Fixed settings of a program: truncation psi, images per call, and per-pixel noise 'const' or 'none'."""
+    """Fixed settings of a program: truncation psi (None is 1), images per call, per-pixel noise 'const' or 'none'."""
 
-    psi: float = 1
+    psi: float | None = None
     batch: int = 1
     noise_mode: str = "const"
 
@@ -81,10 +83,16 @@ def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> f
     """Write `G` as a program, .onnx or .pt by the extension of `path`.
 
     The program is first run and compared with `G`. Returns the largest absolute difference of their images, both
-    float32 [N, C, R, R]. Raises UserError if the difference exceeds `TOLERANCE`, a package is missing, or `settings`
-    need a mean w that `G` does not have; OSError if `path` cannot be written.
+    float32 [N, C, R, R]. Raises UserError if the difference exceeds `TOLERANCE`, a package is missing, or truncation
+    is not possible: without a mean w, or where it bounds z, an input; OSError if `path` cannot be written.
     """
-    families.of(G).check_truncation(G, settings.psi)
+    family = families.of(G)
+    if settings.psi is not None and family.truncates_z:
+        raise UserError(
+            f"--trunc={settings.psi:g}: truncation of a {type(G).__name__} ({family.name}) bounds z, an input of the "
+            "program: drop the flag, and redraw values of z beyond the bound."
+        )
+    settings = dataclasses.replace(settings, psi=family.truncation(G, settings.psi)[1])
     make, load = _make_torchscript, _load_torchscript
     if os.path.splitext(os.fspath(path))[1].lower() == ".onnx":
         _check_packages()
@@ -92,7 +100,7 @@ def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> f
     with torch.no_grad():
         with _quiet():
             inputs = _inputs(G, settings.batch, _FIRST_TRACED_SEED)
-            data = make(_graph(G, settings, inputs), inputs)
+            data = make(_graph(sampling.freeze(copy.deepcopy(G)), settings, inputs), inputs)
             run = load(data)
         inputs = _inputs(G, settings.batch, 0)
         c = inputs[1] if len(inputs) > 1 else torch.zeros([settings.batch, 0])
@@ -146,10 +154,22 @@ def _quiet() -> Iterator[None]:
 
 def _make_torchscript(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
     # Traced twice: under torch.jit.trace alone, shapes would be tensors, which the networks' code does not support.
-    traced = torch.jit.trace(program.module(), inputs, check_trace=False)
+    traced = torch.jit.trace(_with_used_tensors(program.module()), inputs, check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
     return buffer.getvalue()
+
+
+def _with_used_tensors(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """`module` without the tensors that its graph does not use, such as weights of which it has a normalised copy."""
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _tensor in misc.named_params_and_buffers(module):
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
+    return module
 
 
 def _load_torchscript(data: bytes) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:

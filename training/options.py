@@ -93,6 +93,9 @@ def _plan(f: Flags, training_set: Any) -> Plan:
     for name in families.flags() - family.flags:
         if f.given(name):
             raise UserError(f"{BY_NAME[name].flag} has no meaning for the family {family.name} of --cfg={f.cfg}")
+    for name in f.metrics:
+        if catalogue.find(name).needs_w and not family.has_w:
+            raise UserError(f"--metrics={name} needs a latent space w, which networks of --cfg={f.cfg} do not have")
     opened = Opened(training_set)
     teacher = None
     if f.dgl_teacher:

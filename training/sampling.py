@@ -29,7 +29,7 @@ def generate_images(
     outdir: str,
     *,
     seeds: Sequence[int] | None = None,
-    psi: float = 1,
+    psi: float | None = None,
     class_idx: int | None = None,
     noise_mode: str = "const",
     projected_w: str | None = None,
@@ -38,10 +38,13 @@ def generate_images(
 ) -> None:
     """Write seedNNNN.png to `outdir` for each of `seeds`, or projNN.png for each w in the npz file `projected_w`.
 
-    The arguments are the values of the flags of generate.py. Raises UserError, naming the flag, for unusable ones.
+    The arguments are the values of the flags of generate.py; `psi` is the value of --trunc, None for no truncation.
+    Raises UserError, naming the flag, for unusable ones.
     """
     torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = open_generator(network, trust_pickle, torch_device)
+    if noise_mode != "const" and not families.of(G).has_w:
+        print("Note: --noise-mode has no effect, because the network takes no noise.", file=sys.stderr)
     if projected_w is None:
         to_draw = _of_seeds(G, seeds, class_idx, psi, noise_mode, torch_device)
     else:
@@ -62,17 +65,17 @@ def _of_seeds(
     G: torch.nn.Module,
     seeds: Sequence[int],
     class_idx: int | None,
-    psi: float,
+    trunc: float | None,
     noise_mode: str,
     device: torch.device,
 ) -> list[_ToDraw]:
     check_seeds("--seeds", seeds)
     family = families.of(G)
-    family.check_truncation(G, psi)
+    bound, psi = family.truncation(G, trunc)
     c = class_label(G, class_idx, device)
 
     def draw(seed: int) -> torch.Tensor:
-        z = seed_to_z(seed, G.z_dim).to(device)
+        z = seed_to_z(seed, G.z_dim, bound).to(device)
         return family.sample(G, z, c, truncation_psi=psi, noise_mode=noise_mode)
 
     return [(f"seed{seed:04d}.png", seed, lambda seed=seed: draw(seed)) for seed in seeds]
@@ -182,7 +185,15 @@ def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Mod
     Raises UserError as the loader and `usable_generator` do.
     """
     G = usable_generator(load_snapshot(path, trust=trust))
-    return layout.prepare(G.eval().requires_grad_(False), device)
+    return freeze(layout.prepare(G.eval().requires_grad_(False), device))
+
+
+def freeze(G: torch.nn.Module) -> torch.nn.Module:
+    """Returns `G`, which is only sampled from now on: in eval mode, with its present weights, on its device."""
+    family = families.of(G)
+    if family.freeze is not None:
+        family.freeze(G)
+    return G
 
 
 def usable_generator(snapshot: Snapshot) -> torch.nn.Module:
@@ -227,9 +238,9 @@ def check_seeds(flag: str, seeds: Sequence[int]) -> None:
         raise UserError(f"{flag}={max(seeds)} is too large: seeds are below 2**32.")
 
 
-def seed_to_z(seed: int, z_dim: int) -> torch.Tensor:
-    """The latent z [1, Z] of `seed`, the same in every StyleGAN2-ADA tool."""
-    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
+def seed_to_z(seed: int, z_dim: int, bound: float | None = None) -> torch.Tensor:
+    """The latent z [1, Z] of `seed`, the same in every StyleGAN2-ADA tool; with a `bound`, see `truncated_z`."""
+    return torch.from_numpy(truncated_z(np.random.RandomState(seed), (1, z_dim), bound).astype(np.float32))
 
 
 def truncated_z(rnd: np.random.RandomState, shape: tuple[int, ...], threshold: float | None) -> np.ndarray:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dgl.student import count_macs, count_params, size_table
-from tests.dgl.tiny import make_G
+from tests.dgl.tiny import make_D, make_G
 from tests.support import golden_json
 from training.networks import Discriminator, Generator
 
@@ -77,6 +77,20 @@ def test_macs_of_other_architectures_and_labels():
     assert resnet - orig == 8 * widths[8] * 4**2 + widths[8] * widths[16] * 8**2
     # A label enters through an embedding, and doubles the width of the first mapping layer.
     assert count_macs(make_G(0, c_dim=3)) - count_macs(make_G(0, c_dim=0)) == 3 * 8 + 8 * 8
+
+
+def test_macs_of_discriminators():
+    # 16x16, 4 and then 8 channels, 8 in the head, whose convolution also reads the minibatch-stddev channel.
+    common = 4 * 4 * 9 * 16**2 + 4 * 8 * 9 * 8**2  # conv0, and conv1 at its output resolution
+    common += 8 * 8 * 9 * 8**2 + 8 * 8 * 9 * 4**2
+    common += 9 * 8 * 9 * 4**2 + (8 * 16) * 8
+    first, shortcuts, lower = 3 * 4 * 16**2, 4 * 8 * 8**2 + 8 * 8 * 4**2, 3 * 8 * 8**2 + 3 * 8 * 4**2
+    found = {name: count_macs(make_D(0, c_dim=0, architecture=name)) for name in ("resnet", "skip", "orig")}
+    assert found["orig"] == common + first + 8
+    assert found["resnet"] == common + first + 8 + shortcuts
+    assert found["skip"] == common + first + 8 + lower
+    # Labels: an embedding and eight mapping layers of the head's width; as many outputs.
+    assert count_macs(make_D(0, c_dim=3)) - found["resnet"] == 3 * 8 + 8 * 8 * 8 + 8 * 8 - 8
 
 
 def test_table_of_teacher_and_student():

@@ -12,11 +12,13 @@ from dgl.teacher import Teacher, check_teacher, open_teacher
 from dnnlib.util import UserError
 from tests.dgl import foreign, foreign_plain
 from tests.dgl.tiny import BATCH, C_DIM, CHANNELS, RESOLUTION, Z_DIM, Student, make_D, make_G, same, save_teacher
+from tests.metrics import stand_ins
 from tests.support import rnd
 from tests.training import other_projects
 from torch_utils import persistence, precision
 from training.files.snapshot import save_snapshot
 from training.loss import Fakes
+from training.networks_biggan import BigGANDiscriminator
 
 IMG, C = rnd("img", (BATCH, CHANNELS, RESOLUTION, RESOLUTION)), torch.eye(C_DIM)[[0, 1, 2, 0]]
 FITS = {"resolution": RESOLUTION, "channels": CHANNELS, "c_dim": C_DIM, "batch_gpu": BATCH}
@@ -120,6 +122,23 @@ def test_matching_images_draw_nothing_and_have_no_graph(tmp_path):
     before = torch.get_rng_state()
     assert not teacher.matching_images(batch).requires_grad
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_matching_images_of_a_generator_without_w(tmp_path):
+    """Those of the average in eval mode; neither they nor the scores move its statistics or singular vectors."""
+    G = stand_ins.tiny_biggan(c_dim=C_DIM)
+    D = BigGANDiscriminator(C_DIM, 32, CHANNELS, ch=2).train()
+    save_snapshot(
+        tmp_path / "biggan.pkl", {"G": stand_ins.tiny_biggan(c_dim=C_DIM, seed=1), "D": D, "G_ema": G.train()}
+    )
+    teacher = open_teacher(str(tmp_path / "biggan.pkl"))
+    before = [tensor.clone() for net in (teacher.G, teacher.D) for tensor in net.state_dict().values()]
+    batch = Fakes(rnd("z", (BATCH, G.z_dim)), C, None, None)
+    images = teacher.matching_images(batch)
+    torch.testing.assert_close(images, G.eval()(batch.z, batch.c))
+    torch.testing.assert_close(teacher.scores(images, C), D.eval()(images, C))
+    after = [tensor for net in (teacher.G, teacher.D) for tensor in net.state_dict().values()]
+    assert all(map(torch.equal, after, before)) and not images.requires_grad
 
 
 def test_matching_images_need_a_generator(tmp_path):

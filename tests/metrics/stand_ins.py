@@ -15,6 +15,7 @@ import torch
 
 from metrics import catalogue, detectors
 from training.networks import Generator
+from training.networks_biggan import BigGANGenerator
 
 
 class Inception(torch.nn.Module):
@@ -90,6 +91,23 @@ def tiny_generator(resolution: int = 8, channels: int = 3, c_dim: int = 0, seed:
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
             torch.nn.init.constant_(parameter, 0.3)
+    return G.eval().requires_grad_(False)
+
+
+def tiny_biggan(
+    resolution: int = 32, channels: int = 3, c_dim: int = 2, tables: bool = True, seed: int = 0, ch: int = 2, **kwargs
+) -> BigGANGenerator:
+    """A generator whose running statistics are not those that any batch has."""
+    z_dim = 4 if tables else 2 * (resolution.bit_length() - 2)
+    kind = {"shared_dim": 0 if tables else 3, "hierarchical": not tables, "attn_res": (), **kwargs}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        G = BigGANGenerator(z_dim, c_dim, resolution, channels, ch=ch, **kind)
+        for name, tensor in G.state_dict().items():
+            if name.endswith(("stored_mean", "gain.weight", "bias.weight")):
+                torch.nn.init.normal_(tensor, std=0.3)
+            if name.endswith("gamma"):
+                torch.nn.init.constant_(tensor, 0.5)
     return G.eval().requires_grad_(False)
 
 

@@ -27,6 +27,19 @@ def network(tmp_path):
 
 
 @pytest.fixture
+def biggan(tmp_path):
+    """Write a snapshot of a BigGAN: `biggan(c_dim=..., ...)` -> (path, generator)."""
+
+    def make(**kwargs):
+        G = stand_ins.tiny_biggan(**kwargs)
+        path = str(tmp_path / "biggan.pkl")
+        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+        return path, layout.prepare(G, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
 def run_script(monkeypatch, capsys, tmp_path):
     """Run a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir).
 

@@ -2,6 +2,7 @@
 """generate.py: which images, reproducibility, refusals."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -160,6 +161,65 @@ def test_truncation_without_a_mean_w_is_refused(run_cli, tmp_path):
     G = Generator(4, 0, 4, 8, 3, mapping_kwargs={"num_layers": 1, "w_avg_beta": None}).eval()
     save_snapshot(tmp_path / "net.pkl", {"G_ema": G})
     refused(run_cli(network=tmp_path / "net.pkl", seeds=1, trunc=0.5), "--trunc=0.5")
+
+
+def image_of(G, seed, label, trunc=None):
+    """uint8 [C, H, W] of a BigGAN's seed and class."""
+    z = sampling.truncated_z(np.random.RandomState(seed), (1, G.z_dim), trunc)
+    c = torch.eye(G.c_dim)[[label]]
+    return images.to_uint8(G(torch.from_numpy(z.astype(np.float32)), c))[0]
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_biggan_makes_images_of_seeds_in_a_class(biggan, run_cli, tables):
+    path, G = biggan(c_dim=4, tables=tables)
+    status, _, err, outdir = run_cli(network=path, seeds="3,5", **{"class": 3})
+    assert status == 0, err
+    for seed in (3, 5):
+        assert torch.equal(pixels(outdir / f"seed{seed:04d}.png"), image_of(G, seed, 3))
+    assert not torch.equal(image_of(G, 3, 3), image_of(G, 3, 2))
+
+
+def test_trunc_of_a_biggan_bounds_its_latents(biggan, run_cli):
+    path, G = biggan()
+    for trunc in (0.5, 1):
+        status, _, err, outdir = run_cli(network=path, seeds="3", trunc=trunc, outdir=f"out{trunc}", **{"class": 1})
+        assert status == 0, err
+        assert torch.equal(pixels(outdir / "seed0003.png"), image_of(G, 3, 1, trunc))
+        assert not torch.equal(image_of(G, 3, 1, trunc), image_of(G, 3, 1))
+
+
+@pytest.mark.parametrize("trunc", [0, -1, 1e-9])
+def test_a_bound_that_no_latent_meets_is_refused(biggan, run_cli, trunc):
+    path, _ = biggan()
+    refused(run_cli(network=path, seeds="3", trunc=trunc, **{"class": 1}), f"--trunc={trunc:g}", "at least 0.001")
+
+
+def test_what_a_biggan_lacks_is_refused_or_a_notice(biggan, run_cli, tmp_path):
+    path, G = biggan()
+    refused(run_cli(network=path, seeds="3"), "--class", "0 to 1")
+    np.savez(tmp_path / "w.npz", w=np.zeros([1, 8, 4], dtype=np.float32))
+    words = ("--projected-w needs a latent space w", "BigGANGenerator (biggan)")
+    refused(run_cli(network=path, projected_w=tmp_path / "w.npz"), *words)
+    status, _, err, outdir = run_cli(network=path, seeds="3", noise_mode="random", **{"class": 1})
+    assert status == 0 and "--noise-mode has no effect" in err
+    assert torch.equal(pixels(outdir / "seed0003.png"), image_of(G, 3, 1))
+
+
+def test_a_frozen_generator_gives_the_same_images_and_is_not_stored(biggan, tmp_path):
+    path, G = biggan(tables=False)
+    frozen = sampling.open_generator(path, trust=False, device=torch.device("cpu"))
+    z, c = torch.randn(2, G.z_dim), torch.eye(2)
+    images_before = frozen(z, c)
+    assert torch.equal(images_before, G(z, c)) and frozen.state_dict().keys() == G.state_dict().keys()
+    for network in (G, frozen):
+        for name, buffer in network.named_buffers():
+            if name.endswith("u0"):
+                buffer.fill_(1)
+    assert torch.equal(frozen(z, c), images_before) and not torch.equal(G(z, c), images_before)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        save_snapshot(tmp_path / "frozen.pkl", {"G_ema": frozen})
+    assert not (tmp_path / "frozen.pkl").exists()
 
 
 def save_changed(path, change, **kwargs):

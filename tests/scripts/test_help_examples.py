@@ -91,6 +91,8 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         G = stand_ins.tiny_generator(resolution=32, **options)
         data = stand_ins.dataset_options(str(folder / "ffhq.zip"))
         save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": data})
+    biggan = {"G_ema": stand_ins.tiny_biggan(c_dim=10, channels=1)}
+    save_snapshot(folder / "biggan.pkl", {**biggan, "training_set_kwargs": data | {"path": str(folder / "digits.zip")}})
     (run_dir / "training_options.json").write_text("{}")
     key = hashlib.md5(families.aliases()["ffhq1024"].encode()).hexdigest()
     teacher = folder / "cache" / "downloads" / f"{key}_ffhq1024.pkl"

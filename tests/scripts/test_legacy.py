@@ -15,6 +15,7 @@ import torch
 import dnnlib.cli
 import legacy
 from dnnlib.util import UserError
+from tests.metrics import stand_ins
 from tests.support import golden_arrays, golden_json, rnd
 from tests.training.files import tensorflow_pickle
 from torch_utils import misc, persistence
@@ -162,6 +163,12 @@ def test_conversion_to_half_precision(tensorflow, convert, flags, num_fp16_res):
     assert status == 0
     assert snapshot.load_snapshot(dest)["D"].init_kwargs.get("num_fp16_res", 0) == num_fp16_res
     refused(convert(tensorflow, "--force-fp16=maybe", dest="other.pkl"), "--force-fp16", "maybe")
+
+
+def test_a_network_without_half_precision_is_refused(convert, tmp_path):
+    path = str(tmp_path / "biggan.pkl")
+    snapshot.save_snapshot(path, {"G": None, "D": None, "G_ema": stand_ins.tiny_biggan()})
+    refused(convert(path, "--force-fp16"), "--force-fp16", "BigGANGenerator", "full precision")
 
 
 def test_conversion_in_place(ours, convert):

@@ -258,6 +258,12 @@ def test_refusals(network, run_cli, tmp_path, flags, words):
     refused(run_cli(**{"network": path, "target": make_target(tmp_path / "me.png"), **flags}), *words)
 
 
+def test_a_network_without_w_is_refused(biggan, run_cli, tmp_path):
+    path, _ = biggan()
+    flags = {"network": path, "target": make_target(tmp_path / "me.png", size=(32, 32)), "class": 1}
+    refused(run_cli(**flags), "Projection needs a latent space w", "BigGANGenerator (biggan)")
+
+
 def test_a_detector_without_lpips_is_refused(network, run_cli, tmp_path):
     path, _ = network()
     detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "inception.pt")

@@ -95,6 +95,12 @@ def test_refusals(network, run_cli, c_dim, flags, words):
     refused(run_cli(**{"network": path, "rows": "0", "cols": "1", "styles": "0", **flags}), *words)
 
 
+def test_a_network_without_w_is_refused(biggan, run_cli):
+    path, _ = biggan()
+    words = ("Style mixing needs a latent space w", "BigGANGenerator (biggan)")
+    refused(run_cli(network=path, rows="0", cols="1", styles="0", **{"class": 1}), *words)
+
+
 def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):
     path, _ = network()
     (tmp_path / "file").write_text("in the way")

@@ -43,7 +43,7 @@ def inputs_and_images(G, settings):
     """Inputs that the export did not use, and their images in PyTorch."""
     z = rnd("fresh", (settings.batch, G.z_dim))
     c = torch.eye(2)[[1, 0, 1]][: settings.batch] if G.c_dim else torch.zeros(settings.batch, 0)
-    images = G(z, c, truncation_psi=settings.psi, noise_mode=settings.noise_mode)
+    images = G(z, c, truncation_psi=1 if settings.psi is None else settings.psi, noise_mode=settings.noise_mode)
     return ((z, c) if G.c_dim else (z,)), images
 
 

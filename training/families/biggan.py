@@ -16,6 +16,7 @@ from training.families.biggan_arguments import (
     largest_layer,
     stored_arguments,
 )
+from training.families.biggan_sampling import check_truncation, freeze, sample
 from training.families.family import Axis, Data, Family, Like, batch_sizes
 
 if TYPE_CHECKING:
@@ -182,7 +183,9 @@ def _scaled(ch: int, flag: str, x: float) -> int:
 
 
 def half_precision(class_name: str, kwargs: dict[str, Any], like: dict[str, Any] | None) -> dict[str, Any]:
-    """`kwargs` as they are: BigGAN trains in full precision."""
+    """`kwargs` as they are: BigGAN runs in full precision. Raises UserError where half precision is demanded."""
+    if like is None:
+        raise UserError(f"--force-fp16: a {class_name} runs in full precision only, drop the flag.")
     return kwargs
 
 
@@ -219,15 +222,6 @@ def average(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float, iteration: 
     own = options.family_kwargs
     decay = beta if own.get("ema_decay") is None else own["ema_decay"]
     lerp_state(G_ema, G, decay if iteration >= own.get("ema_start", 0) else 0.0)
-
-
-def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> torch.Tensor:
-    """Images of z and c; there is no noise, and truncation is a matter of how z is drawn."""
-    return G(z, c)
-
-
-def check_truncation(G: torch.nn.Module, psi: float) -> None:
-    """Any threshold may truncate z."""
 
 
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
@@ -346,7 +340,9 @@ BIGGAN = Family(
     place=place,
     average=average,
     sample=sample,
+    freeze=freeze,
     check_truncation=check_truncation,
+    truncates_z=True,
     prune_plan=prune_plan,
     macs=macs,
     batch_group=batch_group,

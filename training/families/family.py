@@ -91,9 +91,13 @@ class Family:
                         None: that of the weights, with buffers copied.
     sample:             (G, z [N, Z], c [N, Y], **kwargs) -> images [N, C, R, R] in evaluation; kwargs of every
                         family: truncation_psi, noise_mode.
-    check_truncation:   (G, psi) raises UserError if truncation is not possible.
+    freeze:             (G): G in eval mode, on its device, is only sampled from now on, with its present weights: do
+                        once what each call would repeat. None: nothing.
+    check_truncation:   (G, value of --trunc) raises UserError if truncation is not possible.
+    truncates_z:        whether --trunc bounds z as it is drawn (arXiv 1809.11096, section 3.1); else it is the
+                        truncation_psi of `sample`.
     prune_plan:         G or D -> its widths, each the list of axes that share it, the first without `extra` entries.
-    macs:               G -> multiply-accumulates per image.
+    macs:               G or D -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
     augmentation:       --aug where it is not given.
@@ -127,6 +131,8 @@ class Family:
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     original_names: frozenset[str] = frozenset()
     largest_layer: Callable[[str, dict], int] | None = None
+    freeze: Callable[[torch.nn.Module], None] | None = None
+    truncates_z: bool = False
     place: Callable[[torch.nn.Module, Any], None] | None = None
     average: Callable[[torch.nn.Module, torch.nn.Module, float, int, Any], None] | None = None
     augmentation: str = "ada"
@@ -143,6 +149,16 @@ class Family:
     def classes(self) -> dict[str, str]:
         """Generators and discriminators."""
         return {**self.generators, **self.discriminators}
+
+    def truncation(self, G: torch.nn.Module, trunc: float | None) -> tuple[float | None, float]:
+        """What --trunc=`trunc` is for `G`: the bound on z or None, and the truncation_psi of `sample`.
+
+        None is no truncation. Raises UserError as `check_truncation` does.
+        """
+        if trunc is None:
+            return None, 1
+        self.check_truncation(G, trunc)
+        return (trunc, 1) if self.truncates_z else (None, trunc)
 
 
 def batch_sizes(flags, batch: int, gpus: int, group: int) -> tuple[int, int]:

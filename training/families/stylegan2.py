@@ -289,16 +289,21 @@ def _read_by(layer: str, scaled: bool = False) -> list[Axis]:
     return [_weight_read_by(layer, scaled), Axis(f"{layer}.affine.weight", 0), Axis(f"{layer}.affine.bias", 0)]
 
 
-def macs(G: torch.nn.Module) -> int:
-    """Multiply-accumulates of generator `G` for one image.
+def macs(network: torch.nn.Module) -> int:
+    """Multiply-accumulates of a generator or discriminator for one image.
 
-    Counted: mapping layers, style (affine) layers, convolutions, ToRGB. Not counted: demodulation, filters, noise,
-    biases and activations. A convolution with up 2 is counted at its input resolution, where a transposed convolution
-    does its work; so 1024x1024 config-f has 74,266,894,336 and is comparable with Content-Aware GAN Compression
+    Counted: mapping layers, style (affine) layers, convolutions, ToRGB and FromRGB, linear layers. Not counted:
+    demodulation, filters, noise, biases, activations, minibatch-stddev and the projection on labels. A convolution with
+    up 2 is counted at its input resolution, where a transposed convolution does its work, one with down 2 at its output
+    resolution; so G of 1024x1024 config-f has 74,266,894,336 and is comparable with Content-Aware GAN Compression
     (arXiv 2104.02244).
     """
-    blocks = [(resolution, getattr(G.synthesis, f"b{resolution}")) for resolution in G.synthesis.block_resolutions]
-    return _layer_macs(G.mapping, 1) + sum(_layer_macs(block, resolution) for resolution, block in blocks)
+    if hasattr(network, "synthesis"):
+        parts, resolutions = network.synthesis, network.synthesis.block_resolutions
+    else:
+        parts, resolutions = network, [*network.block_resolutions, 4]
+    of_mapping = _layer_macs(network.mapping, 1) if hasattr(network, "mapping") else 0
+    return of_mapping + sum(_layer_macs(getattr(parts, f"b{resolution}"), resolution) for resolution in resolutions)
 
 
 def _layer_macs(module: torch.nn.Module, resolution: int) -> int:
@@ -308,7 +313,8 @@ def _layer_macs(module: torch.nn.Module, resolution: int) -> int:
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if weight is not None:
-            pixels = (resolution // getattr(layer, "up", 1)) ** 2 if weight.ndim == 4 else 1
+            scale = getattr(layer, "up", 1) * getattr(layer, "down", 1)
+            pixels = (resolution // scale) ** 2 if weight.ndim == 4 else 1
             total += weight.numel() * pixels
     return total
 
