@@ -204,6 +204,13 @@ TABLES = {
             "training/test_networks.py::test_discriminator_matches_golden",
         ),
         Row(
+            "BigGAN's G and D: outputs, buffers, gradients",
+            "float64",
+            "golden numbers",
+            f"{code(tolerances.BIGGAN['networks'], tolerances.BIGGAN['grads'])} of the largest value",
+            "training/test_biggan_golden.py::test_generator::test_discriminator",
+        ),
+        Row(
             "modulated convolution, styles up to 10⁴",
             "float16",
             "float32",
@@ -264,6 +271,13 @@ TABLES = {
         ),
     ],
     "Losses and gradients": [
+        Row(
+            "BigGAN: phases; whole iterations; orthogonal term and moving average",
+            "float64",
+            "golden numbers",
+            f"{code(*(tolerances.BIGGAN[key] for key in ('grads', 'steps', 'exact')))} of the largest value",
+            "training/test_biggan_golden.py::test_phase::test_iterations::test_orthogonal_gradient::test_moving_average",
+        ),
         Row(
             "gradients of all six phases, weight by weight",
             "float32",
