@@ -55,6 +55,7 @@ _EMA_KIMG, _EMA_RAMPUP = 20, 0.05  # half-life of the average of biggan-auto
 _CHUNK = 20  # latents of each layer at 64x64 and above, and at 32x32 altogether:
 _SMALL_Z, _CLASS_VECTOR = 128, 128
 _FEW = 16  # images of a batch, below which its statistics are noise
+_POWER_STEPS, _SETTLING_BATCHES, _SETTLING_BATCH = 50, 4, 32
 
 
 def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> dict[str, Any]:
@@ -64,8 +65,7 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     """
     _check(flags, data)
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, max(preset.batch // preset.chunk, flags.gpus), 1)
-    if batch_gpu == 1:
-        raise UserError("--batch-gpu=1: a batch norm over one image makes another network; use 16 images or more")
+    _check_batches(batch_gpu, flags.gpus, flags.batch_g)
     G, D = _shape_of(preset, data.resolution, teacher)
     z_dim = G["z_dim"] if flags.z_dim is None else flags.z_dim
     parts = data.resolution.bit_length() - 2 if G["hierarchical"] else 1
@@ -119,10 +119,27 @@ def _check(flags, data: Data) -> None:
     if not data.c_dim:
         way = "add --cond=1" if data.has_labels else "give dataset_tool.py images in folders by class, and --cond=1"
         raise UserError(f"--cfg={flags.cfg}: BigGAN needs class labels; {way}")
-    if flags.batch_g is not None and flags.batch_g % flags.gpus:
-        raise UserError(f"--batch-g={flags.batch_g} must be divisible by --gpus={flags.gpus}")
     if flags.ch is not None and flags.given("cbase"):
         raise UserError("--ch and --cbase both say how wide G is: drop one of the two")
+
+
+def _check_batches(batch_gpu: int, gpus: int, batch_g: int | None) -> None:
+    """Raises UserError unless all batch norms see several images, and equally many in each pass of a step."""
+    if batch_gpu == 1:
+        raise UserError(
+            f"--batch-gpu: batch norm needs {_FEW} images or more in a pass of each process, and of one image it makes "
+            "another network; use a larger --batch or --batch-gpu, or fewer --gpus"
+        )
+    if batch_g is None:
+        return
+    if batch_g % gpus:
+        raise UserError(f"--batch-g={batch_g} must be divisible by --gpus={gpus}")
+    share = batch_g // gpus
+    if share == 1 or share % min(share, batch_gpu):
+        raise UserError(
+            f"--batch-g={batch_g}: the {share} images of each process must be 2 or more, and above {batch_gpu} "
+            f"(--batch-gpu) a multiple of it"
+        )
 
 
 def _check_attention(found: dict[str, Any], resolution: int) -> None:
@@ -195,6 +212,7 @@ def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
     from training.phases import build_optimizer
 
     own = options.family_kwargs
+    _check_batches(options.batch_gpu, options.num_gpus, own.get("G_batch"))  # --gpus may change when a run continues
     optimizers = build_optimizer(G, options.G_opt_kwargs), build_optimizer(D, options.D_opt_kwargs)
     ortho = own.get("ortho", 0)
     return build_phases(G, D, *optimizers, own.get("d_steps", 1), own.get("G_batch"), ortho, ortho)
@@ -291,6 +309,30 @@ def _attention(name: str, width: list[Axis]) -> list[list[Axis]]:
     return [keys, values]
 
 
+def settle(network: torch.nn.Module, seed: int) -> None:
+    """Let the vectors of spectral norm converge, and give G the statistics of images of random latents and classes.
+
+    After pruning both are those of the wide network: a vector without some of its entries is not a singular one.
+    """
+    import torch
+
+    from training import standing_stats
+
+    training = network.training
+    network.train()
+    with torch.no_grad():
+        for layer in network.modules():
+            for _ in range(_POWER_STEPS if hasattr(layer, "normalised_weight") else 0):
+                layer.normalised_weight()
+    if hasattr(network, "output_layer"):
+        random, device = torch.Generator().manual_seed(seed), network.linear.weight.device
+        z = torch.randn([_SETTLING_BATCHES * _SETTLING_BATCH, network.z_dim], generator=random).to(device)
+        classes = torch.randint(network.c_dim, [len(z)], generator=random).to(device)
+        c = torch.nn.functional.one_hot(classes, network.c_dim).to(z.dtype)
+        standing_stats.accumulate(network, zip(z.split(_SETTLING_BATCH), c.split(_SETTLING_BATCH)))
+    network.train(training)
+
+
 def macs(network: torch.nn.Module) -> int:
     """Multiply-accumulates of `network` for one image.
 
@@ -346,6 +388,7 @@ BIGGAN = Family(
     sample=sample,
     check_truncation=check_truncation,
     prune_plan=prune_plan,
+    settle=settle,
     macs=macs,
     batch_group=batch_group,
     feature_blocks=feature_blocks,
