@@ -129,6 +129,10 @@ class BatchNorm(torch.nn.Module):
         self.register_buffer("stored_mean", torch.zeros([channels]))
         self.register_buffer("stored_var", torch.ones([channels]))
 
+    def __getstate__(self):
+        """Neither files nor copies, which one process may run alone, wait for the other processes of a run."""
+        return {name: value for name, value in self.__dict__.items() if name != "sum_processes"}
+
     def normalise(self, x):
         """x [N, C, H, W] with the batch's statistics in training mode, the running ones otherwise."""
         if self.training and self.sum_processes is not None:
