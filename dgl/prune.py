@@ -110,8 +110,8 @@ def check_source(
     family = families.of(student)
     if families.of(source) is not family:
         raise UserError(
-            f"{flag}: {letter} of {name} is of the family {families.of(source).name}, not {family.name}; leave --cfg to "
-            f"the teacher, or use --dgl-recipe=paper, which inherits nothing"
+            f"{flag}: {letter} of {name} is of the family {families.of(source).name}, not {family.name}; leave --cfg "
+            "to the teacher, or use --dgl-recipe=paper, which inherits nothing"
         )
     if ranking == "diversity":
         families.require_w(source, "--dgl-prune=diversity")

@@ -58,8 +58,9 @@ def images(G: torch.nn.Module, count: int = BATCH) -> torch.Tensor:
 
 
 def save_teacher(folder: pathlib.Path, name: str = "biggan.pkl", ch: int = 4, seed: int = 100, G: bool = True) -> str:
-    """Path of a network file, twice as wide as the student's."""
+    """Path of a network file, twice as wide as the student's. D scores some images of noise as real and some not."""
     networks = {"D": make_D(seed + 1, ch=ch), "augment_pipe": None, "training_set_kwargs": {}}
+    networks["D"].linear.bias -= 22
     if G:
         networks["G"] = networks["G_ema"] = make_G(seed, ch=ch)
     save_snapshot(str(folder / name), networks)

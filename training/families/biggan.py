@@ -367,8 +367,8 @@ def batch_group(D: torch.nn.Module) -> int | None:
 
 
 def feature_blocks(D: torch.nn.Module) -> list[torch.nn.Module]:
-    """The stages of `D`: blocks, with the attention that follows."""
-    return list(D.blocks)
+    """The last part of each stage of `D`: its block, or the attention that follows."""
+    return [[*stage][-1] for stage in D.blocks]
 
 
 BIGGAN = Family(
