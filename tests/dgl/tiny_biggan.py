@@ -6,6 +6,7 @@ import pathlib
 import torch
 
 from tests.support import rnd
+from tests.training.test_training_loop import options
 from torch_utils import misc
 from training.files.snapshot import save_snapshot
 from training.networks_biggan import Discriminator, Generator
@@ -65,3 +66,28 @@ def save_teacher(folder: pathlib.Path, name: str = "biggan.pkl", ch: int = 4, se
         networks["G"] = networks["G_ema"] = make_G(seed, ch=ch)
     save_snapshot(str(folder / name), networks)
     return str(folder / name)
+
+
+def run_options(run_dir: pathlib.Path, data: pathlib.Path, iterations: int = 5, **changes) -> dict:
+    """A run with two steps of D, each on 8 reals in passes of 4, and a step of G on 4; attention; ticks of two."""
+    adam = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0.0, 0.999], "eps": 1e-8}
+    G = {"z_dim": Z_DIM, "ch": 2, **CONDITIONS["shared"], "attn_res": [8], "init": "N02"}
+    D = {"ch": 2, "attn_res": [8], "init": "N02"}
+    settings = options(run_dir, data)
+    settings["training_set_kwargs"]["use_labels"] = True
+    return {
+        **settings,
+        "G_kwargs": {"class_name": "training.networks_biggan.BigGANGenerator", **G},
+        "D_kwargs": {"class_name": "training.networks_biggan.BigGANDiscriminator", **D},
+        "G_opt_kwargs": dict(adam),
+        "D_opt_kwargs": dict(adam),
+        "loss_kwargs": {"class_name": "training.loss_biggan.BigGANLoss"},
+        "family_kwargs": {"d_steps": 2, "G_batch": 4, "ortho": 0.01, "ema_decay": 0.9, "ema_start": 3, "sync_bn": True},
+        "G_reg_interval": None,
+        "D_reg_interval": None,
+        "total_kimg": iterations * 0.016,
+        "kimg_per_tick": 0.032,
+        "image_snapshot_ticks": None,
+        "network_snapshot_ticks": None,
+        **changes,
+    }
