@@ -20,18 +20,20 @@ CONDITIONS = {
 }
 
 
-def make_G(seed: int, ch: int = 2, resolution: int = RESOLUTION, condition: str = "tables", attn_res=()) -> Generator:
+def make_G(
+    seed: int, ch: int = 2, resolution: int = RESOLUTION, condition: str = "tables", attn_res=(), channels=CHANNELS
+) -> Generator:
     z_dim = Z_DIM if condition != "hierarchical" else 2 * (resolution.bit_length() - 2)
     kwargs = {**CONDITIONS[condition], "attn_res": list(attn_res), "init": "N02", "ch": ch}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return used(Generator(z_dim, C_DIM, resolution, CHANNELS, **kwargs), seed)
+        return used(Generator(z_dim, C_DIM, resolution, channels, **kwargs), seed)
 
 
-def make_D(seed: int, ch: int = 2, resolution: int = RESOLUTION, attn_res=()) -> Discriminator:
+def make_D(seed: int, ch: int = 2, resolution: int = RESOLUTION, attn_res=(), channels=CHANNELS) -> Discriminator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return used(Discriminator(C_DIM, resolution, CHANNELS, ch=ch, attn_res=list(attn_res), init="N02"), seed)
+        return used(Discriminator(C_DIM, resolution, channels, ch=ch, attn_res=list(attn_res), init="N02"), seed)
 
 
 def used(network: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -58,12 +60,20 @@ def images(G: torch.nn.Module, count: int = BATCH) -> torch.Tensor:
     return made
 
 
-def save_teacher(folder: pathlib.Path, name: str = "biggan.pkl", ch: int = 4, seed: int = 100, G: bool = True) -> str:
+def save_teacher(
+    folder: pathlib.Path,
+    name: str = "biggan.pkl",
+    ch: int = 4,
+    seed: int = 100,
+    has_G: bool = True,
+    condition: str = "tables",
+    **shape,
+) -> str:
     """Path of a network file, twice as wide as the student's. D scores some images of noise as real and some not."""
-    networks = {"D": make_D(seed + 1, ch=ch), "augment_pipe": None, "training_set_kwargs": {}}
+    networks = {"D": make_D(seed + 1, ch=ch, **shape), "augment_pipe": None, "training_set_kwargs": {}}
     networks["D"].linear.bias -= 22
-    if G:
-        networks["G"] = networks["G_ema"] = make_G(seed, ch=ch)
+    if has_G:
+        networks["G"] = networks["G_ema"] = make_G(seed, ch=ch, condition=condition, **shape)
     save_snapshot(str(folder / name), networks)
     return str(folder / name)
 

@@ -101,7 +101,7 @@ def test_a_given_preset_wins_over_the_teacher(data, teacher):
 
 
 def test_without_its_generator_the_student_is_still_of_the_family(data, tmp_path):
-    path = save_teacher(tmp_path, G=False)
+    path = save_teacher(tmp_path, has_G=False)
     made = build(data=data, dgl_teacher=[path], dgl_recipe="paper", ch=2, **COMMON)[1]
     assert made["G_kwargs"]["class_name"].endswith("BigGANGenerator") and made["G_kwargs"]["z_dim"] == 128
     assert made["D_kwargs"]["ch"] == 2

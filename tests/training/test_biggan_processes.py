@@ -7,15 +7,17 @@ import pathlib
 import pytest
 import torch
 
+from dgl import prune
 from tests import tolerances
-from tests.dgl.tiny_biggan import labels, make_G, run_options
+from tests.dgl.tiny_biggan import labels, make_G, run_options, save_teacher
 from tests.support import make_image_zip, rnd
 from tests.training.test_run_state import differences, interrupted
-from torch_utils import distributed
+from torch_utils import distributed, misc
 from training import checkpoint
 from training.files.snapshot import load_snapshot
 from training.networks_biggan import BatchNorm
-from training.training_loop import training_loop
+from training.settings import TrainingOptions
+from training.training_loop import Trainer, training_loop
 
 ITERATIONS = 4
 
@@ -57,7 +59,15 @@ def gradients(rank: int, processes: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def in_group(rank: int, folder: str, data: str) -> None:
+def compressed(path: pathlib.Path, data: str, teacher: str) -> dict:
+    """A run that starts from a teacher, pruned and fitted."""
+    settings = made(path, data, 2, sync_bn=False)
+    fit = {"kimg": 0.032, "lr": 0.002, "batch": 4, "batch_gpu": 4}
+    start = {"parts": "teacher", "ranking": "l1", "svs": False, "seed": 0, "D": True, "fit": fit}
+    return {**settings, "init_kwargs": {"path": teacher, "sha256": load_snapshot(teacher).sha256, **start}}
+
+
+def in_group(rank: int, folder: str, data: str, teacher: str) -> None:
     """All that needs two processes, at once, because starting them is slow."""
     folder = pathlib.Path(folder)
     distributed.init(rank, 2, torch.device("cpu"))
@@ -71,13 +81,19 @@ def in_group(rank: int, folder: str, data: str) -> None:
     distributed.barrier()
     training_loop(rank=rank, resume=True, **stopped)
     training_loop(rank=rank, **make(folder / "own", sync_bn=False))
+    run = Trainer(TrainingOptions(**compressed(folder / "compressed", data, teacher)), rank)
+    for network in run.networks.values():
+        misc.check_ddp_consistency(network)
+    if rank == 0:
+        torch.save(run.G_ema.state_dict(), folder / "compressed.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processes")
     data = make_image_zip(path / "toy.zip", resolution=32, num_images=20, num_labels=3)
-    distributed.launch(in_group, 2, str(path), str(data))
+    teacher = save_teacher(path, ch=4, condition="shared", attn_res=(8,))
+    distributed.launch(in_group, 2, str(path), str(data), teacher)
     training_loop(**made(path / "one", data, 1))
     return path
 
@@ -120,3 +136,12 @@ def test_norms_over_own_images_train_another_network_that_is_equal_in_all_proces
     assert b"differentiable_sum" not in next((folder / "two").glob("*.pkl")).read_bytes()
     assert torch.equal(saved.linear.u0, own["G.linear.u0"])
     assert torch.equal(saved.blocks.get_submodule("0.0").bn1.stored_mean, own["G.blocks.0.0.bn1.stored_mean"])
+
+
+def test_a_compressed_student_is_equal_in_all_processes(folder):
+    """Its running statistics too, by the comparison in the processes themselves; and it was fitted."""
+    fitted = torch.load(folder / "compressed.pt")
+    student = make_G(3, condition="shared", attn_res=(8,))
+    prune.inherit(load_snapshot(folder / "biggan.pkl")["G_ema"], student)
+    moved = fitted["blocks.0.0.conv1.weight"] - student.blocks.get_submodule("0.0").conv1.weight
+    assert 1e-4 < moved.abs().max() < 0.1
