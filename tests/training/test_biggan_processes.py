@@ -26,7 +26,7 @@ def made(path: pathlib.Path, data, processes: int, sync_bn: bool = True) -> dict
     """A run in which only rounding depends on how a batch is split: each step is a single pass."""
     settings = run_options(path, data, ITERATIONS, num_gpus=processes, batch_gpu=8 // processes)
     settings["network_snapshot_ticks"] = 1  # where processes are compared
-    settings["family_kwargs"].update(sync_bn=sync_bn, G_batch=8)
+    settings["family_kwargs"].update(sync_bn=sync_bn, G_batch=4)
     for name in ("G_opt_kwargs", "D_opt_kwargs"):
         # A smaller eps takes whole steps along gradients that are zero but for rounding; a larger rate is chaotic.
         settings[name].update(eps=0.01, lr=2e-4)
