@@ -115,10 +115,10 @@ def _progress(images: int) -> Progress:
     return Progress(images, "fitting", "img", stream, None if stream.isatty() else PRINT_EVERY)
 
 
-def settings(kimg: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `fit` that follow from the options of a run."""
+def settings(kimg: float, options: dict[str, Any], least: int = 1) -> dict[str, Any]:
+    """Arguments of `fit` that follow from the options of a run; `least` images in each process."""
     processes = options.get("num_gpus", 1)
-    share = max(min(options["batch_size"], BATCH) // processes, 1)
+    share = max(min(options["batch_size"], BATCH) // processes, least)
     return {
         "kimg": kimg,
         "lr": options["G_opt_kwargs"]["lr"] * RATE,

@@ -86,7 +86,7 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         check_source(first.D, new_network(options["D_kwargs"], shape), first.path, "D")
         inherited["D"] = True
     if f.dgl_fit:  # of inherited weights, which were checked above
-        inherited["fit"] = fit_settings(f.dgl_fit, options)
+        inherited["fit"] = fit_settings(f.dgl_fit, options, least=2 if family.batch_statistics else 1)
         if options["ema_rampup"] is not None:
             options["ema_rampup"] = _EMA_RAMPUP_OF_FITTED
     if inherited:

@@ -95,6 +95,7 @@ def test_settings_follow_the_run():
     options = {"num_gpus": 4, "batch_size": 64, "batch_gpu": 2, "G_opt_kwargs": {"lr": 0.002}}
     assert settings(20, options) == {"kimg": 20, "lr": pytest.approx(0.024), "batch": 4, "batch_gpu": 2}
     assert settings(20, {**options, "num_gpus": 64})["batch"] == 1
+    assert settings(20, {**options, "num_gpus": 64}, least=2)["batch"] == 2
 
 
 def test_a_biggan_approaches_its_teacher_in_evaluation():

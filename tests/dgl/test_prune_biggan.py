@@ -14,7 +14,7 @@ from tests.dgl.tiny_biggan import images, labels, make_D, make_G
 from tests.support import rnd
 from torch_utils import misc
 from training import families, standing_stats
-from training.families import biggan
+from training.families import biggan_pruning
 
 # Resolution, attention, widths of a wide and a narrow network, condition.
 GENERATORS = [
@@ -37,7 +37,7 @@ def wide_and_narrow(letter, resolution, attn_res, wide, narrow, *condition):
 @pytest.fixture
 def unsettled(monkeypatch):
     """Pruned networks keep the vectors and statistics of the wide ones."""
-    monkeypatch.setattr(biggan, "_POWER_STEPS", 0)
+    monkeypatch.setattr(biggan_pruning, "POWER_STEPS", 0)
     monkeypatch.setattr(standing_stats, "accumulate", lambda *args: None)
 
 
@@ -103,8 +103,8 @@ def uneven(network, seed=7):
 
 @pytest.mark.parametrize("letter", ["G", "D"])
 def test_spectral_norms_are_those_of_the_narrow_weights(letter, monkeypatch):
-    monkeypatch.setattr(biggan, "_SETTLING_BATCHES", 1)
-    monkeypatch.setattr(biggan, "_SETTLING_BATCH", 2)
+    monkeypatch.setattr(biggan_pruning, "BATCHES", 1)
+    monkeypatch.setattr(biggan_pruning, "BATCH", 2)
     wide, narrow = wide_and_narrow(*CASES[3 if letter == "G" else 8])
     prune.inherit(uneven(wide), narrow, "D" if letter == "D" else "teacher")
     layers = [layer for layer in narrow.modules() if hasattr(layer, "normalised_weight")]

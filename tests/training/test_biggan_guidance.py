@@ -14,7 +14,7 @@ from tests.dgl.tiny import make_D as make_stylegan2_D
 from tests.dgl.tiny import same
 from tests.dgl.tiny_biggan import C_DIM, RESOLUTION, Z_DIM, images, make_D, make_G, save_teacher
 from tests.support import make_image_zip
-from training.families import biggan
+from training.families import biggan, biggan_pruning
 from training.files.snapshot import load_snapshot, save_snapshot
 from training.networks import Generator
 from training.options import build, resolve
@@ -28,7 +28,7 @@ STYLEGAN2 = {"cfg": "auto", "cbase": 64.0, "z_dim": Z_DIM, "w_dim": 8, "d_steps"
 
 @pytest.fixture(autouse=True)
 def settles_quickly(monkeypatch):
-    monkeypatch.setattr(biggan, "_SETTLING_BATCH", 8)
+    monkeypatch.setattr(biggan_pruning, "BATCH", 8)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,13 @@ def test_without_its_generator_the_student_is_still_of_the_family(data, tmp_path
 def test_widths_count_from_the_teachers(data, teacher, flags, G_ch, D_ch):
     made = build(data=data, dgl_teacher=[teacher], dgl_init_d=False, **flags, **COMMON)[1]
     assert (made["G_kwargs"]["ch"], made["D_kwargs"]["ch"]) == (G_ch, D_ch)
+
+
+def test_no_process_fits_one_image_at_a_time(data, teacher):
+    """Batch norm would make another network of it."""
+    flags = {**COMMON, "batch": 64, "gpus": 32, "sync_bn": False}
+    made = build(data=data, dgl_teacher=[teacher], cbase=0.5, **flags)[1]
+    assert (made["init_kwargs"]["fit"]["batch"], made["init_kwargs"]["fit"]["batch_gpu"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from training.families.biggan_arguments import (
     largest_layer,
     stored_arguments,
 )
-from training.families.family import Axis, Data, Family, Like, batch_sizes
+from training.families.biggan_pruning import prune_plan, settle
+from training.families.family import Data, Family, Like, batch_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,6 @@ _EMA_KIMG, _EMA_RAMPUP = 20, 0.05  # half-life of the average of biggan-auto
 _CHUNK = 20  # latents of each layer at 64x64 and above, and at 32x32 altogether:
 _SMALL_Z, _CLASS_VECTOR = 128, 128
 _FEW = 16  # images of a batch, below which its statistics are noise
-_POWER_STEPS, _SETTLING_BATCHES, _SETTLING_BATCH = 50, 4, 32
 
 
 def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> dict[str, Any]:
@@ -244,93 +244,6 @@ def sample(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor, **kwargs) -> to
 
 def check_truncation(G: torch.nn.Module, psi: float) -> None:
     """Any threshold may truncate z."""
-
-
-def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
-    """Widths of G or D: of each block's input, and inside it; of attention's keys and values.
-
-    Norms belong to the width that they read. Nothing is scaled: spectral norm divides each weight by its own size.
-    """
-    widths: list[list[Axis]] = []
-    before: list[Axis] = []
-    generates = hasattr(network, "output_layer")
-    if generates:
-        before = _written_by("linear", entries=16)
-    for number, stage in enumerate(network.blocks):
-        name = f"blocks.{number}.0"
-        block, *attention = stage
-        before += [Axis(f"{name}.conv1.weight", 1, ranked=True)]
-        inside = [*_written_by(f"{name}.conv1"), Axis(f"{name}.conv2.weight", 1, ranked=True)]
-        if generates:
-            before += _norm(block.bn1, f"{name}.bn1")
-            inside += _norm(block.bn2, f"{name}.bn2")
-        after = _written_by(f"{name}.conv2")
-        if block.conv_sc is not None:
-            before.append(Axis(f"{name}.conv_sc.weight", 1, ranked=True))
-            after += _written_by(f"{name}.conv_sc")
-        else:
-            after, before = [*before, *after], []  # the block adds its input to its output
-        if attention:
-            widths += _attention(f"blocks.{number}.1", after)
-        if before and (generates or number):  # D's first block reads the image
-            widths.append(before)
-        widths.append(inside)
-        before = after
-    if generates:
-        names = ("gain", "bias", "stored_mean", "stored_var")
-        before += [Axis(f"output_layer.0.{name}", 0) for name in names]
-        before.append(Axis("output_layer.2.weight", 1, ranked=True))
-    else:
-        before += [Axis("linear.weight", 1, ranked=True), Axis("embed.weight", 1, ranked=True)]
-    return [*widths, before]
-
-
-def _written_by(layer: str, entries: int = 1, bias: bool = True) -> list[Axis]:
-    axes = [Axis(f"{layer}.weight", 0, ranked=True, entries=entries), Axis(f"{layer}.u0", 1, entries=entries)]
-    return [*axes, Axis(f"{layer}.bias", 0, entries=entries)] if bias else axes
-
-
-def _norm(norm: torch.nn.Module, name: str) -> list[Axis]:
-    """Statistics, and gain and bias: rows of a projection of the condition, or columns of a table of classes."""
-    axes = [Axis(f"{name}.stored_mean", 0), Axis(f"{name}.stored_var", 0)]
-    for part in ("gain", "bias"):
-        projected = hasattr(getattr(norm, part), "u0")
-        axes.append(Axis(f"{name}.{part}.weight", 0 if projected else 1))
-        axes += [Axis(f"{name}.{part}.u0", 1)] if projected else []
-    return axes
-
-
-def _attention(name: str, width: list[Axis]) -> list[list[Axis]]:
-    """Widths inside an attention layer, whose inputs and outputs join `width`."""
-    keys = [*_written_by(f"{name}.theta", bias=False), *_written_by(f"{name}.phi", bias=False)]
-    values = [*_written_by(f"{name}.g", bias=False), Axis(f"{name}.o.weight", 1, ranked=True)]
-    width += [Axis(f"{name}.{layer}.weight", 1, ranked=True) for layer in ("theta", "phi", "g")]
-    width += _written_by(f"{name}.o", bias=False)
-    return [keys, values]
-
-
-def settle(network: torch.nn.Module, seed: int) -> None:
-    """Let the vectors of spectral norm converge, and give G the statistics of images of random latents and classes.
-
-    After pruning both are those of the wide network: a vector without some of its entries is not a singular one.
-    """
-    import torch
-
-    from training import standing_stats
-
-    training = network.training
-    network.train()
-    with torch.no_grad():
-        for layer in network.modules():
-            for _ in range(_POWER_STEPS if hasattr(layer, "normalised_weight") else 0):
-                layer.normalised_weight()
-    if hasattr(network, "output_layer"):
-        random, device = torch.Generator().manual_seed(seed), network.linear.weight.device
-        z = torch.randn([_SETTLING_BATCHES * _SETTLING_BATCH, network.z_dim], generator=random).to(device)
-        classes = torch.randint(network.c_dim, [len(z)], generator=random).to(device)
-        c = torch.nn.functional.one_hot(classes, network.c_dim).to(z.dtype)
-        standing_stats.accumulate(network, zip(z.split(_SETTLING_BATCH), c.split(_SETTLING_BATCH)))
-    network.train(training)
 
 
 def macs(network: torch.nn.Module) -> int:

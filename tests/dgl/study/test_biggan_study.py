@@ -11,7 +11,7 @@ from dgl.study import measure, plan, results
 from dgl.study.run import request
 from tests.dgl import tiny_biggan
 from tests.support import ROOT, make_image_zip
-from training.families import biggan
+from training.families import biggan_pruning
 
 STUDY = ROOT / "docs" / "evidence" / "biggan-digits.json"
 
@@ -52,7 +52,7 @@ def test_arms_say_what_is_trained(study, monkeypatch, capsys, tmp_path):
 
 
 def test_a_run_is_trained_and_measured(study, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(biggan, "_SETTLING_BATCH", 4)
+    monkeypatch.setattr(biggan_pruning, "BATCH", 4)
     monkeypatch.setattr(measure, "CLASSIFIER_EPOCHS", 1)
     (run,) = plan.runs_of(study, arms=["compress_guided"], seeds=[1])
     command = [argument for argument in run.command(1, tmp_path) if not argument.startswith("--dgl-fit")]
