@@ -129,12 +129,15 @@ class Trainer:
         averaged = re.compile(self.family.differs_by_process or "")
         named = ((f"{type(self.G).__name__}.{name}", tensor) for name, tensor in self.G.named_buffers())
         self.own_statistics = [tensor for name, tensor in named if averaged.fullmatch(name)]
+        load = snapshot.load_snapshot if opened is None else opened.snapshot
         if not self.resumed:
-            self._start_networks(snapshot.load_snapshot if opened is None else opened.snapshot)
+            self._start_networks(load)
         if self.rank == 0:
             self._print_networks()
         if self.family.place is not None:
             self.family.place(self.G, opt)
+        if not self.resumed:
+            self._fit(load)
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
 
@@ -161,10 +164,14 @@ class Trainer:
         for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
                 distributed.broadcast_(tensor)
+
+    def _fit(self, load: Callable) -> None:
+        """Fit G to the teacher's, if the options say so."""
+        opt = self.options
         if opt.init_kwargs is not None and "fit" in opt.init_kwargs:
             snap = load(opt.init_kwargs["path"], opt.trust_pickle)
             self._seed(randomness.SETUP, 1, self.rank, 0)
-            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, networks, self._draw)
+            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, self.networks, self._draw)
 
     def _draw(self, count: int, share: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """The `share` of `count` latents [*, Z] and labels [*, K], distributed as those of the reals."""
@@ -177,9 +184,7 @@ class Trainer:
         c = torch.zeros([1, self.G.c_dim], device=self.device)
         with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(
-                self.D.eval(), [img, c]
-            )  # in training mode it would move vectors of spectral norm
+            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode it might change, in this process
         self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:

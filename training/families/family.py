@@ -71,7 +71,8 @@ class Family:
     """One kind of network. Functions of networks are called only with networks of the family.
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
-    presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
+    presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters. The
+                        first is that of students whose teacher is of the family, where --cfg is not given.
     flags:              flags of train.py, as Python names, that only some families have, and this one reads.
     options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
                         D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
@@ -97,6 +98,8 @@ class Family:
     truncates_z:        whether --trunc bounds z as it is drawn (arXiv 1809.11096, section 3.1); else it is the
                         truncation_psi of `sample`.
     prune_plan:         G or D -> its widths, each the list of axes that share it, the first without `extra` entries.
+    settle:             (G or D, seed): after its weights were pruned or fitted, recomputes what follows from all of
+                        them, such as running statistics; the same in every process. None: nothing does.
     macs:               G or D -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
@@ -135,6 +138,7 @@ class Family:
     truncates_z: bool = False
     place: Callable[[torch.nn.Module, Any], None] | None = None
     average: Callable[[torch.nn.Module, torch.nn.Module, float, int, Any], None] | None = None
+    settle: Callable[[torch.nn.Module, int], None] | None = None
     augmentation: str = "ada"
     batch_statistics: bool = False
     adversarial_form: str = "logistic"
