@@ -17,7 +17,7 @@ import legacy
 from dnnlib.util import UserError
 from tests.metrics import stand_ins
 from tests.support import golden_arrays, golden_json, rnd
-from tests.training.files import tensorflow_pickle
+from tests.training.files import rosinality_checkpoint, tensorflow_pickle
 from torch_utils import misc, persistence
 from training import augment, networks
 from training.files import legacy as legacy_files
@@ -269,3 +269,33 @@ def test_what_rosinality_layout_lacks_is_said(convert, tmp_path, ours, monkeypat
     monkeypatch.setattr(torch, "save", full)
     status, err, dest = convert(tmp_path / "a.pkl", dest="a.pt")
     assert status == 2 and "--dest" in err and "No space left" in err and dest.read_bytes() == before
+
+
+def test_other_data(convert, ours, capsys):
+    """A table says what is new; G and G_ema start with the same new weights; the training set is another one."""
+    path, before = ours
+    flags = ["--resolution=32", "--channels=3", "--classes=5"]
+    status, err, dest = convert(path, *flags)
+    assert status == 0 and err == ""
+    data = load(dest)
+    for key in ("G", "D", "G_ema"):
+        assert (data[key].img_resolution, data[key].img_channels, data[key].c_dim) == (32, 3, 5)
+        assert torch.equal(data[key].get_parameter("mapping.fc0.weight"), before[key].mapping.fc0.weight)
+    assert all(map(torch.equal, *(misc.params_and_buffers(data[key].synthesis.b32) for key in ("G", "G_ema"))))
+    assert data["training_set_kwargs"] is None and type(data["augment_pipe"]) is augment.AugmentPipe
+    legacy_files.convert(path, str(dest), changes={"img_resolution": 32})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["new", "synthesis.b32"] in lines and ["new", "b32"] in lines and ["dropped", "b16.fromrgb"] in lines
+    assert lines[1] == ["network", "tensors", "parts"] and lines[3][:2] == ["G,", "G_ema"]
+
+
+def test_impossible_other_data(convert, ours, tmp_path):
+    for flag in ("--resolution=48", "--resolution=4", "--channels=2", "--classes=-1", "--resolution=x"):
+        refused(convert(ours[0], flag), flag.split("=")[0])
+    refused(convert(ours[0], "--classes=2", "--trust-pickle"), "--trust-pickle")
+    snapshot.save_snapshot(tmp_path / "biggan.pkl", {"G": None, "D": None, "G_ema": stand_ins.tiny_biggan()})
+    words = ("--resolution and --channels", "G_ema in", "biggan.pkl", "BigGANGenerator")
+    refused(convert(tmp_path / "biggan.pkl", "--resolution=64", "--channels=1"), *words)
+    path = rosinality_checkpoint.save(tmp_path / "x.pt", rosinality_checkpoint.converted("r16"))
+    status, _, dest = convert(path, "--resolution=32", dest="y.pt")
+    assert status == 0 and load(dest)["G"].img_resolution == 32

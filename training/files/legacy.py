@@ -6,7 +6,7 @@ from typing import IO, Any
 import torch
 
 from dnnlib.util import UserError
-from training import families
+from training import families, transfer
 from training.files import rosinality
 from training.files.snapshot import (
     KEYS,
@@ -60,15 +60,26 @@ def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
     return data
 
 
-def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: bool = False) -> None:
+def convert(
+    source: str,
+    dest: str,
+    *,
+    changes: dict[str, int] | None = None,
+    force_fp16: bool = False,
+    trust_pickle: bool = False,
+) -> None:
     """Write the networks of the pickle `source` (path or URL) to the pickle `dest` in the current format.
 
-    A `dest` that ends in .pt is a checkpoint in rosinality's layout, see `training.files.rosinality`. Prints its
-    progress. Raises UserError, naming the file or flag, if either file is unusable.
+    A `dest` that ends in .pt is a checkpoint in rosinality's layout, see `training.files.rosinality`. With
+    `changes`, the networks are for other data, see `training.transfer.transferred`; a table says what is new in them,
+    and training_set_kwargs are left out. Prints its progress. Raises UserError, naming
+    the file or flag, if either file is unusable.
     """
     print(f"Loading {source}", flush=True)
     snapshot = load_snapshot(source, trust=trust_pickle)
     data = {key: _entry(snapshot, key, force_fp16) for key in KEYS}
+    if changes:
+        _transfer(data, snapshot.path, changes)
     print(f"Saving {dest}", flush=True)
     try:
         if dest.endswith(".pt"):
@@ -77,6 +88,16 @@ def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: b
             save_snapshot(dest, data)
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
+
+
+def _transfer(data: dict[str, Any], path: str, changes: dict[str, int]) -> None:
+    """Replace the networks in `data`, of the file `path`, by ones for other data."""
+    accounts = {}
+    for key in ("G", "D", "G_ema"):
+        if data[key] is not None:
+            data[key], accounts[key] = transfer.transferred(data[key], f"{key} in {path}", changes)
+    data["training_set_kwargs"] = None
+    print(transfer.table(accounts), flush=True)
 
 
 def _save_in_rosinality_layout(dest: str, data: dict[str, Any], source: str) -> None:
