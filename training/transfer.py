@@ -14,14 +14,14 @@ from training import families
 
 FLAGS = {"img_resolution": "--resolution", "img_channels": "--channels", "c_dim": "--classes"}
 _SEED = 0  # of new weights
-_MOST_PARTS = 8  # named in a line
+_MOST_PARTS = 4  # named in a line
 
 
 class Account(NamedTuple):
     """What became of the tensors of a network: names of its parts."""
 
     taken: int  # number of tensors taken over as they are
-    fitted: tuple[str, ...]  # computed from the old network's
+    fitted: tuple[str, ...]  # layers with tensors computed from the old network's
     new: tuple[str, ...]  # newly initialised
     dropped: tuple[str, ...]  # of the old network, not in the new one
 
@@ -60,7 +60,7 @@ def transferred(network: torch.nn.Module, name: str, changes: dict[str, int]) ->
     fitted = [key for key in values if key in old and key not in taken]
     account = Account(
         taken=len(taken),
-        fitted=_parts(fitted, new.keys() - fitted),
+        fitted=tuple(dict.fromkeys(key.rpartition(".")[0] for key in fitted)),
         new=_parts([key for key in new if key not in (*taken, *fitted)], [*taken, *fitted]),
         dropped=_parts([key for key in old if key not in new], new),
     )

@@ -92,7 +92,7 @@ def test_grey_and_rgb():
     rgb, grey = generator(), generator(channels=1)
     made, account = transferred(rgb, img_channels=1)
     assert torch.allclose(images(made), images(rgb).mean(dim=1, keepdim=True), rtol=0, atol=1e-5)
-    assert account.fitted[:2] == ("synthesis.b4.torgb.weight", "synthesis.b4.torgb.bias") and account.new == ()
+    assert account.fitted[:2] == ("synthesis.b4.torgb", "synthesis.b8.torgb") and account.new == ()
     assert torch.allclose(images(transferred(grey, img_channels=3)[0]), images(grey).expand(5, 3, 16, 16), atol=1e-5)
     for architecture in ("resnet", "skip"):
         for before, after in ((1, 3), (3, 1)):
@@ -108,7 +108,7 @@ def test_added_labels_are_ignored_at_first():
     made, account = transferred(G, c_dim=3)
     for label in torch.eye(3):
         assert torch.allclose(images(made, label.expand(5, 3)), images(G), rtol=0, atol=1e-4)
-    assert account.new == ("mapping.embed",) and account.fitted == ("mapping.fc0.weight",)
+    assert account.new == ("mapping.embed",) and account.fitted == ("mapping.fc0",)
     made.mapping.fc0.weight.requires_grad_(True)
     w = made.mapping(rnd("z", (5, 4)), torch.eye(3)[[0, 1, 2, 0, 1]])
     w.square().sum().backward()
@@ -191,10 +191,10 @@ def test_table():
     accounts = {"G": transfer.Account(3, (), ("a", "b.c"), ()), "D": transfer.Account(1, ("x",), (), ("y",) * 9)}
     assert transfer.table({**accounts, "G_ema": accounts["G"]}).splitlines() == [
         "network   tensors     parts",
-        "--------  ----------  ---------------------------------",
+        "--------  ----------  ---------------------",
         "G, G_ema  taken over  3 tensors",
         "          new         a, b.c",
         "D         taken over  1 tensors",
         "          fitted      x",
-        "          dropped     y, y, y, y, y, y, y, y and 1 more",
+        "          dropped     y, y, y, y and 5 more",
     ]
