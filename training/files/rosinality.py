@@ -188,6 +188,9 @@ def _generator(state: dict[str, torch.Tensor], latent_avg: Any, key: str, path: 
     for i in range(layers):
         if tensors[f"mapping.fc{i}.weight"].shape != (width, width) or tensors[f"mapping.fc{i}.bias"].shape != (width,):
             raise UserError(f"has style.{i + 1} of another size than w, which has {width} numbers")
+        # The mean w takes work in proportion to the weights; a small file must not describe large ones.
+        if not tensors[f"mapping.fc{i}.weight"].is_contiguous():
+            raise UserError(f"has style.{i + 1}.weight with repeated or transposed elements")
     if isinstance(latent_avg, torch.Tensor) and latent_avg.numel() == width:
         tensors["mapping.w_avg"] = latent_avg.reshape(width)
     elif latent_avg is not None:
