@@ -62,6 +62,8 @@ def make_files(script: str, folder: pathlib.Path) -> None:
     if script == "legacy":
         cat = tensorflow_pickle.golden_networks("uncond")
         tensorflow_pickle.write(folder / "stylegan2-cat-config-f.pkl", cat)
+        G = Generator(8, 0, 8, 32, 3, synthesis_kwargs={"channel_base": 128, "channel_max": 4})
+        save_snapshot(folder / "ffhq.pkl", {"G": G, "D": None, "G_ema": G})
         return
     if script == "export":
         G = stand_ins.tiny_generator(resolution=4)  # compilation takes time for each layer

@@ -291,6 +291,7 @@ BIGGAN = Family(
     stored_arguments=stored_arguments,
     largest_layer=largest_layer,
     half_precision=half_precision,
+    transfers=frozenset({"c_dim"}),  # blocks are numbered from the smallest image on, with widths by resolution
     loss_arguments=loss_arguments,
     phases=phases,
     place=place,

@@ -85,6 +85,11 @@ class Family:
                         a small file must not make huge. None: not limited.
     half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
                         half precision where the other has it; None for the other is the published setting.
+    transfers:          constructor arguments that a copy for other data may change, among img_resolution, img_channels
+                        and c_dim.
+    fit_tensor:         (name, network, new network with other such arguments) -> the value of that tensor in the new
+                        one, made from the old network's; None: the old tensor, or a new one if its shape differs.
+                        Raises UserError, without naming the network, for a change that is not possible.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
     place:              (G, TrainingOptions): prepares G for a run, on its device; None: nothing.
@@ -133,6 +138,8 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     original_names: frozenset[str] = frozenset()
+    transfers: frozenset[str] = frozenset()
+    fit_tensor: Callable[[str, torch.nn.Module, torch.nn.Module], torch.Tensor | None] | None = None
     largest_layer: Callable[[str, dict], int] | None = None
     freeze: Callable[[torch.nn.Module], None] | None = None
     truncates_z: bool = False

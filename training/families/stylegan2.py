@@ -15,6 +15,7 @@ from training.families.stylegan2_arguments import (
     largest_layer,
     stored_arguments,
 )
+from training.families.stylegan2_transfer import fit_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -341,6 +342,8 @@ STYLEGAN2 = Family(
     original_names=ORIGINAL_NAMES,
     largest_layer=largest_layer,
     half_precision=half_precision,
+    transfers=frozenset({"img_resolution", "img_channels", "c_dim"}),
+    fit_tensor=fit_tensor,
     loss_arguments=loss_arguments,
     phases=phases,
     sample=sample,

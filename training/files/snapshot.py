@@ -26,7 +26,7 @@ from torch_utils import distributed, misc, persistence, precision, safe_pickle, 
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
-from training.files import biggan_pth, safetensors_io, stored_code, tf_import
+from training.files import biggan_pth, rosinality, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -130,10 +130,10 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    Safetensors files written by export.py open the same way, and so do checkpoints of BigGAN's public PyTorch
-    implementation, by one of their files or by their folder; the first bytes tell the formats apart. `trust` uses
-    Python's own unpickler for pickles, which runs the code in the file. Raises UserError, naming the file, if it does
-    not exist, holds no networks, is damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way, and so do StyleGAN2 checkpoints in rosinality's layout and
+    those of BigGAN's public PyTorch implementation, by one of their files or by their folder; the first bytes tell the
+    formats apart. `trust` uses Python's own unpickler for pickles, which runs the code in the file. Raises UserError,
+    naming the file, if it does not exist, holds no networks, is damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
@@ -158,8 +158,7 @@ def read_snapshot(file: IO[bytes]) -> Snapshot:
 def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snapshot:
     """The snapshot in `data`, of the file `local` if there may be others beside it. Messages call it `path`."""
     if torch_files.starts_like_torch_save(data):
-        entries, sha256 = biggan_pth.read(data, path, local, _read)
-        return Snapshot(entries, path, sha256)
+        return _open_tensors(data, path, local)
     sha256 = hashlib.sha256(data).hexdigest()
     if safetensors_io.starts_like_safetensors(data):
         entries = safetensors_io.read(data, path)
@@ -169,6 +168,16 @@ def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snap
         entries = tf_import.entries(entries, path)
     if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
         raise UserError(f"{path} is not a network file: it holds none of {', '.join(NETWORK_KEYS)}")
+    return Snapshot(entries, path, sha256)
+
+
+def _open_tensors(data: bytes, path: str, local: str | None) -> Snapshot:
+    """The snapshot in a file of torch.save, which holds tensors and no constructor arguments."""
+    biggan_pth.refuse_other_files(path, local)
+    found = torch_files.loads(data, path)
+    if rosinality.recognises(found):
+        return Snapshot(rosinality.entries(found, path), path, hashlib.sha256(data).hexdigest())
+    entries, sha256 = biggan_pth.read(data, found, path, local, _read)
     return Snapshot(entries, path, sha256)
 
 
