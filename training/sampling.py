@@ -200,14 +200,16 @@ def usable_generator(snapshot: Snapshot) -> torch.nn.Module:
     """G_ema of an open network file.
 
     Raises UserError if it cannot make pictures: weights that are NaN or infinite give black ones or noise, and
-    pictures are grey or RGB. A mean w may be NaN; `check_truncation` of the family refuses to use it.
+    pictures are grey, RGB or RGBA. A mean w may be NaN; `check_truncation` of the family refuses to use it.
     """
     G, name = snapshot["G_ema"], f"G_ema in {snapshot.path}"
     missing = [key for key in ("z_dim", "c_dim", "img_resolution", "img_channels") if not hasattr(G, key)]
     if missing:
         raise UserError(f"{name} is a {type(G).__name__} without {', '.join(missing)}, not a generator of images.")
-    if G.img_channels not in (1, 3):
-        raise UserError(f"{name} makes images of {G.img_channels} channels: only grey and RGB ones are supported.")
+    if G.img_channels not in (1, 3, 4):
+        raise UserError(
+            f"{name} makes images of {G.img_channels} channels: only grey, RGB and RGBA ones are supported."
+        )
     damaged = misc.first_nonfinite(G, ignore_ending="w_avg")
     if damaged is not None:
         raise UserError(f"{name} is damaged: {damaged} holds NaN or infinite values; try an earlier snapshot.")

@@ -13,7 +13,7 @@ from training.data.image_files import DatasetError, FolderFiles
 
 def load(folder, content: bytes, num_images: int = 1) -> np.ndarray | None:
     (folder / "dataset.json").write_bytes(content)
-    return labels.load_labels(FolderFiles(str(folder)), [f"{i}.png" for i in range(num_images)])
+    return labels.load_labels(FolderFiles(str(folder)), [f"{i}.png" for i in range(num_images)])[0]
 
 
 def of(*values) -> bytes:
