@@ -36,7 +36,7 @@ def project_images(
     num_steps: int = 1000,
     seed: int = 303,
     save_video: bool = True,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     batch: int = 1,
     detector: str | None = None,
     device: str = "auto",

@@ -25,6 +25,11 @@ def checked(value: Any, count: int) -> list[str] | None:
     return names
 
 
+def of(dataset: Any) -> list[str] | None:
+    """The names of the classes of an open dataset; those of other projects have none."""
+    return checked(getattr(dataset, KEY, None), dataset.label_dim)
+
+
 def listing(names: Sequence[str], images: Sequence[int] | None = None, most: int = _MOST_LISTED) -> list[str]:
     """'NUMBER NAME' of the first `most` classes, with the number of `images` if given, and how many more there are."""
     lines = [f"{index} {printable(name, 60)}" for index, name in enumerate(names[:most])]

@@ -66,7 +66,7 @@ def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: b
     """
     print(f"Loading {source}", flush=True)
     snapshot = load_snapshot(source, trust=trust_pickle)
-    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS}
+    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS} | snapshot.notes
     print(f"Saving {dest}", flush=True)
     try:
         save_snapshot(dest, data)
