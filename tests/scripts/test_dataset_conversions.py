@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """dataset_tool.py: images of every kind, names of classes, broken files, JPEG, and what the summary says of them."""
 
+import re
+import shlex
 import zipfile
 
 import numpy as np
 import PIL.Image
 import pytest
 
+import dataset_tool
 from dnnlib.util import UserError
 from tests.scripts.test_dataset_tool import images_of, labels_of, pixels, save, tool
-from tests.training.data.test_sources import write_mnist
+from tests.support import ROOT
+from tests.training.data.test_sources import python2_batch, write_cifar10, write_mnist
 from training.dataset import ImageFolderDataset
 
 
@@ -51,6 +55,24 @@ def test_transparent_images_are_composited_on_white(tmp_path):
     save(tmp_path / "d" / "a.png", PIL.Image.fromarray(clear))
     tool(tmp_path / "d", tmp_path / "d.zip", channels=3)
     assert images_of(tmp_path / "d.zip").min() == 255
+
+
+def test_examples_of_the_quickstart_work_on_ordinary_folders(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for index, (name, image) in enumerate(ODD_MODES.items()):
+        larger = image.resize((40 + 3 * index, 50))
+        save(tmp_path / "photos" / "holiday" / name, larger)
+        save(tmp_path / "flowers" / ("daisy" if index % 2 else "Sun rose") / name, larger)
+    write_cifar10(tmp_path / "cifar-10-python.tar.gz", [python2_batch(pixels(0, 10, 3072), range(10))] * 5)
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    commands = re.findall(r"^    python dataset_tool\.py (.*)$", text, flags=re.MULTILINE)
+    for command in commands:
+        dataset_tool.main.main(shlex.split(command), standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "Wrote 8 images to data/photos256.zip: 256x256 RGB\nConverted to RGB: " in out
+    assert "flowers.zip: 128x128 RGB, 2 classes\n  0 Sun rose (4)\n  1 daisy (4)\n" in out
+    assert "Wrote 50 images to data/cifar10.zip: 32x32 RGB, 10 classes\n  0 airplane (5)\n" in out
+    assert len(commands) == 3 and out.count("Cropped or resized: 8") == 2
 
 
 def test_the_background_can_be_black(tmp_path):
