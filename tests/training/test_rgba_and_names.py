@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of four channels and names of classes, from the dataset through a run to pictures, for both families."""
 
+import contextlib
+import io
+
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +35,9 @@ def run_dir(request, tmp_path_factory):
     flags = {"cond": True, "batch": 4, "batch_gpu": 4, "metrics": [], "device": "cpu", **FLAGS[request.param]}
     made = options.build(data=str(data), **flags)[1]
     made |= {"total_kimg": 0.004, "kimg_per_tick": 0.004, "image_snapshot_ticks": 1, "network_snapshot_ticks": 1}
-    training_loop(**made | {"run_dir": str(path), "data_loader_kwargs": {"num_workers": 0}})
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        training_loop(**made | {"run_dir": str(path), "data_loader_kwargs": {"num_workers": 0}})
+    assert "images [4, 32, 32], labels [3]\nClasses: 0 Flags, 1 Food & Drink, 2 Objects\n" in said.getvalue()
     return path
 
 

@@ -213,7 +213,7 @@ def _add(item: SourceImage, transform: Transform, how: Output, summary: Summary,
     """Transform an image and write it, unless it is left out, and count it in `summary`."""
     if isinstance(item.image, DatasetError):
         if not how.skip_broken:
-            raise item.image
+            raise DatasetError(f"{str(item.image).rstrip('.')}, or leave out such files with --skip-broken.")
         summary.broken.append(str(item.image))
         return
     image = transform(item.image)
