@@ -30,7 +30,7 @@ def main(**flags):
       python generate.py --network=ffhq.pkl --seeds=0-35 --trunc=0.7 --outdir=out
 
     \b
-    One class of a conditional network, such as the demo's:
+    One class of a conditional network, by number, or by name if its training data had names:
       python generate.py --network=digits.pkl --class=3 --seeds=0-9 --outdir=out
 
     \b

@@ -82,6 +82,18 @@ class _FiniteFloat(click.types.FloatParamType):
         return number
 
 
+class _Class(click.ParamType):
+    name = "class"
+
+    def convert(self, value, param, ctx) -> int | str:
+        """A number, or the name of a class."""
+        if isinstance(value, int):
+            return value
+        if not value.strip():
+            self.fail("it is empty: give the number or the name of a class", param, ctx)
+        return int(value) if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
+
+
 class CommaList(click.ParamType):
     """'a,b' -> ['a', 'b']; 'none' -> []; '' too unless `empty` is off, as an unset variable must not hide a flag."""
 
@@ -104,5 +116,6 @@ class CommaList(click.ParamType):
 
 
 BOOL = _Bool()
+CLASS = _Class()
 FINITE_FLOAT = _FiniteFloat()
 INT_LIST = _IntList()

@@ -68,7 +68,7 @@ def export_network(network: str, dest: str, settings: Settings | None, trust: bo
     snapshot = load_snapshot(network, trust=trust)
     try:
         if settings is None:
-            safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS})
+            safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS} | snapshot.notes)
             print(f"{dest}: {', '.join(key for key in snapshot if key in KEYS[:-1])}")
             return
         G = snapshot["G_ema"]

@@ -36,7 +36,7 @@ def project_images(
     num_steps: int = 1000,
     seed: int = 303,
     save_video: bool = True,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     batch: int = 1,
     detector: str | None = None,
     device: str = "auto",
@@ -177,10 +177,11 @@ def ffmpeg_available() -> bool:
 
 
 def _frames(G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> Iterator[np.ndarray]:
-    """Frames uint8 [R, 2R, C] of the latents `path` [T, D]."""
+    """Frames uint8 [R, 2R, C] of the latents `path` [T, D]; videos have no transparency, so RGBA is on white."""
     for w in path:
         img = render(G, w.repeat(G.num_ws, 1))
-        yield torch.cat([target, img], dim=2).permute(1, 2, 0).numpy()
+        both = images.on_white(torch.cat([target, img], dim=2).unsqueeze(0))
+        yield both[0].permute(1, 2, 0).numpy()
         progress.update()
 
 

@@ -22,6 +22,7 @@ from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
 from training.ada import AdaController
+from training.data import class_names
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
 from training.phases import PhaseTimes, average_over_processes, phases_of_terms, run_due
@@ -108,6 +109,9 @@ class Trainer:
         self.reset_reals(0)
         shape = f"{self.training_set.image_shape}, labels {self.training_set.label_shape}"
         distributed.print0(f"Training set: {len(self.training_set)} images {shape}")
+        self.class_names = class_names.of(self.training_set)
+        if self.class_names:
+            distributed.print0(f"Classes: {', '.join(class_names.listing(self.class_names))}")
 
     def reset_reals(self, start: int) -> None:
         """Begin with batch `start` of the reals."""
@@ -367,6 +371,8 @@ class Trainer:
             return
         data = {"training_set_kwargs": dict(self.options.training_set_kwargs)}
         data.update(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe)
+        if self.class_names:
+            data[class_names.KEY] = self.class_names
         snapshot.save_snapshot(os.path.join(self.options.run_dir, name), data)
 
     def _keep_snapshots(self) -> None:

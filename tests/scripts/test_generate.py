@@ -23,7 +23,7 @@ def run_cli(run_script):
     return functools.partial(run_script, generate.main)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_are_those_of_the_seeds(network, run_cli, channels):
     path, G = network(channels=channels)
     status, _, err, outdir = run_cli(network=path, seeds="3,85-86", trunc=0.7)
@@ -57,6 +57,30 @@ def test_class_of_a_conditional_network(network, run_cli):
     z = torch.from_numpy(np.random.RandomState(5).randn(1, G.z_dim)).float()
     img = G(z, torch.tensor([[0.0, 0, 1]]), noise_mode="const")
     assert torch.equal(pixels(outdir / "seed0005.png"), images.to_uint8(img)[0])
+
+
+def test_class_by_name(network, run_cli):
+    path, _ = network(c_dim=3, notes={"class_names": ["Food & Drink", "Flags", "7"]})
+    made = [
+        (run_cli(network=path, seeds="5", outdir=str(i), **{"class": which})[-1] / "seed0005.png").read_bytes()
+        for i, which in enumerate((1, "Flags", "flags", 2))
+    ]
+    assert made[0] == made[1] == made[2] != made[3]
+    known = "0 Food & Drink, 1 Flags, 2 7"
+    refused(run_cli(network=path, seeds="5", outdir="no", **{"class": "Flag"}), "--class=Flag:", known)
+    refused(run_cli(network=path, seeds="5", outdir="no", **{"class": 7}), "--class=7 is out of range", known)
+    refused(run_cli(network=path, seeds="5", outdir="no"), "choose a class with --class, 0 to 2", known)
+
+
+@pytest.mark.parametrize(
+    "names", [None, ["a", "b"], ["a", "a", "b"], ["a", "b", "x" * 256], [["a"], "b", "c"], 7, {0: "a"}]
+)
+def test_names_that_cannot_be_used_are_none(network, run_cli, names):
+    path, _ = network(c_dim=3, notes={"class_names": names})
+    refused(
+        run_cli(network=path, seeds="5", outdir="no", **{"class": "a"}), "--class=a: the network has no names", "0 to 2"
+    )
+    assert run_cli(network=path, seeds="5", **{"class": 1})[0] == 0
 
 
 def test_class_of_an_unconditional_network_is_a_notice(network, run_cli):
@@ -242,8 +266,8 @@ def test_a_mean_w_of_nan_matters_only_for_truncation(run_cli, tmp_path):
     assert run_cli(network=path, seeds="1")[0] == 0
 
 
-@pytest.mark.parametrize("channels", [2, 4])
-def test_images_that_are_neither_grey_nor_rgb_are_refused(run_cli, tmp_path, channels):
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_that_are_neither_grey_nor_rgb_nor_rgba_are_refused(run_cli, tmp_path, channels):
     path = save_changed(tmp_path / "net.pkl", lambda G: None, channels=channels)
     refused(run_cli(network=path, seeds="1"), f"images of {channels} channels")
 

@@ -57,6 +57,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         write_mnist(folder / "mnist", 12)
         for name in ("photos", "flowers/rose", "flowers/tulip"):
             write_photos(folder / name, "a.png", "b.png")
+        write_photos(folder / "emoji", "a.png", channels=4)
         PIL.Image.fromarray(stand_ins.make_images(1, 300)[0]).crop((0, 0, 300, 200)).save(folder / "photos" / "c.jpg")
         return
     if script == "legacy":

@@ -77,7 +77,7 @@ def convert(
     """
     print(f"Loading {source}", flush=True)
     snapshot = load_snapshot(source, trust=trust_pickle)
-    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS}
+    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS} | snapshot.notes
     if changes:
         _transfer(data, snapshot.path, changes)
     print(f"Saving {dest}", flush=True)
@@ -97,6 +97,9 @@ def _transfer(data: dict[str, Any], path: str, changes: dict[str, int]) -> None:
         if data[key] is not None:
             data[key], accounts[key] = transfer.transferred(data[key], f"{key} in {path}", changes)
     data["training_set_kwargs"] = None
+    if "classes" in changes or "c_dim" in changes:
+        for note in data.keys() - set(KEYS):  # names of the old classes
+            del data[note]
     print(transfer.table(accounts), flush=True)
 
 

@@ -26,6 +26,7 @@ from torch_utils import distributed, misc, persistence, precision, safe_pickle, 
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
+from training.data import class_names
 from training.files import biggan_pth, rosinality, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
@@ -46,6 +47,9 @@ _PICKLE_PROTOCOL = 4  # the newest that Python 3.7 reads, which StyleGAN2-ADA's 
 
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
+
+    It may also have names of classes (`Snapshot.notes`). They are an entry of their own, which other programs leave
+    alone, because those that read `training_set_kwargs` call the dataset's class with all of it.
 
     Networks are stored as copies in eval mode, on the CPU, in the standard layout, without the precision of the run,
     with requires_grad off; the networks in `data` are not changed.
@@ -79,13 +83,20 @@ class Snapshot(Mapping):
     `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
     file has it and it is not None; any other key raises UserError, and so does a network of another kind. `path` is the
     file or URL that was opened, `sha256` the hexadecimal digest of its bytes, or of all files of a checkpoint (see
-    `training.files.biggan_pth.read`).
+    `training.files.biggan_pth.read`), `class_names` the names of classes, by number, or None.
     """
 
     def __init__(self, entries: dict[str, Any], path: str, sha256: str):
         self.path = path
         self.sha256 = sha256
         self._entries = {key: entries[key] for key in KEYS if entries.get(key) is not None}
+        names = entries.get(class_names.KEY)
+        self.class_names = class_names.checked(names, len(names)) if isinstance(names, list) else None
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What a copy of the file must have besides `KEYS`: the names of the classes, if it has them."""
+        return {} if self.class_names is None else {class_names.KEY: self.class_names}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
