@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the quality of a trained generator. `python calc_metrics.py --help` lists the flags."""
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)

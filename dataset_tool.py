@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a training dataset: a folder or zip of equal square PNG images, with labels in dataset.json."""
 
-import click
-
 from dnnlib import cli
+from dnnlib.cli import click
 
 
 @click.command()
