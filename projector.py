@@ -14,7 +14,7 @@ from dnnlib.cli import click
 @network_options.class_idx
 @click.option("--batch", help="Images optimised at once", type=click.IntRange(min=1), default=1)
 @network_options.outdir
-@click.option("--detector", help="Network that compares images: name, TorchScript file or URL  [default: VGG16]")
+@click.option("--detector", help="What compares images: TorchScript file, URL or pixels  [default: VGG16]")
 @network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
@@ -30,6 +30,10 @@ def main(**flags):
       python projector.py --network=ffhq.pkl --target=me.png --outdir=out
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
       python projector.py --network=digits.pkl --class=4 --target=four.png --outdir=out
+
+    \b
+    Without VGG16, which is downloaded otherwise, pixels are compared at several scales:
+      python projector.py --network=digits.pkl --class=4 --target=four.png --detector=pixels --outdir=out
 
     \b
     The results for a folder of images are in folders with the images' names:
