@@ -25,7 +25,7 @@ from dnnlib.cli import click
 @network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
-@click.option("--verbose", help="Show progress", type=cli.BOOL, default=True)
+@click.option("--verbose", help="Show progress", type=cli.BOOL, default="yes")
 def main(**flags):
     """Calculate quality metrics of a network pickle, or of images.
 

@@ -6,7 +6,7 @@ from dnnlib.cli import click
 
 
 @click.command()
-@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images; see below.")
+@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images, as described above.")
 @click.option("--dest", required=True, metavar="PATH", help="Folder (new or empty) or file ending in .zip to write.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Use only the first N images, in path order.")
 @click.option(

@@ -10,7 +10,7 @@ from dnnlib.cli import click
 @click.option("--target", help="Image to project, or a folder of images", metavar="PATH", required=True)
 @click.option("--num-steps", help="Optimisation steps per image", type=click.IntRange(1, 100_000), default=1000)
 @click.option("--seed", help="Random seed", type=click.IntRange(0, 2**32 - 1), default=303)
-@click.option("--save-video", help="Make a video of the optimisation", type=cli.BOOL, default=True)
+@click.option("--save-video", help="Make a video of the optimisation", type=cli.BOOL, default="yes")
 @network_options.class_idx
 @click.option("--batch", help="Images optimised at once", type=click.IntRange(min=1), default=1)
 @network_options.outdir
