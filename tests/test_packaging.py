@@ -24,10 +24,11 @@ LEFT_OUT = {"tests", "benchmarks", "scripts"}
 
 def shipped() -> set[str]:
     """Files of the tree that belong into the wheel, relative to the root."""
-    tree = [path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")]
-    files = [*ROOT.glob("*.py"), *tree, *(ROOT / "torch_utils/ops/csrc").iterdir()]
-    names = {path.relative_to(ROOT).as_posix() for path in files}
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    files = [*ROOT.glob("*.py"), *(path for package in packages for path in package.rglob("*.*"))]
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
     names = {name for name in names if name.split("/")[0] not in {*LEFT_OUT, "stylegan2_dgl"}}
+    assert "torch_utils/ops/csrc/bias_act.cu" in names
     return names | {"scripts/train_detector.py", *(f"data/detectors/{name}.pt" for name in ("mnist", "fashion"))}
 
 
