@@ -12,6 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
 .PHONY: help setup demo bench test test-slow test-gpu fuzz lint format clean
 
 help:
+	@echo "make setup      .venv/ with everything that is needed; activate it: source .venv/bin/activate"
 	@echo "make demo       compress the shipped teacher to a half and a quarter, compare in runs/demo/report.html"
 	@echo "make bench      fast path against reference path, to runs/bench/; see docs/benchmarks/README.md"
 	@echo "make test       the test suite        make test-slow, make test-gpu: the tests it omits"

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a training dataset: a folder or zip of equal square PNG images, with labels in dataset.json."""
 
-import click
-
 from dnnlib import cli
+from dnnlib.cli import click
 
 
 @click.command()
-@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images; see below.")
+@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images, as described above.")
 @click.option("--dest", required=True, metavar="PATH", help="Folder (new or empty) or file ending in .zip to write.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Use only the first N images, in path order.")
 @click.option(

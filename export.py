@@ -3,10 +3,8 @@
 
 import os
 
-import click
-from click.core import ParameterSource
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 _PROGRAM_FLAGS = {"psi": "--trunc", "batch": "--batch", "noise_mode": "--noise-mode"}
 
@@ -35,7 +33,11 @@ def main(ctx, network, dest, trust_pickle, **program):
     kind = os.path.splitext(dest)[1].lower()
     if kind not in (".safetensors", ".onnx", ".pt"):
         raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt.")
-    given = [flag for name, flag in _PROGRAM_FLAGS.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT]
+    given = [
+        flag
+        for name, flag in _PROGRAM_FLAGS.items()
+        if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+    ]
     if kind == ".safetensors" and given:
         raise click.UsageError(f"{given[0]} has no effect on a .safetensors file, which holds the networks unchanged.")
 

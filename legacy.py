@@ -6,9 +6,8 @@ Notebooks import `load_network_pkl` from here. This project itself uses `trainin
 
 from typing import IO, Any
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command()

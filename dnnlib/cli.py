@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the command-line scripts: the entry point and the value types of flags. Imports only click."""
+"""Shared by the command-line scripts: the entry point and the value types of flags. Imports only click.
+
+Scripts import click from here, so that without it they end with a sentence.
+"""
 
 import math
 import re
 import sys
 from typing import NoReturn
 
-import click
-
 from dnnlib import launcher
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, not_installed
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.text import printable
+
+try:
+    import click
+except ModuleNotFoundError as error:
+    print(f"Error: {not_installed(error)}", file=sys.stderr)
+    sys.exit(2)
 
 _MOST_NUMBERS = 1_000_000
 
@@ -19,14 +26,19 @@ _MOST_NUMBERS = 1_000_000
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
-    Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
+    Status 0 on success; 2 after a wrong flag, a UserError, a full disk or without a package such as PyTorch, with one
+    sentence on stderr; 130 after Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
     """
     try:
         with full_disk_is_a_user_error():
             result = command.main(standalone_mode=False, token_normalize_func=lambda name: name.replace("_", "-"))
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if not_installed(error) is None:
+            raise
+        click.echo(f"Error: {not_installed(error)}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         place = launcher.place()

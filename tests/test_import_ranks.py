@@ -31,6 +31,7 @@ RANKS = [  # first prefix that matches
     ("metrics", 4),
     ("dgl", 4),
     ("benchmarks", 8),
+    ("stylegan2_dgl", 8),
     ("scripts", 9),
 ]
 PACKAGES = sorted({prefix.split(".")[0] for prefix, _rank in RANKS})

@@ -15,8 +15,7 @@ from dnnlib.files import read_regular
 from dnnlib.progress import Progress
 from dnnlib.text import printable
 from dnnlib.util import open_atomic
-from metrics import detectors
-from metrics.lpips import open_features
+from metrics import detectors, lpips
 from torch_utils import distributed, images
 from training import families, sampling
 from training.data.convert import make_transform
@@ -52,11 +51,14 @@ def project_images(
     families.require_w(G, "Projection")
     c = sampling.class_label(G, class_idx, torch_device)
     targets = read_targets(target, G.img_resolution, G.img_channels)
-    if trust_detector:
+    if trust_detector and detector != lpips.PIXELS:
         detectors.trust(detector)
-    features = open_features(detector, torch_device)
+    features = lpips.open_features(detector, torch_device)
+    kind = "pixel" if detector == lpips.PIXELS else "LPIPS"
     torch.backends.cudnn.deterministic = True
 
+    if save_video and not ffmpeg_available():
+        print("Note: the videos will be PNGs in proj_frames, because there is no ffmpeg: pip install imageio-ffmpeg.")
     paths, summary = {}, []
     names = list(targets)
     groups = [names[first : first + batch] for first in range(0, len(names), batch)]
@@ -73,9 +75,8 @@ def project_images(
                     save_result(folder, G, found, index)
                     paths[name] = found.w[index]
                     first, last = found.distance[index, [0, -1]].tolist()
-                    summary.append(
-                        f"{printable(os.path.join(folder, 'proj.png'), 1000)}: LPIPS distance {first:.4g} -> {last:.4g}"
-                    )
+                    path = printable(os.path.join(folder, "proj.png"), 1000)
+                    summary.append(f"{path}: {kind} distance {first:.4g} -> {last:.4g}")
         print("\n".join(summary), flush=True)
         if save_video:
             _save_videos(outdir, G, targets, paths, num_steps)
@@ -142,8 +143,6 @@ def _save_videos(
     with Progress(len(targets) * len(steps), "Writing video", "frame") as progress:
         for name, path in paths.items():
             save_video(os.path.join(outdir, name), G, targets[name], path[steps], progress)
-    if not ffmpeg_available():
-        print("Note: the videos are PNGs in proj_frames, because there is no ffmpeg: pip install imageio-ffmpeg.")
 
 
 def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> None:

@@ -273,12 +273,21 @@ def test_a_detector_without_lpips_is_refused(network, run_cli, tmp_path):
     refused(run_cli(network=path, target=target, detector=detector), "'inception'", "return_lpips", "--detector")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_need_no_detector(network, run_script, tmp_path, monkeypatch, channels):
+    monkeypatch.setattr(detectors, "locate", None)
+    path, _ = network(channels=channels)
+    flags = {"network": path, "target": make_target(tmp_path / "me.png"), "num_steps": 3, "save_video": 0}
+    status, out, *_ = run_script(projector.main, detector="pixels", trust_detector=True, **flags)
+    assert status == 0 and "pixel distance" in out and "LPIPS" not in out
+
+
 def test_without_the_default_detector_nothing_is_written(network, run_script, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(detectors, "BASE_URL", "http://127.0.0.1:9/metrics")
     path, _ = network()
     result = run_script(projector.main, network=path, target=make_target(tmp_path / "me.png"))
-    refused(result, "vgg16.pt", "--detector", str(tmp_path / "cache"))
+    refused(result, "vgg16.pt", "--detector=pixels", str(tmp_path / "cache"))
 
 
 def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):

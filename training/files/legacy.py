@@ -97,7 +97,7 @@ def _transfer(data: dict[str, Any], path: str, changes: dict[str, int]) -> None:
         if data[key] is not None:
             data[key], accounts[key] = transfer.transferred(data[key], f"{key} in {path}", changes)
     data["training_set_kwargs"] = None
-    if "classes" in changes or "c_dim" in changes:
+    if "c_dim" in changes:
         for note in data.keys() - set(KEYS):  # names of the old classes
             del data[note]
     print(transfer.table(accounts), flush=True)
