@@ -125,7 +125,7 @@ class Trainer:
         self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
         self.family = families.of(self.G)
         if self.resumed:
-            self._check_groups()
+            initial.check_groups(self.family, self.D, opt)
         layout.prepare(self.G, self.device)
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
@@ -144,16 +144,6 @@ class Trainer:
             self._fit(load)
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
-
-    def _check_groups(self) -> None:
-        """Raises UserError if the micro-batches of a run that continues with other processes do not suit D."""
-        known = hasattr(self.D, "init_kwargs")  # not a discriminator of another project
-        group, size = self.family.batch_group(self.D) if known else None, self.options.batch_gpu
-        if group is not None and size > group and size % group:
-            raise UserError(
-                f"--gpus={self.options.num_gpus}: micro-batches of {size} images cannot be split into the groups of "
-                f"{group} that D compares; continue with another number of processes"
-            )
 
     def _start_networks(self, load: Callable) -> None:
         """Weights from the files that the options name, equal in all processes."""
