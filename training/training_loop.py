@@ -16,7 +16,6 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from dnnlib.util import UserError
 from metrics import detectors, in_training, metric_main, metric_utils
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
