@@ -246,7 +246,8 @@ TABLES = {
             "float64",
             "golden numbers",
             f"{code(*(tolerances.BIGGAN[key] for key in ('grads', 'steps', 'exact')))} of the largest value",
-            "training/test_biggan_golden.py::test_phase::test_iterations::test_orthogonal_gradient::test_moving_average",
+            "training/test_biggan_golden.py::test_phase::test_iterations::test_orthogonal_gradient"
+            "::test_moving_average",
         ),
         Row(
             "gradients of all six phases, weight by weight",
