@@ -34,12 +34,11 @@ def main(**flags):
     Writes index.html, a page that contains all it shows, compare.png and, with all figures, compare.json.
 
     \b
-      python compare.py --networks=data/teachers/fashion.pkl,student.pkl --data=data/fashion-test-32x32.zip \\
-          --detector=fashion --out=report
+      python compare.py --networks=digits.pkl,student.pkl --data=data/mnist5k-32x32.zip --detector=mnist --out=report
 
     \b
-    Without metrics, and so without real images:
-      python compare.py --networks=ffhq.pkl,student.pkl --metrics=none --out=report
+    Without metrics, and so without real images; training curves are those of a network's run directory:
+      python compare.py --networks=ffhq.pkl,runs/00000-ffhq/network-snapshot-000200.pkl --metrics=none --out=report
     """
     from metrics.reports.compare import compare
 

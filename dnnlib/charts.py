@@ -84,7 +84,10 @@ def bars(
             draw.rectangle([to_x(0), y, to_x(value), y + thickness - 1], _colour(labels.index(label)))
             draw.line([to_x(low), y + thickness / 2, to_x(high), y + thickness / 2], INK)
     draw.line([to_x(mark), TOP, to_x(mark), height - BOTTOM], INK)
-    _draw_legend(draw, {label: index for index, label in enumerate(labels)}, width - RIGHT, small)
+    x = width - RIGHT
+    for number, label in reversed(list(enumerate(labels))):  # beside the title, where no bar can be
+        draw.text((x, 10), label, _colour(number), small, anchor="ra")
+        x -= small.getlength(label) + 16
     return picture
 
 

@@ -106,5 +106,5 @@ def _cells(tag: str, texts: Sequence[str]) -> str:
 def _png_base64(image: Image.Image | np.ndarray) -> str:
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -19,8 +19,8 @@ from torch_utils import distributed, machine
 from training import families
 
 PROGRESS_INTERVAL = 10.0  # seconds between progress lines where the output is not a terminal
-SPEED_BUDGET = 12.0  # seconds of timing
-_SPEED_PLAN = 9  # units of progress, about seconds, for each network in each runtime
+SPEED_BUDGET = 8.0  # seconds of timing
+_SPEED_PLAN = 8  # units of progress, about seconds, for each network in each runtime
 _PICTURES_PLAN, _OVERHEAD_PLAN = 5, 3  # of a network's pictures; of a metric beside its fakes
 
 

@@ -17,6 +17,7 @@ from metrics.reports.subjects import Subject
 
 PAGE, PICTURE, FIGURES = "index.html", "compare.png", "compare.json"
 _MIB, _MB = 2**20, 10**6
+_COUNTS = {"num_fakes": "generated images", "num_reals": "real images"}
 _NOTE_ON_FILES = "A file may also hold D and the trained G; weights are those of G_ema."
 
 
@@ -145,7 +146,8 @@ def _heading(found: Found) -> str:
 
 def _machine(found: Found) -> str:
     info = found.machine
-    what = info.get("gpu") or f"{info['cpu']}, {info['cores']} cores, {info['threads']} threads"
+    threads = f"{info['threads']} thread{'s' if info['threads'] != 1 else ''} on {info['cores']} cores"
+    what = info.get("gpu") or f"{info['cpu']}, {threads}"
     date = datetime.date.today().isoformat()
     return f"Measured on {what}, load {info['load']:g}, PyTorch {info['torch']}, Python {info['python']}, {date}."
 
@@ -153,26 +155,22 @@ def _machine(found: Found) -> str:
 def _about_metrics(found: Found) -> list[str]:
     if not found.provenance:
         return ["No metrics were measured."]
-    lines = []
+    lines: dict[str, list[str]] = {}
     for metric, facts in found.provenance.items():
-        words = [f"{facts[key]:,} {what}" for key, what in _COUNTS.items() if key in facts]
-        detector = (
-            f", detector {facts['detector']} (SHA-256 {facts['detector_sha256'][:12]})" if "detector" in facts else ""
-        )
-        lines.append(f"{metric}: {' against '.join(words)}{detector}, seed {facts['seed']}.")
-    return lines
-
-
-_COUNTS = {"num_fakes": "generated images", "num_reals": "real images"}
+        text = " against ".join(f"{facts[key]:,} {what}" for key, what in _COUNTS.items() if key in facts)
+        if "detector" in facts:
+            text += f", detector {facts['detector']} (SHA-256 {facts['detector_sha256'][:12]})"
+        lines.setdefault(f"{text}, seed {facts['seed']}.", []).append(metric)
+    return [f"{', '.join(metrics)}: {text}" for text, metrics in lines.items()]
 
 
 def _about_speed(found: Found) -> list[str]:
     lines = [
-        "Times are medians over rounds in which all networks and runtimes took turns, with the ratio to the first network. "
-        "Memory is what the first call in a new process adds at its peak to that of the loaded network.",
+        "Times are medians over rounds in which all networks and runtimes took turns; (2x) is twice as fast as the "
+        "first network. Memory is what the first call in a new process adds at its peak to that of the loaded network.",
         _machine(found),
     ]
-    return lines + [f"{name} is missing: {reason}." for name, reason in found.unmeasured.items()]
+    return lines + [f"{name} was not measured: {reason}." for name, reason in found.unmeasured.items()]
 
 
 def _about_samples(found: Found) -> str:
@@ -237,7 +235,7 @@ def _json(found: Found) -> str:
 
 
 def _picture(found: Found) -> Image.Image:
-    parts = [charts.table(summary(found)), found.side_by_side, _bars(found)]
+    parts = [charts.table(summary(found)), charts.beside([found.side_by_side, *found.sweeps], gap=24), _bars(found)]
     width = max(part.width for part in parts)
     notes = [_about_samples(found), *_about_metrics(found), _about_speed(found)[0], _machine(found)]
     texts = [charts.text(note, width, 15) for note in notes]

@@ -153,7 +153,7 @@ def measure(
     samples = timing.interleave(works, clock, budget, on_round=lambda share: on_share(0.4 + 0.3 * share))
     found = []
     for number, (runtime, subject) in enumerate(keys, 1):
-        peaks = _peaks_in_subprocess(subject, runtime, device, folder, trust)
+        peaks = peaks_in_subprocess(subject, runtime, device, folder, trust)
         for batch, memory in zip(BATCHES, peaks):
             seconds = timing.spread(samples[str(batch)][f"{runtime.name}/{subject.name}"])
             found.append(Timing(subject.name, runtime.name, batch, seconds, memory))
@@ -161,7 +161,7 @@ def measure(
     return found
 
 
-def _peaks_in_subprocess(
+def peaks_in_subprocess(
     subject: Subject, runtime: Runtime, device: torch.device, folder: str, trust: bool
 ) -> list[int]:
     """`_peaks` in a new process, whose memory holds nothing from earlier work. Raises UserError if that fails."""
