@@ -2,6 +2,8 @@
 """The work of compare.py: networks measured side by side, in a report of one page and one picture."""
 
 import math
+import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from dnnlib.files import make_folder
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from metrics import catalogue, detectors, inputs, metric_main, metric_utils, saved_stats, suitability
+from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from metrics.reports import compare_page, curves, samples, speed
 from metrics.reports.found import Found
 from metrics.reports.subjects import Subject, open_all
@@ -49,6 +51,8 @@ def compare(
         detectors.trust(detector)
     compared = _check_metrics(subjects, metrics, data, detector, trunc, trust_pickle)
     folder = make_folder(out, "--out")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out={out} cannot be written to: choose another folder.")
     comparison = Comparison(subjects, metrics, detector, trunc, torch_device, compared, trust_pickle)
     found = comparison.run()
     compare_page.write(folder, found)
@@ -109,7 +113,8 @@ class Comparison:
     def run(self) -> Found:
         """Measure everything, the times first: they tell how long the metrics will take."""
         plan = _SPEED_PLAN * len(self.subjects) * len(self.runtimes)
-        with Progress(plan, "comparing", "units", min_interval=PROGRESS_INTERVAL) as self.progress:
+        interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
+        with Progress(plan, "comparing", "units", min_interval=interval) as self.progress:
             self._speed(plan)
             metric_plans = [self._metric_plan(subject, name) for subject in self.subjects for name in self.metrics]
             self.progress.total += sum(metric_plans) + _PICTURES_PLAN * len(self.subjects)
@@ -128,9 +133,10 @@ class Comparison:
     def _speed(self, plan: int) -> None:
         on_share = self._step("speed and memory", plan)
         with tempfile.TemporaryDirectory() as folder:
-            self.found.timings = speed.measure(
+            self.found.timings, failed = speed.measure(
                 self.subjects, self.runtimes, self.device, folder, SPEED_BUDGET, on_share, self.trust
             )
+        self.found.unmeasured |= failed
 
     def _metric_plan(self, subject: Subject, metric: str) -> int:
         pace = min(t.seconds.median / t.batch for t in self.found.timings if t.network == subject.name)
@@ -156,14 +162,16 @@ class Comparison:
         found.sweeps, notes = samples.truncation_sweeps(placed, classes, self.device)
         found.notes += notes
         on_share(0.5)
-        for subject, options in list(zip(self.subjects, self.compared))[1:]:
-            path = options.get("dataset_kwargs", {}).get("path")
-            if path is None or str(path).endswith(saved_stats.ENDING):
-                found.notes.append("Nearest real images need real images (--data) and a metric that uses a detector.")
-                break
-            opts = metric_utils.MetricOptions(G=subject.G, **self.common, **options)
-            G = placed[subject.name]
-            found.nearest[subject.name] = samples.nearest_reals(subject, G, opts, classes, found.trunc)
+        kinds = [
+            metric.detector.kind for metric in map(catalogue.find, self.metrics) if metric.reals and metric.detector
+        ]
+        if not kinds or not self.compared[0].get("dataset_kwargs"):
+            found.notes.append("Nearest real images need real images (--data) and a metric that compares with them.")
+        else:
+            for subject, options in list(zip(self.subjects, self.compared))[1:]:
+                opts = metric_utils.MetricOptions(G=subject.G, **self.common, **options)
+                looked = samples.nearest_reals(subject, placed[subject.name], opts, kinds[0], classes, found.trunc)
+                found.nearest[subject.name] = looked
         on_share(1)
 
     def _curves(self) -> None:

@@ -72,7 +72,8 @@ def _time_cell(found: Found, runtime: str, batch: int, subject: Subject) -> tupl
     text = f"{middle:.3g}"
     if timing is not reference:
         text += f" ({reference.seconds.median / timing.seconds.median:.2f}x)"
-    return text, f"{low:.3g} to {high:.3g}", f"{timing.memory / _MIB:.1f} MiB"
+    memory = "" if timing.memory is None else f"{timing.memory / _MIB:.1f} MiB"
+    return text, f"{low:.3g} to {high:.3g}", memory
 
 
 def _timing(found: Found, runtime: str, batch: int, name: str) -> Timing:
@@ -170,7 +171,7 @@ def _about_speed(found: Found) -> list[str]:
         "first network. Memory is what the first call in a new process adds at its peak to that of the loaded network.",
         _machine(found),
     ]
-    return lines + [f"{name} was not measured: {reason}." for name, reason in found.unmeasured.items()]
+    return lines + [f"{name} was not measured: {reason.rstrip('.')}." for name, reason in found.unmeasured.items()]
 
 
 def _about_samples(found: Found) -> str:

@@ -119,12 +119,16 @@ def nearest_reals(
     subject: Subject,
     G: torch.nn.Module,
     opts: metric_utils.MetricOptions,
+    kind: str,
     classes: Sequence[int],
     trunc: float | None,
     count: int = 3,
 ) -> Nearest:
-    """The `count` reals nearest to each of `COLUMNS` samples. `opts`: of the metrics, with reals and detector."""
-    spec = detectors.resolve(opts.detector, "inception")
+    """The `count` reals nearest to each of `COLUMNS` samples. `opts`: of the metrics, with reals.
+
+    The detector is that of `opts`, or the default of `kind`.
+    """
+    spec = detectors.resolve(opts.detector, kind)
     opts.dataset_kwargs.update(catalogue.find("kid50k_full").dataset)  # the whole set, without mirrored copies
     stats = metric_utils.compute_feature_stats_for_dataset(
         opts, spec, {"return_features": True}, max_items=200_000, capture_all=True

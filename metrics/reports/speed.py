@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dnnlib.text import printable
 from dnnlib.util import UserError
 from metrics.reports.subjects import Subject
 from torch_utils import precision, timing
@@ -40,13 +41,16 @@ class Runtime:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """A network's time, in seconds per call, with which `batch` images are made, and the bytes that this takes."""
+    """A network's time, in seconds per call, with which `batch` images are made, and the bytes that this takes.
+
+    `memory` is None where it could not be measured.
+    """
 
     network: str
     runtime: str
     batch: int
     seconds: timing.Spread
-    memory: int
+    memory: int | None
 
 
 def _pytorch(
@@ -136,29 +140,42 @@ def measure(
     budget: float,
     on_share: Callable[[float], None],
     trust: bool = False,
-) -> list[Timing]:
-    """Times and memory of every network in every runtime and batch size.
+) -> tuple[list[Timing], dict[str, str]]:
+    """Times and memory of every network in every runtime and batch size; and why some could not be measured, by name.
 
     All of them take turns (`timing.interleave`), so that noise of the machine affects them alike; `budget` seconds in
     all. `folder` keeps exported programs. `on_share` is called with the completed fraction.
     """
-    works: dict[str, dict[str, timing.Work]] = {}
-    keys = [(runtime, subject) for runtime in runtimes for subject in subjects]
-    for number, (runtime, subject) in enumerate(keys, 1):
-        for batch in BATCHES:
-            key = f"{runtime.name}/{subject.name}"
-            works.setdefault(str(batch), {})[key] = runtime.build(subject, batch, device, folder)
-        on_share(0.4 * number / len(keys))
-    clock = timing.clock_for(device)
-    samples = timing.interleave(works, clock, budget, on_round=lambda share: on_share(0.4 + 0.3 * share))
+    works: dict[int, dict[tuple[str, str], timing.Work]] = {batch: {} for batch in BATCHES}
+    failed: dict[str, str] = {}
+    for number, runtime in enumerate(runtimes, 1):
+        try:
+            built = {(s.name, b): runtime.build(s, b, device, folder) for s in subjects for b in BATCHES}
+        except UserError as error:
+            failed[runtime.name] = str(error)
+        else:
+            for (name, batch), work in built.items():
+                works[batch][runtime.name, name] = work
+        on_share(0.4 * number / len(runtimes))
+    samples = timing.interleave(
+        {str(batch): {"/".join(key): work for key, work in versions.items()} for batch, versions in works.items()},
+        timing.clock_for(device),
+        budget,
+        on_round=lambda share: on_share(0.4 + 0.3 * share),
+    )
     found = []
+    keys = [(runtime, subject) for runtime in runtimes for subject in subjects if runtime.name not in failed]
     for number, (runtime, subject) in enumerate(keys, 1):
-        peaks = peaks_in_subprocess(subject, runtime, device, folder, trust)
+        peaks: Sequence[int | None] = [None] * len(BATCHES)
+        try:
+            peaks = peaks_in_subprocess(subject, runtime, device, folder, trust)
+        except UserError as error:
+            failed[f"The memory of {subject.name} in {runtime.name}"] = str(error)
         for batch, memory in zip(BATCHES, peaks):
             seconds = timing.spread(samples[str(batch)][f"{runtime.name}/{subject.name}"])
             found.append(Timing(subject.name, runtime.name, batch, seconds, memory))
         on_share(0.7 + 0.3 * number / len(keys))
-    return found
+    return found, failed
 
 
 def peaks_in_subprocess(
@@ -170,7 +187,7 @@ def peaks_in_subprocess(
         try:
             return pool.submit(_peaks, *arguments).result()
         except Exception as error:
-            raise UserError(f"measuring the memory of {subject.name} ({runtime.name}) failed: {error}") from error
+            raise UserError(f"{type(error).__name__}, {printable(str(error))}") from error
 
 
 def _peaks(path: str, trust: bool, name: str, device: torch.device, folder: str, threads: int) -> list[int]:

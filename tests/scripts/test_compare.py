@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """compare.py: the contents of a report, both families, and what is refused before anything is measured."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 
 import compare
 import dnnlib.cli
+from dnnlib.util import UserError
 from metrics.reports import speed, subjects
 from tests.dnnlib.test_pages import Balance
 from tests.metrics import stand_ins
@@ -143,6 +145,21 @@ def test_memory_is_that_of_a_call_beside_the_loaded_network(tmp_path):
         path, False, "PyTorch fp32", torch.device("cpu"), str(tmp_path), torch.get_num_threads()
     )
     assert 0 <= small <= large < 2**30
+
+
+def test_what_fails_is_left_out_and_named(tmp_path, monkeypatch, report):
+    def refuse(*args):
+        raise UserError("no such luck.")
+
+    broken = dataclasses.replace(speed.RUNTIMES[0], name="Broken", build=refuse)
+    monkeypatch.setattr(speed, "RUNTIMES", [speed.RUNTIMES[0], broken])
+    monkeypatch.setattr(speed, "peaks_in_subprocess", refuse)
+    paths = [save(tmp_path / f"{name}.pkl", stand_ins.tiny_generator()) for name in ("a", "b")]
+    status, _out, err, folder = report(",".join(paths), metrics="none")
+    assert status == 0, err
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "Broken was not measured: no such luck." in page
+    assert "The memory of a in PyTorch fp32 was not measured: no such luck." in page
 
 
 def test_what_cannot_be_measured_is_named(tmp_path, monkeypatch):
