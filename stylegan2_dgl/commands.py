@@ -16,6 +16,7 @@ def _run(script: str) -> NoReturn:
 
 
 calc_metrics = functools.partial(_run, "calc_metrics")
+compare = functools.partial(_run, "compare")
 dataset_tool = functools.partial(_run, "dataset_tool")
 export = functools.partial(_run, "export")
 generate = functools.partial(_run, "generate")

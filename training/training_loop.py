@@ -17,6 +17,7 @@ import torch
 import dnnlib
 from dnnlib.progress import Progress
 from metrics import detectors, in_training, metric_main, metric_utils
+from metrics.reports.run_page import RunPage
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
@@ -85,6 +86,7 @@ class Trainer:
         if opened is not None:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
+        self.page = RunPage(options, write=rank == 0)
         small = self.device.type == "cpu"
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed, small) if rank == 0 else None
         self.keeper = run_state.Keeper(self)
@@ -259,6 +261,7 @@ class Trainer:
         elif self.rank == 0:
             self.grid.save_reals(os.path.join(self.options.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
+        self.page.announce()
         distributed.print0(f"Training for {self.options.total_kimg} kimg on {self.device} {types}...")
         if not self.resumed:
             self.log.tick_start = time.time()
@@ -341,6 +344,8 @@ class Trainer:
             if self.rank == 0:
                 self._keep_snapshots()
         self.log.flush(self.cur_nimg, self.metric_values)
+        if self.saved_networks:
+            self.page.update(done)
         self.cur_tick += 1
         self.tick_start_nimg = self.cur_nimg
         self.log.start_tick()

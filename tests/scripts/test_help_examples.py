@@ -17,6 +17,7 @@ import pytest
 
 from dnnlib import cli
 from dnnlib.files import write_text
+from metrics.reports import speed
 from tests.metrics import stand_ins
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
@@ -46,8 +47,11 @@ def folder(tmp_path, monkeypatch, redefine):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     for name, network in (("inception-2015-12-05", stand_ins.Inception()), ("vgg16", stand_ins.VGG16())):
         stand_ins.save_detector(network, tmp_path / "cache" / "downloads" / f"{name}.pt")
-    for metric in ("fid50k_full", "fid5k_full", "kid50k_full"):
+    for metric in ("fid50k_full", "fid5k_full", "kid50k_full", "kid5k_full", "pr5k3_full"):
         redefine(metric, num_fakes=100)
+    monkeypatch.setattr(speed, "RUNTIMES", speed.RUNTIMES[:1])
+    monkeypatch.setattr("metrics.reports.compare.SPEED_BUDGET", 0)
+    monkeypatch.setattr(speed, "peaks_in_subprocess", lambda *args: [0, 0])
     return tmp_path
 
 
@@ -89,6 +93,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
     for path, options in (
         (folder / "ffhq.pkl", {}),
         (folder / "digits.pkl", {"channels": 1, "c_dim": 10}),
+        (folder / "student.pkl", {"channels": 1, "c_dim": 10}),
         (run_dir / "network-snapshot-000200.pkl", {}),
     ):
         G = stand_ins.tiny_generator(resolution=32, **options)
@@ -149,6 +154,6 @@ def test_examples(script, folder, monkeypatch, capsys):
         assert status == 0, f"{program} {' '.join(flags)}\n{capsys.readouterr().err}"
         for flag in flags:
             name, _, value = flag.partition("=")
-            if name in ("--outdir", "--dest", "--save-stats") and script != "train":
+            if name in ("--outdir", "--out", "--dest", "--save-stats") and script != "train":
                 written = folder / value
                 assert any(written.iterdir()) if written.is_dir() else written.stat().st_size > 0
