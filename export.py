@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write networks in other formats: safetensors, ONNX, TorchScript. `python export.py --help` lists the flags."""
+"""Write networks in other formats: safetensors, ONNX, PyTorch programs. `python export.py --help` lists the flags."""
 
 import os
 
@@ -8,15 +8,16 @@ from click.core import ParameterSource
 
 from dnnlib import cli, network_options
 
-_PROGRAM_FLAGS = {"psi": "--trunc", "batch": "--batch", "noise_mode": "--noise-mode"}
+_PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--parts", "license": "--license"}
 
 
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
-@click.option("--dest", help="File to write: .safetensors, .onnx or .pt", metavar="FILE", required=True)
-@click.option("--trunc", "psi", help="Truncation psi, for .onnx and .pt  [default: 1]", type=cli.FINITE_FLOAT)
-@click.option("--batch", help="Images per call, for .onnx and .pt", type=click.IntRange(min=1), default=1)
-@click.option("--noise-mode", help="Noise, for .onnx and .pt", type=click.Choice(["const", "none"]), default="const")
+@click.option("--dest", help="File to write: .safetensors, .onnx or .pt2", metavar="FILE", required=True)
+@click.option("--dtype", help="Numbers in .onnx", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32")
+@click.option("--noise-mode", help="Per-pixel noise in programs", type=click.Choice(["const", "none"]), default="const")
+@click.option("--parts", help="Mapping and synthesis as two programs", is_flag=True)
+@click.option("--license", help="Licence of the network, stored in programs", metavar="NAME")
 @network_options.trust_pickle
 @click.pass_context
 def main(ctx, network, dest, trust_pickle, **program):
@@ -28,13 +29,24 @@ def main(ctx, network, dest, trust_pickle, **program):
 
     \b
     G_ema as a program that runs without this project, compared with PyTorch before it is written. Inputs are
-    z [batch, z_dim] and, for a conditional network, c [batch, c_dim]; the output is img, nominally in [-1, 1]:
-      python export.py --network=ffhq.pkl --dest=ffhq.onnx --trunc=0.7
-      python export.py --network=ffhq.pkl --dest=ffhq.pt --batch=4
+    z [batch, z_dim], c [batch, c_dim] of a conditional network, and psi [1], the truncation, where w has a mean; any
+    number of images per call; the output is img, nominally in [-1, 1]:
+      python export.py --network=ffhq.pkl --dest=ffhq.onnx
+      python export.py --network=ffhq.pkl --dest=ffhq.pt2
+
+    \b
+    Smaller, with a loss that is printed: half precision, or convolutions in int8, calibrated on 64 seeds:
+      python export.py --network=ffhq.pkl --dest=ffhq.int8.onnx --dtype=int8
+
+    \b
+    As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
+      python export.py --network=ffhq.pkl --dest=ffhq.onnx --parts
     """
     kind = os.path.splitext(dest)[1].lower()
-    if kind not in (".safetensors", ".onnx", ".pt"):
-        raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt.")
+    if kind == ".pt":
+        raise click.UsageError(f"--dest={dest}: PyTorch has deprecated TorchScript (.pt); write .pt2 or .onnx.")
+    if kind not in (".safetensors", ".onnx", ".pt2"):
+        raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt2.")
     given = [flag for name, flag in _PROGRAM_FLAGS.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT]
     if kind == ".safetensors" and given:
         raise click.UsageError(f"{given[0]} has no effect on a .safetensors file, which holds the networks unchanged.")
