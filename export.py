@@ -38,9 +38,7 @@ def main(ctx, network, dest, trust_pickle, **program):
     Smaller, with a loss that is printed: half precision, or convolutions in int8, calibrated on 64 seeds:
       python export.py --network=ffhq.pkl --dest=ffhq.int8.onnx --dtype=int8
 
-    \b
-    As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
-      python export.py --network=ffhq.pkl --dest=ffhq.onnx --parts
+    With --parts, two programs: ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img).
     """
     kind = os.path.splitext(dest)[1].lower()
     if kind == ".pt":
