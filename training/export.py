@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ from typing import NamedTuple
 import torch
 
 from dnnlib.progress import Progress
+from dnnlib.text import printable
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc
 from training import export_onnx, families, sampling
 from training.export_onnx import Inputs
-from training.files import safetensors_io
+from training.files import hf_folder, safetensors_io
 from training.files.snapshot import KEYS, load_snapshot
 
 TOLERANCE = 1e-3  # largest accepted difference of an fp32 program to PyTorch, in images of nominal range [-1, 1]
@@ -80,6 +82,22 @@ class _Program(torch.nn.Module):
         if psi is not None:
             ws = self.G.mapping.w_avg + (ws - self.G.mapping.w_avg) * psi
         return ws if self.part == "mapping" else self.G.synthesis(ws, **self.kwargs)
+
+
+def export_folder(network: str, dest: str, license: str | None = None, trust: bool = False) -> None:
+    """Write the G_ema of a pickle as a folder of the Hugging Face Hub's layout, and print what it holds.
+
+    Raises UserError if `dest` cannot be written or has files already.
+    """
+    if license is not None and not re.fullmatch(r"[\w.+-]{1,100}", license):
+        raise UserError(f"--license={printable(license)}: a model card takes an identifier, such as mit or cc-by-4.0.")
+    G = load_snapshot(network, trust=trust)["G_ema"]
+    try:
+        hf_folder.write(dest, G, network, license)
+    except OSError as error:
+        raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
+    print(f"{dest}: {', '.join(sorted(os.listdir(dest)))}")
+    print(f"To publish it: hf upload USER/NAME {dest}")
 
 
 def export_network(network: str, dest: str, settings: Settings | None, trust: bool = False) -> None:

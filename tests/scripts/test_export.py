@@ -95,6 +95,20 @@ def test_flags_of_programs_are_refused_for_safetensors(network, run_cli, tmp_pat
     assert not dest.exists()
 
 
+def test_generate_takes_the_hugging_face_folder(network, run_cli, tmp_path):
+    dest = tmp_path / "model"
+    status, out, _ = run_cli(export.main, network=network, dest=dest, format="hf", license="mit")
+    wanted = f"{dest}: README.md, config.json, model.safetensors\nTo publish it: hf upload USER/NAME {dest}\n"
+    assert (status, out) == (0, wanted)
+    for source, outdir in ((network, "a"), (dest, "b")):
+        flags = {"seeds": "5", "class": 1, "outdir": tmp_path / outdir, "device": "cpu"}
+        assert run_cli(generate.main, network=source, **flags)[0] == 0
+    assert (tmp_path / "a" / "seed0005.png").read_bytes() == (tmp_path / "b" / "seed0005.png").read_bytes()
+    refused(run_cli(export.main, network=network, dest=dest, format="hf"), "--dest", "exists already")
+    flags = {"format": "hf", "license": "mit", "dtype": "fp32"}
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x", **flags), "--dtype has no effect", "--format=hf")
+
+
 def test_bad_input_is_refused(network, run_cli, tmp_path):
     refused(run_cli(export.main, network=network, dest=tmp_path / "x.pkl"), "--dest", ".safetensors, .onnx or .pt2")
     refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt"), "deprecated TorchScript", ".pt2")

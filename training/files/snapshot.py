@@ -26,7 +26,7 @@ from torch_utils import distributed, misc, persistence, precision, safe_pickle, 
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
-from training.files import biggan_pth, safetensors_io, stored_code, tf_import
+from training.files import biggan_pth, hf_folder, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -131,7 +131,8 @@ def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapsh
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
     Safetensors files written by export.py open the same way, and so do checkpoints of BigGAN's public PyTorch
-    implementation, by one of their files or by their folder; the first bytes tell the formats apart. `trust` uses
+    implementation and folders of the Hugging Face Hub's layout (`hf_folder`), by one of their files or by their folder;
+    the first bytes tell the formats apart. `trust` uses
     Python's own unpickler for pickles, which runs the code in the file. Raises UserError, naming the file, if it does
     not exist, holds no networks, is damaged, or asks for more than data.
     """
@@ -139,7 +140,7 @@ def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapsh
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
     try:
         if os.path.isdir(local):
-            path = local = biggan_pth.file_in(local) or local
+            path = local = hf_folder.file_in(local) or biggan_pth.file_in(local) or local
         return _open(_read(local), path, trust, local)
     except safe_pickle.UnsafePickleError:
         raise
@@ -161,7 +162,11 @@ def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snap
         entries, sha256 = biggan_pth.read(data, path, local, _read)
         return Snapshot(entries, path, sha256)
     sha256 = hashlib.sha256(data).hexdigest()
-    if safetensors_io.starts_like_safetensors(data):
+    if config := hf_folder.config_beside(local):
+        described = _read(config)
+        entries = hf_folder.read(data, described, path)
+        sha256 = hashlib.sha256(described + data).hexdigest()
+    elif safetensors_io.starts_like_safetensors(data):
         entries = safetensors_io.read(data, path)
     else:
         entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)
