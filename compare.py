@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare networks, such as a teacher and its student, in a report. `python compare.py --help` lists the flags."""
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)

@@ -15,13 +15,26 @@ from dnnlib.cli import click
     "value are redrawn, so 1 is not full variety  [default: none]",
     type=cli.FINITE_FLOAT,
 )
-@network_options.class_idx
+@click.option(
+    "--class",
+    "classes",
+    help="Class of a conditional network: its number, several such as 0-9, or its name if the file has names",
+    type=cli.CLASSES,
+)
 @network_options.noise_mode
 @click.option("--projected-w", help="Images of the w in this npz file instead of seeds", metavar="NPZ")
-@network_options.outdir
+@click.option("--outdir", help="Folder for the images", metavar="DIR")
+@click.option("--grid", help="One image of all, grid.png; a row for each class if there are several", is_flag=True)
+@click.option(
+    "--batch", help="Images computed at once; pixels are equal but for rounding", type=click.IntRange(min=1), default=1
+)
+@click.option("--video", help="Video from seed to seed and back to the first (.mp4)", metavar="FILE")
+@click.option("--frames", help="Frames of the video from one seed to the next", type=click.IntRange(min=1), default=60)
+@click.option("--fps", help="Frames of the video per second", type=click.IntRange(1, 240), default=30)
 @network_options.device
 @network_options.trust_pickle
-def main(**flags):
+@click.pass_context
+def main(ctx, **flags):
     """Generate images from a network pickle.
 
     \b
@@ -39,11 +52,25 @@ def main(**flags):
     \b
     The image of a projected latent:
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
+
+    \b
+    One image of all: ten seeds in each of ten classes:
+      python generate.py --network=digits.pkl --class=0-9 --seeds=0-9 --grid --outdir=out
+
+    \b
+    A video from seed to seed (pip install imageio-ffmpeg): straight lines in w, or great arcs in z without a w:
+      python generate.py --network=ffhq.pkl --seeds=0-5 --trunc=0.7 --video=faces.mp4
     """
     if not flags["seeds"] and flags["projected_w"] is None:
         raise click.UsageError("--seeds (or --projected-w) is required.")
 
-    from training.sampling import generate_images
+    if flags["outdir"] is None and (flags["video"] is None or flags["grid"]):
+        raise click.UsageError("--outdir is required" + (" for --grid." if flags["grid"] else " (or --video)."))
+    for name in ("frames", "fps"):
+        if flags["video"] is None and ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} has no effect without --video.")
+
+    from training.generation import generate_images
 
     generate_images(**flags)
 

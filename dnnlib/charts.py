@@ -5,8 +5,8 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dnnlib.files import open_atomic
@@ -165,7 +165,7 @@ def table(rows: Sequence[Sequence[str]], size: int = 17) -> Image.Image:
 
 
 def grid(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], cell: int, group: int = 1, gap: int = 8
+    rows: Sequence[tuple[str, Sequence[Any]]], columns: Sequence[str], cell: int, group: int = 1, gap: int = 8
 ) -> Image.Image:
     """Images in labelled rows and columns, each `cell` pixels wide; after `group` rows there is a `gap`.
 

@@ -106,6 +106,16 @@ class _Class(click.ParamType):
         return int(value) if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
 
 
+class _Classes(_Class):
+    def convert(self, value, param, ctx) -> list[int | str]:
+        """Numbers, with ranges expanded, or the one name of a class."""
+        if isinstance(value, list):
+            return value
+        if re.fullmatch(r"[\d\s,-]*\d[\d\s,-]*", str(value)):
+            return INT_LIST.convert(value, param, ctx)
+        return [super().convert(value, param, ctx)]
+
+
 class CommaList(click.ParamType):
     """'a,b' -> ['a', 'b']; 'none' -> []; '' too unless `empty` is off, as an unset variable must not hide a flag."""
 
@@ -129,5 +139,6 @@ class CommaList(click.ParamType):
 
 BOOL = _Bool()
 CLASS = _Class()
+CLASSES = _Classes()
 FINITE_FLOAT = _FiniteFloat()
 INT_LIST = _IntList()

@@ -12,20 +12,10 @@ from dnnlib.util import UserError
 from metrics import detectors, metric_utils
 from torch_utils.images import on_white
 from training import families
+from training.sampling import slerp
 
 _EPSILON = 1e-4
 _LPIPS_RESOLUTION = 256
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Point at fraction `t` [..., 1] of the great arc from `a` to `b` [..., d], on the unit sphere."""
-    a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
-    cosine = (a * b).sum(dim=-1, keepdim=True)
-    angle = t * cosine.clamp(-1, 1).acos()
-    tangent = b - cosine * a
-    tangent = tangent / tangent.norm(dim=-1, keepdim=True)
-    point = a * angle.cos() + tangent * angle.sin()
-    return point / point.norm(dim=-1, keepdim=True)
 
 
 def trimmed_mean(values: np.ndarray) -> float:

@@ -11,8 +11,9 @@ import os
 import numpy as np
 from PIL import Image
 
-from dnnlib import charts, pages
+from dnnlib import charts
 from dnnlib.files import write_text
+from torch_utils import pages
 
 HEADER = ("network", "parameters", "MACs per image", "FID", "recall", "ms per image", "file", "training")
 MARGIN, GAP = 24, 24  # pixels

@@ -202,13 +202,13 @@ TABLES = {
             "compat/test_read_by_others.py::test_a_tree_with_only_the_agreed_names_gets_equal_outputs",
         ),
         Row(
-            "exported ONNX, TorchScript",
+            "exported ONNX, PyTorch program",
             "float32",
             "the network that was exported",
             f"absolute {code(tolerances.EXPORTED)}",
             (
                 "training/test_export.py::test_onnxruntime_gives_the_images"
-                "::test_torchscript_gives_the_images_without_this_project"
+                "::test_pt2_gives_the_images_without_this_project"
             ),
         ),
         Row(

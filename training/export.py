@@ -1,67 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of export.py: networks as a safetensors file, a generator as an ONNX or TorchScript program.
+"""The work of export.py: networks as a safetensors file or a folder, a generator as an ONNX or PyTorch program.
 
 A program runs without this project. Both kinds come from the graph that torch.export records, which contains no Python
-code. The `.pt` file is TorchScript because torch.jit.load and libtorch open it in every PyTorch version; programs
-saved by torch.export need the extension `.pt2` and may not open in a later version.
+code. PyTorch opens `.pt2` files in the version that wrote them and, as a rule, in later ones; ONNX files last.
 
-Letters in shape comments: N batch, Z Y widths of z and label, C channels, R resolution.
+Letters in shape comments: N batch, Z Y D widths of z, label and w, L number of w vectors, C channels, R resolution.
 """
 
 import contextlib
 import copy
 import dataclasses
-import importlib
 import io
+import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
+from dnnlib.progress import Progress
+from dnnlib.text import printable
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc
-from training import families, sampling
-from training.files import safetensors_io
+from training import export_onnx, families, sampling
+from training.export_onnx import Inputs
+from training.files import hf_folder, safetensors_io
 from training.files.snapshot import KEYS, load_snapshot
 
-TOLERANCE = 1e-3  # largest accepted difference to PyTorch, in images of nominal range [-1, 1]
-OPSET = 18
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_FIRST_TRACED_SEED = 1_000_000  # not the latents of the comparison, which thus finds values recorded as constants
+TOLERANCE = 1e-3  # largest accepted difference of an fp32 program to PyTorch, in images of nominal range [-1, 1]
+DTYPES = ("fp32", "fp16", "int8")
+_PSI = 0.7  # of some of the compared images
+# Neither are latents of the comparison, which thus finds values recorded as constants.
+_FIRST_TRACED_SEED = 1_000_000
+_CALIBRATION_SEEDS = range(2_000_000, 2_000_064)
+# Images in each call of the comparison: sizes that the traced call did not have.
+_COMPARED = {"fp32": (1, 3), "fp16": (1, 3, 4, 4, 4), "int8": (1, 3, 4, 4, 4)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Fixed settings of a program: truncation psi (None is 1), images per call, per-pixel noise 'const' or 'none'."""
+    """Choices for a program: per-pixel noise 'const' or 'none', one of `DTYPES`, two files for mapping and synthesis,
+    a licence for its metadata."""
 
-    psi: float | None = None
-    batch: int = 1
     noise_mode: str = "const"
+    dtype: str = "fp32"
+    parts: bool = False
+    license: str | None = None
+
+
+class Difference(NamedTuple):
+    """Absolute difference between the outputs of a program and of PyTorch: images, or ws of a mapping network."""
+
+    largest: float
+    mean: float
 
 
 class _Program(torch.nn.Module):
-    """A generator with fixed settings: z [N, Z] and, if it is conditional, c [N, Y] -> img [N, C, R, R]."""
+    """A generator, or its 'mapping' or 'synthesis' alone, as a function of the tensors that it takes.
 
-    def __init__(self, G: torch.nn.Module, settings: Settings):
+    generator: z [N, Z], c [N, Y] if it is conditional, psi [1] if it has a mean w -> img [N, C, R, R]; mapping: the
+    same -> ws [N, L, D]; synthesis: ws -> img.
+    """
+
+    def __init__(self, G: torch.nn.Module, part: str, noise_mode: str):
         super().__init__()
         self.G = G
-        self.settings = settings
+        self.part = part
+        self.kwargs = {"noise_mode": noise_mode, **families.of(G).export_kwargs}
 
-    def forward(self, z, c=None):
-        return _images(self.G, z, c, self.settings, **families.of(self.G).export_kwargs)
+    def forward(self, z=None, c=None, psi=None, ws=None):
+        if self.part == "synthesis":
+            return self.G.synthesis(ws, **self.kwargs)
+        c = z.new_zeros([z.shape[0], 0]) if c is None else c
+        if self.part == "generator" and psi is None:
+            return families.of(self.G).sample(self.G, z, c, truncation_psi=1, **self.kwargs)
+        ws = self.G.mapping(z, c)
+        if psi is not None:
+            ws = self.G.mapping.w_avg + (ws - self.G.mapping.w_avg) * psi
+        return ws if self.part == "mapping" else self.G.synthesis(ws, **self.kwargs)
 
 
-def _images(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor | None, settings: Settings, **kwargs) -> torch.Tensor:
-    return families.of(G).sample(G, z, c, truncation_psi=settings.psi, noise_mode=settings.noise_mode, **kwargs)
+def export_folder(network: str, dest: str, license: str | None = None, trust: bool = False) -> None:
+    """Write the G_ema of a pickle as a folder of the Hugging Face Hub's layout, and print what it holds.
+
+    Raises UserError if `dest` cannot be written or has files already.
+    """
+    if license is not None and not re.fullmatch(r"[\w.+-]{1,100}", license):
+        raise UserError(f"--license={printable(license)}: a model card takes an identifier, such as mit or cc-by-4.0.")
+    G = load_snapshot(network, trust=trust)["G_ema"]
+    try:
+        hf_folder.write(dest, G, network, license)
+    except OSError as error:
+        raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
+    print(f"{dest}: {', '.join(sorted(os.listdir(dest)))}")
+    print(f"To publish it: hf upload USER/NAME {dest}")
 
 
 def export_network(network: str, dest: str, settings: Settings | None, trust: bool = False) -> None:
     """Write the networks of a pickle as safetensors (`settings` None), or its G_ema as a program with `settings`.
 
-    Prints one line about the result. Raises UserError if `dest` cannot be written, and as `export` does.
+    Prints one line about each file. Raises UserError if `dest` cannot be written, and as `export` does.
     """
     if not os.path.isdir(os.path.dirname(os.path.abspath(dest))):
         raise UserError(f"--dest={dest} is in a folder that does not exist.")
@@ -73,60 +115,105 @@ def export_network(network: str, dest: str, settings: Settings | None, trust: bo
             return
         G = snapshot["G_ema"]
         size = f"{G.img_resolution}x{G.img_resolution}"
-        print(f"Exporting G_ema, {size}, {settings.batch} image(s) per call", file=sys.stderr, flush=True)
-        print(f"{dest}: max abs difference to PyTorch {export(G, dest, settings):.2g}")
+        print(f"Exporting G_ema, {size}, {settings.dtype}", file=sys.stderr, flush=True)
+        for path, found in export(G, dest, settings).items():
+            size = f"{os.path.getsize(path) / 1e6:.3g} MB"
+            print(f"{path}: {size}, difference to PyTorch max {found.largest:.2g}, mean {found.mean:.2g}")
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
 
 
-def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> float:
-    """Write `G` as a program, .onnx or .pt by the extension of `path`.
+def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> dict[str, Difference]:
+    """Write `G` as a program, .onnx or .pt2 by the extension of `path`; its parts have names such as x.mapping.onnx.
 
-    The program is first run and compared with `G`. Returns the largest absolute difference of their images, both
-    float32 [N, C, R, R]. Raises UserError if the difference exceeds `TOLERANCE`, a package is missing, or truncation
-    is not possible: without a mean w, or where it bounds z, an input; OSError if `path` cannot be written.
+    Programs are first run and compared with `G`; then all are written. Returns the differences by path. Raises
+    UserError if one exceeds `TOLERANCE` in fp32 or is not finite, a package is missing, or the settings do not fit `G`
+    or the format; OSError if a file cannot be written.
     """
-    family = families.of(G)
-    if settings.psi is not None and family.truncates_z:
-        raise UserError(
-            f"--trunc={settings.psi:g}: truncation of a {type(G).__name__} ({family.name}) bounds z, an input of the "
-            "program: drop the flag, and redraw values of z beyond the bound."
-        )
-    settings = dataclasses.replace(settings, psi=family.truncation(G, settings.psi)[1])
-    make, load = _make_torchscript, _load_torchscript
-    if os.path.splitext(os.fspath(path))[1].lower() == ".onnx":
-        _check_packages()
-        make, load = _make_onnx, _load_onnx
+    stem, ending = os.path.splitext(os.fspath(path))
+    is_onnx = ending.lower() == ".onnx"
+    if is_onnx:
+        export_onnx.check_packages()
+    elif settings.dtype != "fp32":
+        raise UserError(f"--dtype={settings.dtype} is for .onnx files: name one with --dest.")
+    if settings.parts:
+        families.require_w(G, "--parts")
+    names = {part: f"{stem}.{part}{ending}" for part in ("mapping", "synthesis")}
+    files = {}
     with torch.no_grad():
-        with _quiet():
-            inputs = _inputs(G, settings.batch, _FIRST_TRACED_SEED)
-            data = make(_graph(sampling.freeze(copy.deepcopy(G)), settings, inputs), inputs)
-            run = load(data)
-        inputs = _inputs(G, settings.batch, 0)
-        c = inputs[1] if len(inputs) > 1 else torch.zeros([settings.batch, 0])
-        wanted = _images(G, inputs[0], c, settings)
-        difference = (run(inputs) - wanted).abs().max().item()
-    if not difference <= TOLERANCE:
+        for part, name in names.items() if settings.parts else [("generator", os.fspath(path))]:
+            # Without convolutions, a mapping network is the same in all types.
+            own = dataclasses.replace(settings, dtype="fp32") if part == "mapping" else settings
+            files[name] = _checked(G, part, own, name, _onnx if is_onnx else _pt2)
+    for name, (data, _) in files.items():
+        with open_atomic(name) as file:
+            file.write(data)
+    return {name: difference for name, (_, difference) in files.items()}
+
+
+_Make = Callable[[torch.nn.Module, str, Settings], tuple[bytes, Callable[[Inputs], torch.Tensor]]]
+
+
+def _checked(G: torch.nn.Module, part: str, settings: Settings, name: str, make: _Make) -> tuple[bytes, Difference]:
+    """The content of the file `name`, after comparison with `G`."""
+    with _quiet():
+        data, run = make(G, part, settings)
+        found = _compare(G, part, settings, run)
+    if not found.largest <= (TOLERANCE if settings.dtype == "fp32" else sys.float_info.max):
+        limit = f"up to {TOLERANCE:g} is accepted" if settings.dtype == "fp32" else "use --dtype=fp32"
         raise UserError(
-            f"{os.fspath(path)} is not written, because its images differ from PyTorch's by {difference:.2g}; "
-            f"up to {TOLERANCE:g} is accepted."
+            f"{name} is not written, because its values differ from PyTorch's by {found.largest:.2g}; {limit}."
         )
-    with open_atomic(path) as file:
-        file.write(data)
-    return difference
+    return data, found
 
 
-def _inputs(G: torch.nn.Module, batch: int, first_seed: int) -> tuple[torch.Tensor, ...]:
-    """(z [N, Z],) of consecutive seeds; for a conditional network (z, c [N, Y]) with the classes in order."""
-    z = torch.cat([sampling.seed_to_z(first_seed + i, G.z_dim) for i in range(batch)])
-    if G.c_dim == 0:
-        return (z,)
-    return z, torch.eye(G.c_dim)[torch.arange(first_seed, first_seed + batch) % G.c_dim]
+def _compare(G: torch.nn.Module, part: str, settings: Settings, run: Callable[[Inputs], torch.Tensor]) -> Difference:
+    differences, first = [], 0
+    sizes = _COMPARED[settings.dtype]
+    with Progress(sum(sizes), "Comparing", "img") as progress:
+        for size in sizes:
+            psi = 1 if first == 0 else _PSI
+            inputs, wanted = _reference(G, part, settings, range(first, first + size), psi)
+            differences.append((run(inputs) - wanted).abs().double().flatten())
+            first += size
+            progress.update(size)
+    found = torch.cat(differences)
+    return Difference(found.max().item(), found.mean().item())
 
 
-def _graph(G: torch.nn.Module, settings: Settings, inputs: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+def _reference(
+    G: torch.nn.Module, part: str, settings: Settings, seeds: range, psi: float
+) -> tuple[Inputs, torch.Tensor]:
+    """Inputs of a program, and what PyTorch makes of them, with the network's own truncation."""
+    inputs = _inputs(G, seeds, psi)
+    z, c = inputs["z"], inputs.get("c", torch.zeros([len(seeds), 0]))
+    psi = psi if "psi" in inputs else 1
+    kwargs = {"noise_mode": settings.noise_mode}
+    if part == "generator":
+        return inputs, families.of(G).sample(G, z, c, truncation_psi=psi, **kwargs)
+    ws = G.mapping(z, c, truncation_psi=psi)
+    return (inputs, ws) if part == "mapping" else ({"ws": ws}, G.synthesis(ws, **kwargs))
+
+
+def _inputs(G: torch.nn.Module, seeds: range, psi: float = 1) -> Inputs:
+    """z [N, Z] of `seeds`; for a conditional network c [N, Y] with the classes in order; with a mean w psi [1]."""
+    inputs = {"z": torch.cat([sampling.seed_to_z(seed, G.z_dim) for seed in seeds])}
+    if G.c_dim:
+        inputs["c"] = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim]
+    w_avg = getattr(getattr(G, "mapping", None), "w_avg", None)
+    if w_avg is not None and w_avg.isfinite().all():
+        inputs["psi"] = torch.tensor([float(psi)])
+    return inputs
+
+
+def _traced(G: torch.nn.Module, part: str, settings: Settings) -> tuple[torch.export.ExportedProgram, Inputs]:
+    """The graph of a program, with a free number of images, and the inputs that it was recorded with."""
+    inputs = _inputs(G, range(_FIRST_TRACED_SEED, _FIRST_TRACED_SEED + 2))
+    if part == "synthesis":
+        inputs = {"ws": G.mapping(inputs["z"], inputs.get("c", torch.zeros([2, 0])))}
+    program = _Program(sampling.freeze(G), part, settings.noise_mode)
     try:
-        return torch.export.export(_Program(G, settings), inputs, strict=False)
+        return _record(program, inputs), inputs
     except Exception as error:
         if type(G) is families.class_of(type(G).__name__):
             raise
@@ -137,27 +224,10 @@ def _graph(G: torch.nn.Module, settings: Settings, inputs: tuple[torch.Tensor, .
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' own warnings inside the block."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _make_torchscript(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
-    # Traced twice: under torch.jit.trace alone, shapes would be tensors, which the networks' code does not support.
-    traced = torch.jit.trace(_with_used_tensors(program.module()), inputs, check_trace=False)
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer)
-    return buffer.getvalue()
+def _record(module: torch.nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    shapes = {name: None if name == "psi" else {0: batch} for name in inputs}
+    return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _with_used_tensors(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -172,57 +242,67 @@ def _with_used_tensors(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return module
 
 
-def _load_torchscript(data: bytes) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:
-    network = torch.jit.load(io.BytesIO(data))
-    return lambda inputs: network(*inputs)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' own warnings inside the block."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logging.disable(disabled)
 
 
-def _check_packages() -> None:
-    for name in _ONNX_PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"An .onnx file needs the package {name}: pip install {' '.join(_ONNX_PACKAGES)}"
-            ) from error
+def metadata(G: torch.nn.Module, part: str, settings: Settings) -> dict[str, str]:
+    """What the file of a program says about it, apart from names and shapes of its inputs."""
+    described = {
+        "family": families.of(G).name,
+        "part": part,
+        "resolution": G.img_resolution,
+        "channels": G.img_channels,
+        "classes": G.c_dim,
+        "range": "-1 1",
+        "dtype": settings.dtype,
+        "noise_mode": settings.noise_mode,
+        "license": settings.license or "unknown",
+    }
+    if settings.dtype == "int8":
+        described["calibration_seeds"] = f"{_CALIBRATION_SEEDS[0]}-{_CALIBRATION_SEEDS[-1]}"
+    return {name: str(value) for name, value in described.items()}
 
 
-def _make_onnx(program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...]) -> bytes:
-    import onnx
-    import onnxscript.optimizer
-
-    exported = torch.onnx.export(
-        program,
-        inputs,
-        input_names=["z", "c"][: len(inputs)],
-        output_names=["img"],
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    # Newer versions have done this already; older ones leave unused nodes and functions outside the standard.
-    model = onnxscript.optimizer.optimize(exported.model_proto)
-    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
-    if foreign:
-        raise UserError(
-            f"PyTorch {torch.__version__} writes this network with operators outside the ONNX standard "
-            f"({', '.join(sorted(foreign))}): export it with a newer version."
-        )
-    for node in model.graph.node:
-        # Stack traces, which contain paths of this machine.
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
+def _pt2(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Callable[[Inputs], torch.Tensor]]:
+    graph, inputs = _traced(copy.deepcopy(G), part, settings)
+    graph = _record(_with_used_tensors(graph.module()), inputs)
+    buffer = io.BytesIO()
+    torch.export.save(graph, buffer, extra_files={"metadata.json": json.dumps(metadata(G, part, settings), indent=1)})
+    buffer.seek(0)
+    loaded = torch.export.load(buffer).module()
+    return buffer.getvalue(), lambda inputs: loaded(**inputs)
 
 
-def _load_onnx(data: bytes) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:
-    import onnxruntime
+def _onnx(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Callable[[Inputs], torch.Tensor]]:
+    prepared, family = copy.deepcopy(G), families.of(G)
+    if settings.dtype == "fp16" and family.prepare_fp16 is not None:
+        family.prepare_fp16(prepared)
+    model = export_onnx.convert(*_traced(prepared, part, settings), "ws" if part == "mapping" else "img")
+    if settings.dtype == "fp16":
+        model = export_onnx.to_fp16(model)
+    elif settings.dtype == "int8":
+        model = export_onnx.to_int8(model, _calibration(G, part, settings))
+    data = export_onnx.to_bytes(model, metadata(G, part, settings))
+    return data, export_onnx.load(data)
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def run(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        feed = {argument.name: x.numpy() for argument, x in zip(session.get_inputs(), inputs)}
-        return torch.from_numpy(session.run(["img"], feed)[0])
-
-    return run
+def _calibration(G: torch.nn.Module, part: str, settings: Settings) -> Iterator[Inputs]:
+    """Inputs of one image each, whose activations set the ranges of int8."""
+    with Progress(len(_CALIBRATION_SEEDS), "Calibrating", "img") as progress:
+        for seed in _CALIBRATION_SEEDS:
+            inputs = _inputs(G, range(seed, seed + 1))
+            if part == "synthesis":
+                inputs = {"ws": G.mapping(inputs["z"], inputs.get("c", torch.zeros([1, 0])))}
+            yield inputs
+            progress.update()

@@ -4,8 +4,6 @@
 import collections
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,13 +15,13 @@ from dnnlib.text import printable
 from dnnlib.util import open_atomic
 from metrics import detectors, lpips
 from torch_utils import distributed, images
+from torch_utils.video import ffmpeg_available, save_mp4
 from training import families, sampling
 from training.data.convert import make_transform
 from training.data.image_files import MOST_BYTES, DatasetError, image_names
 from training.data.sources import decode
 from training.projection import Projection, project
 
-_VIDEO = {"format": "FFMPEG", "fps": 10, "codec": "libx264", "bitrate": "16M"}
 _MAX_FRAMES = 100  # 1000 PNG frames of a large network would take gigabytes
 
 
@@ -154,7 +152,7 @@ def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torc
     frames = _frames(G, target, path, progress)
     video, pngs = os.path.join(folder, "proj.mp4"), os.path.join(folder, "proj_frames")
     if ffmpeg_available():
-        _save_mp4(video, frames)
+        save_mp4(video, frames)
         _remove_frames(pngs)
         with contextlib.suppress(OSError):  # there is none, or it has other files
             os.rmdir(pngs)
@@ -164,17 +162,6 @@ def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torc
             os.remove(video)
 
 
-def ffmpeg_available() -> bool:
-    """Whether imageio can write videos."""
-    try:
-        import imageio_ffmpeg
-
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        return False
-    return True
-
-
 def _frames(G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> Iterator[np.ndarray]:
     """Frames uint8 [R, 2R, C] of the latents `path` [T, D]; videos have no transparency, so RGBA is on white."""
     for w in path:
@@ -182,19 +169,6 @@ def _frames(G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progre
         both = images.on_white(torch.cat([target, img], dim=2).unsqueeze(0))
         yield both[0].permute(1, 2, 0).numpy()
         progress.update()
-
-
-def _save_mp4(path: str, frames: Iterator[np.ndarray]) -> None:
-    import imageio.v2
-
-    with tempfile.TemporaryDirectory() as scratch:
-        draft = os.path.join(scratch, "proj.mp4")
-        # Widths are powers of two from 8 up, which imageio would otherwise round up to a multiple of 16.
-        with imageio.v2.get_writer(draft, **_VIDEO, macro_block_size=2) as video:
-            for frame in frames:
-                video.append_data(np.broadcast_to(frame, [*frame.shape[:2], 3]))
-        with open(draft, "rb") as source, open_atomic(path) as file:
-            shutil.copyfileobj(source, file)
 
 
 def _save_frames(folder: str, frames: Iterator[np.ndarray]) -> None:

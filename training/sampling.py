@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from a trained generator: the work of generate.py and style_mixing.py.
+"""Images from a trained generator, and the work of style_mixing.py.
 
 `seed_to_ws` and `synthesize` are for families with a latent space w; all else works for any family.
 
@@ -9,7 +9,7 @@ Letters in shape comments: Z Y D widths of z, label and w, L number of w vectors
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,96 +17,13 @@ import torch
 from dnnlib.progress import Progress
 from dnnlib.text import printable
 from dnnlib.util import UserError
-from torch_utils import distributed, images, misc, npz
+from torch_utils import distributed, images, misc
 from torch_utils.ops import layout
 from training import families
 from training.data import class_names
 from training.files.snapshot import Snapshot, load_snapshot
 
-_MOST_GRID_BYTES = 1 << 32  # of style_mixing.py, whose images are kept in memory
-
-
-def generate_images(
-    network: str,
-    outdir: str,
-    *,
-    seeds: Sequence[int] | None = None,
-    psi: float | None = None,
-    class_idx: int | str | None = None,
-    noise_mode: str = "const",
-    projected_w: str | None = None,
-    device: str = "auto",
-    trust_pickle: bool = False,
-) -> None:
-    """Write seedNNNN.png to `outdir` for each of `seeds`, or projNN.png for each w in the npz file `projected_w`.
-
-    The arguments are the values of the flags of generate.py; `psi` is the value of --trunc, None for no truncation.
-    Raises UserError, naming the flag, for unusable ones.
-    """
-    torch_device = distributed.configure_device(distributed.resolve_device(device))
-    G = open_generator(network, trust_pickle, torch_device)
-    if noise_mode != "const" and not families.of(G).has_w:
-        print("Note: --noise-mode has no effect, because the network takes no noise.", file=sys.stderr)
-    if projected_w is None:
-        to_draw = _of_seeds(G, seeds, class_idx, psi, noise_mode, torch_device)
-    else:
-        if seeds or class_idx is not None:
-            print("Note: --seeds and --class have no effect with --projected-w.", file=sys.stderr)
-        to_draw = _of_latents(G, projected_w, noise_mode, torch_device)
-    with output_folder(outdir), Progress(len(to_draw), "Generating", "img") as progress:
-        for name, noise_seed, draw in to_draw:
-            torch.manual_seed(noise_seed)
-            images.save_png(images.to_uint8(draw())[0], os.path.join(outdir, name))
-            progress.update()
-
-
-_ToDraw = tuple[str, int, Callable[[], torch.Tensor]]  # file name, seed of the noise, function giving [1, C, R, R]
-
-
-def _of_seeds(
-    G: torch.nn.Module,
-    seeds: Sequence[int],
-    class_idx: int | str | None,
-    trunc: float | None,
-    noise_mode: str,
-    device: torch.device,
-) -> list[_ToDraw]:
-    check_seeds("--seeds", seeds)
-    family = families.of(G)
-    bound, psi = family.truncation(G, trunc)
-    c = class_label(G, class_idx, device)
-
-    def draw(seed: int) -> torch.Tensor:
-        z = seed_to_z(seed, G.z_dim, bound).to(device)
-        return family.sample(G, z, c, truncation_psi=psi, noise_mode=noise_mode)
-
-    return [(f"seed{seed:04d}.png", seed, lambda seed=seed: draw(seed)) for seed in seeds]
-
-
-def _of_latents(G: torch.nn.Module, path: str, noise_mode: str, device: torch.device) -> list[_ToDraw]:
-    families.require_w(G, "--projected-w")
-    ws = _read_latents(G, path).to(device)
-    return [
-        (f"proj{idx:02d}.png", idx, lambda w=w: synthesize(G, w.unsqueeze(0), noise_mode)) for idx, w in enumerate(ws)
-    ]
-
-
-def _read_latents(G: torch.nn.Module, path: str) -> torch.Tensor:
-    """float32 [n, L, D], the array `w` of an npz file. Raises UserError."""
-    try:
-        ws = torch.from_numpy(npz.read(path, ["w"])["w"]).to(torch.float32)
-    except OSError as error:
-        raise UserError(f"--projected-w={path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--projected-w={path} is not an npz file with an array 'w' of numbers.") from error
-    if not ws.isfinite().all():
-        raise UserError(f"--projected-w={path} contains values that are not finite numbers: project again.")
-    if ws.ndim != 3 or list(ws.shape[1:]) != [G.num_ws, G.w_dim]:
-        raise UserError(
-            f"--projected-w={path} contains a w of shape {list(ws.shape)}, and this network takes "
-            f"[n, {G.num_ws}, {G.w_dim}]: project with the same --network."
-        )
-    return ws
+MOST_GRID_BYTES = 1 << 32  # of a grid, whose images are kept in memory
 
 
 def mix_styles(
@@ -155,10 +72,10 @@ def mix_styles(
 
 
 def _check_grid(G: torch.nn.Module, rows: Sequence[int], cols: Sequence[int]) -> None:
-    if (len(rows) + 1) * (len(cols) + 1) * G.img_channels * G.img_resolution**2 > _MOST_GRID_BYTES:
+    if (len(rows) + 1) * (len(cols) + 1) * G.img_channels * G.img_resolution**2 > MOST_GRID_BYTES:
         raise UserError(
             f"--rows and --cols have {len(rows)} and {len(cols)} seeds, and a grid of so many images of "
-            f"{G.img_resolution}x{G.img_resolution} would exceed {_MOST_GRID_BYTES >> 30} GiB: use fewer."
+            f"{G.img_resolution}x{G.img_resolution} would exceed {MOST_GRID_BYTES >> 30} GiB: use fewer."
         )
 
 
@@ -269,6 +186,17 @@ def truncated_z(rnd: np.random.RandomState, shape: tuple[int, ...], threshold: f
     while threshold is not None and (outside := np.abs(z) > threshold).any():
         z[outside] = rnd.standard_normal(np.count_nonzero(outside))
     return z
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Point at fraction `t` [..., 1] of the great arc from `a` to `b` [..., d], on the unit sphere."""
+    a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
+    cosine = (a * b).sum(dim=-1, keepdim=True)
+    angle = t * cosine.clamp(-1, 1).acos()
+    tangent = b - cosine * a
+    tangent = tangent / tangent.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # 0 if a and b are equal
+    point = a * angle.cos() + tangent * angle.sin()
+    return point / point.norm(dim=-1, keepdim=True)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from dnnlib import charts, pages
+from dnnlib import charts
 from dnnlib.files import write_text
 from dnnlib.text import aligned
 from metrics.reports.found import Found
 from metrics.reports.speed import Timing
 from metrics.reports.subjects import Subject
+from torch_utils import pages
 
 PAGE, PICTURE, FIGURES = "index.html", "compare.png", "compare.json"
 _MIB, _MB = 2**20, 10**6

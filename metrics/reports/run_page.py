@@ -8,11 +8,11 @@ import os
 import pathlib
 import time
 
-from dnnlib import pages
 from dnnlib.files import write_text
 from dnnlib.text import format_time
 from metrics import metric_main
 from metrics.reports import curves
+from torch_utils import pages
 from training.settings import TrainingOptions
 
 NAME = "report.html"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the result of a script."""
+"""Checks of the result of a script, and a stand-in for a video."""
 
 import os
 
@@ -22,3 +22,20 @@ def pixels(path: str | os.PathLike) -> torch.Tensor:
     """uint8 [C, H, W] of an image file."""
     image = np.array(PIL.Image.open(path))
     return torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1)
+
+
+class FakeVideo(list):
+    """Takes frames like imageio's writer, and writes a file when closed."""
+
+    def open(self, path, **options):
+        self.path, self.options = path, options
+        return self
+
+    append_data = list.append
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        with open(self.path, "wb") as file:
+            file.write(b"video")

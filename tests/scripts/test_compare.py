@@ -14,9 +14,9 @@ import compare
 import dnnlib.cli
 from dnnlib.util import UserError
 from metrics.reports import speed, subjects
-from tests.dnnlib.test_pages import Balance
 from tests.metrics import stand_ins
 from tests.metrics.reports.test_curves import metric_line, stats_line
+from tests.torch_utils.test_pages import Balance
 from training.files.snapshot import save_snapshot
 
 NAMES = ["index.html", "compare.json", "compare.png"]

@@ -64,42 +64,59 @@ def test_a_safetensors_file_is_exported_again_to_the_same_bytes(network, run_cli
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["net.onnx", "net.PT"])
+@pytest.mark.parametrize("name", ["net.onnx", "net.PT2"])
 def test_flags_reach_the_program_and_the_difference_is_printed(network, run_cli, tmp_path, monkeypatch, name):
     seen = []
 
     def stand_in(G, path, settings):
         seen.append((type(G).__name__, path, settings))
-        return 1.5e-6
+        (tmp_path / name).write_bytes(b"x" * 2000)
+        return {path: exporter.Difference(1.5e-6, 2e-7)}
 
     monkeypatch.setattr(exporter, "export", stand_in)
     dest = str(tmp_path / name)
-    status, out, err = run_cli(export.main, network=network, dest=dest, trunc=0.5, batch=3, noise_mode="none")
-    assert (status, out) == (0, f"{dest}: max abs difference to PyTorch 1.5e-06\n") and "8x8" in err
-    assert seen == [("Generator", dest, exporter.Settings(psi=0.5, batch=3, noise_mode="none"))]
+    flags = {"dtype": "int8", "noise_mode": "none", "license": "MIT"}
+    status, out, err = run_cli(export.main, network=network, dest=dest, **flags)
+    assert (status, out) == (0, f"{dest}: 0.002 MB, difference to PyTorch max 1.5e-06, mean 2e-07\n") and "8x8" in err
+    assert seen == [("Generator", dest, exporter.Settings(**flags))]
 
 
 def test_a_program_is_written(network, run_cli, tmp_path):
-    status, out, _ = run_cli(export.main, network=network, dest=tmp_path / "net.pt")
-    assert status == 0 and "max abs difference to PyTorch" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pkl", "net.pt"]
+    status, out, err = run_cli(export.main, network=network, dest=tmp_path / "net.pt2")
+    assert status == 0 and "difference to PyTorch max" in out and "Comparing 4/4 img" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pkl", "net.pt2"]
 
 
 def test_flags_of_programs_are_refused_for_safetensors(network, run_cli, tmp_path):
     dest = tmp_path / "x.safetensors"
-    for flag, value in (("trunc", 1), ("batch", 2), ("noise_mode", "const")):
+    for flag, value in (("dtype", "fp32"), ("license", "MIT"), ("noise_mode", "const")):
         words = f"--{flag.replace('_', '-')}"
         refused(run_cli(export.main, network=network, dest=dest, **{flag: value}), words, ".safetensors")
     assert not dest.exists()
 
 
+def test_generate_takes_the_hugging_face_folder(network, run_cli, tmp_path):
+    dest = tmp_path / "model"
+    status, out, _ = run_cli(export.main, network=network, dest=dest, format="hf", license="mit")
+    wanted = f"{dest}: README.md, config.json, model.safetensors\nTo publish it: hf upload USER/NAME {dest}\n"
+    assert (status, out) == (0, wanted)
+    for source, outdir in ((network, "a"), (dest, "b")):
+        flags = {"seeds": "5", "class": 1, "outdir": tmp_path / outdir, "device": "cpu"}
+        assert run_cli(generate.main, network=source, **flags)[0] == 0
+    assert (tmp_path / "a" / "seed0005.png").read_bytes() == (tmp_path / "b" / "seed0005.png").read_bytes()
+    refused(run_cli(export.main, network=network, dest=dest, format="hf"), "--dest", "exists already")
+    flags = {"format": "hf", "license": "mit", "dtype": "fp32"}
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x", **flags), "--dtype has no effect", "--format=hf")
+
+
 def test_bad_input_is_refused(network, run_cli, tmp_path):
-    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pkl"), "--dest", ".safetensors, .onnx or .pt")
-    refused(run_cli(export.main, network=network, dest=tmp_path / "no" / "x.pt"), "--dest", "folder")
-    refused(run_cli(export.main, network=tmp_path / "no.pkl", dest=tmp_path / "x.pt"), "no.pkl")
-    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", noise_mode="random"), "--noise-mode")
-    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", batch=0), "--batch")
-    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt", trunc="nan"), "--trunc")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pkl"), "--dest", ".safetensors, .onnx or .pt2")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt"), "deprecated TorchScript", ".pt2")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "no" / "x.pt2"), "--dest", "folder")
+    refused(run_cli(export.main, network=tmp_path / "no.pkl", dest=tmp_path / "x.pt2"), "no.pkl")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt2", noise_mode="random"), "--noise-mode")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt2", dtype="fp8"), "--dtype")
+    refused(run_cli(export.main, network=network, dest=tmp_path / "x.pt2", dtype="int8"), "--dtype=int8", ".onnx")
     (tmp_path / "full.safetensors").mkdir()
     refused(run_cli(export.main, network=network, dest=tmp_path / "full.safetensors"), "--dest", "cannot be written")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full.safetensors", "net.pkl"]
@@ -108,4 +125,4 @@ def test_bad_input_is_refused(network, run_cli, tmp_path):
 def test_a_file_without_g_ema_is_refused(run_cli, tmp_path):
     G = stand_ins.tiny_generator()
     save_snapshot(tmp_path / "net.pkl", {"G": G, "D": None, "G_ema": None, "training_set_kwargs": {}})
-    refused(run_cli(export.main, network=tmp_path / "net.pkl", dest=tmp_path / "x.pt"), "G_ema")
+    refused(run_cli(export.main, network=tmp_path / "net.pkl", dest=tmp_path / "x.pt2"), "G_ema")

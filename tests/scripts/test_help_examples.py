@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 
+import imageio.v2
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,11 +20,12 @@ from dnnlib import cli
 from dnnlib.files import write_text
 from metrics.reports import speed
 from tests.metrics import stand_ins
+from tests.scripts.outcome import FakeVideo
 from tests.support import ROOT
 from tests.training.data.test_sources import write_mnist
 from tests.training.files import tensorflow_pickle
 from torch_utils import images
-from training import checkpoint, families
+from training import checkpoint, families, generation
 from training.dataset import ImageFolderDataset
 from training.files.snapshot import save_snapshot
 from training.networks import Discriminator, Generator
@@ -148,6 +150,8 @@ def test_examples(script, folder, monkeypatch, capsys):
     commands = examples(capsys.readouterr().out)
     make_files(script, folder)
     assert commands and commands[0][0] == f"{script}.py"
+    monkeypatch.setattr(generation, "ffmpeg_available", lambda: True)
+    monkeypatch.setattr(imageio.v2, "get_writer", FakeVideo().open)
     for program, *flags in commands:
         stem = program.removesuffix(".py")
         status = run(stem, flags + EXTRA_FLAGS.get(stem, []), monkeypatch)

@@ -14,7 +14,7 @@ import generate
 import projector
 from metrics import detectors
 from tests.metrics import stand_ins
-from tests.scripts.outcome import pixels, refused
+from tests.scripts.outcome import FakeVideo, pixels, refused
 from tests.training import in_place_networks
 from torch_utils import persistence
 from torch_utils.images import on_white
@@ -88,23 +88,6 @@ def test_without_ffmpeg_a_long_run_has_a_hundred_frames(monkeypatch):
     assert projection_files.choose_frames(100) == list(range(100))
     monkeypatch.setattr(projection_files, "ffmpeg_available", lambda: True)
     assert projection_files.choose_frames(1000) == list(range(1000))
-
-
-class FakeVideo(list):
-    """Takes frames like imageio's writer, and writes a file when closed."""
-
-    def open(self, path, **options):
-        self.path, self.options = path, options
-        return self
-
-    append_data = list.append
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        with open(self.path, "wb") as file:
-            file.write(b"video")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -25,7 +25,7 @@ def resample(
 ) -> torch.Tensor:
     """`upfirdn2d_ref.resample_ref`, with derivatives in `f` only if `f` requires them."""
     N, C = x.shape[:2]
-    few = C < FEW_CHANNELS
+    few = C < FEW_CHANNELS and isinstance(N, int)  # an exported program leaves N open
     if few:
         # Here, outside of the autograd function, whose result must not be a view: callers may change it in place.
         x = x.reshape(1, N * C, *x.shape[2:])

@@ -117,6 +117,7 @@ class Family:
     has_w:              whether G is `G.synthesis(G.mapping(z, c))` with an intermediate latent ws [N, num_ws, w_dim]:
                         style mixing, projection and PPL need one.
     mapping_prefix:     start of the names of G's tensors from z and c to its intermediate latent.
+    prepare_fp16:       (G): other weights with the same images, whose sums are in the range of fp16. None: nothing.
     export_kwargs:      further arguments of `sample` in exported programs.
     published:          alias -> URL of a network for --resume and --dgl-teacher.
     """
@@ -153,6 +154,7 @@ class Family:
     derived_tensors: tuple[str, ...] = ()
     has_w: bool = False
     mapping_prefix: str = "mapping."
+    prepare_fp16: Callable[[torch.nn.Module], None] | None = None
     export_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     published: dict[str, str] = dataclasses.field(default_factory=dict)
 

@@ -219,6 +219,19 @@ def check_truncation(G: torch.nn.Module, psi: float) -> None:
         raise UserError(f"--trunc={psi:g} needs a mean w, and that of this network is NaN or infinite: use --trunc=1.")
 
 
+def prepare_fp16(G: torch.nn.Module) -> None:
+    """Divide the weights of demodulated layers by their largest value and the root of a sum's length (2006.06676).
+
+    Demodulation cancels any factor of an output channel.
+    """
+    from training.networks import SynthesisLayer
+
+    for layer in G.synthesis.modules():
+        if isinstance(layer, SynthesisLayer):
+            largest = layer.weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-8)
+            layer.weight.div_(largest * layer.weight[0].numel() ** 0.5)
+
+
 def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
     """Widths of G's synthesis network or of D: of each layer's output, shared by the layers that read it.
 
@@ -355,6 +368,7 @@ STYLEGAN2 = Family(
     differs_by_process=r".*\.w_avg",
     derived_tensors=("resample_filter",),
     has_w=True,
+    prepare_fp16=prepare_fp16,
     # One shared kernel per layer instead of one per sample: many runtimes need constant kernels.
     export_kwargs={"fused_modconv": False},
     published=PUBLISHED,

@@ -48,19 +48,8 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     for key, network in data.items():
         if not isinstance(network, torch.nn.Module):
             continue
-        if type(network) is not families.class_of(type(network).__name__):
-            raise UserError(
-                f"{key} is a {type(network).__name__} defined by foreign code, which a safetensors file cannot hold: "
-                "leave out --trust-pickle to rebuild it as this project's class"
-            )
-        described[key] = {
-            "class_name": type(network).__name__,
-            "init_args": network.init_args,
-            "init_kwargs": network.init_kwargs,
-        }
-        for name, tensor in misc.named_params_and_buffers(network):
-            # The format needs separate contiguous tensors; networks may share them or use other layouts.
-            tensors[f"{key}.{name}"] = layout.standard(tensor.detach().cpu().clone())
+        described[key] = describe(network, key)
+        tensors |= {f"{key}.{name}": tensor for name, tensor in _separate(network).items()}
     config = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -75,6 +64,47 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
         raise UserError(f"the networks' recorded arguments are not plain values ({error})") from error
     with open_atomic(path) as file:
         file.write(library.save(tensors, metadata))
+
+
+def describe(network: torch.nn.Module, key: str) -> dict[str, Any]:
+    """What rebuilds `network`, plain values. Raises UserError, calling it `key`, for a network of a foreign class."""
+    if type(network) is not families.class_of(type(network).__name__):
+        raise UserError(
+            f"{key} is a {type(network).__name__} defined by foreign code, which a safetensors file cannot hold: "
+            "leave out --trust-pickle to rebuild it as this project's class"
+        )
+    return {
+        "class_name": type(network).__name__,
+        "init_args": network.init_args,
+        "init_kwargs": network.init_kwargs,
+    }
+
+
+def _separate(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors by name, contiguous and with memory of their own, as the format needs; networks may share them."""
+    found = misc.named_params_and_buffers(network)
+    return {name: layout.standard(tensor.detach().cpu().clone()) for name, tensor in found}
+
+
+def write_one(path: str | os.PathLike, network: torch.nn.Module) -> None:
+    """Write the tensors of `network` alone, under their own names, atomically, as other libraries store a model."""
+    library = _library(os.fspath(path))
+    with open_atomic(path) as file:
+        file.write(library.save(_separate(network), {"format": "pt"}))
+
+
+def read_one(data: bytes, key: str, description: Any, path: str) -> dict[str, Any]:
+    """As `read`, for tensors under their own names and the `description` of their network, called `key`."""
+    try:
+        tensors = _library(path).load(data)
+    except UserError:
+        raise
+    except Exception as error:  # as in `read`
+        raise UserError(
+            f"{path} is a damaged safetensors file ({type(error).__name__}: {printable(str(error))})"
+        ) from error
+    tensors = {f"{key}.{name}": tensor for name, tensor in tensors.items()}
+    return _entries({"networks": {key: description}}, tensors, path)
 
 
 def read(data: bytes, path: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
 from training.data import class_names
-from training.files import biggan_pth, rosinality, safetensors_io, stored_code, tf_import
+from training.files import biggan_pth, hf_folder, rosinality, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -141,16 +141,17 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    Safetensors files written by export.py open the same way, and so do StyleGAN2 checkpoints in rosinality's layout and
-    those of BigGAN's public PyTorch implementation, by one of their files or by their folder; the first bytes tell the
-    formats apart. `trust` uses Python's own unpickler for pickles, which runs the code in the file. Raises UserError,
-    naming the file, if it does not exist, holds no networks, is damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way, and so do folders of the Hugging Face Hub's layout,
+    StyleGAN2 checkpoints in rosinality's layout, and those of BigGAN's public PyTorch implementation, by one of their
+    files or by their folder; the first bytes tell the formats apart. `trust` uses Python's own unpickler for pickles,
+    which runs the code in the file. Raises UserError, naming the file, if it does not exist, holds no networks, is
+    damaged, or asks for more than data.
     """
     path = os.fspath(url_or_path)
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
     try:
         if os.path.isdir(local):
-            path = local = biggan_pth.file_in(local) or local
+            path = local = hf_folder.file_in(local) or biggan_pth.file_in(local) or local
         return _open(_read(local), path, trust, local)
     except safe_pickle.UnsafePickleError:
         raise
@@ -171,7 +172,11 @@ def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snap
     if torch_files.starts_like_torch_save(data):
         return _open_tensors(data, path, local)
     sha256 = hashlib.sha256(data).hexdigest()
-    if safetensors_io.starts_like_safetensors(data):
+    if config := hf_folder.config_beside(local):
+        described = _read(config)
+        entries = hf_folder.read(data, described, path)
+        sha256 = hashlib.sha256(described + data).hexdigest()
+    elif safetensors_io.starts_like_safetensors(data):
         entries = safetensors_io.read(data, path)
     else:
         entries = _unpickle_trusted(data, path) if trust else safe_pickle.loads(data, path)

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from dnnlib import pages
 from metrics.reports.run_page import render
 from tests.browser import look, needs_browser
 from tests.metrics.reports import test_run_page
 from tests.support import ROOT
+from torch_utils import pages
 from torch_utils.images import save_png
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, needs_browser]

@@ -6,8 +6,8 @@ import time
 
 from metrics.reports import curves
 from metrics.reports.run_page import RunPage, render
-from tests.dnnlib.test_pages import Balance
 from tests.metrics.reports.test_curves import metric_line, stats_line
+from tests.torch_utils.test_pages import Balance
 from training.settings import TrainingOptions
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnnlib import pages
+from torch_utils import pages
 
 
 class Balance(html.parser.HTMLParser):
