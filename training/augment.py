@@ -355,12 +355,12 @@ class AugmentPipe(torch.nn.Module):
         channels = x.shape[1]
         if channels not in (1, 3, 4):
             raise ValueError(f"AugmentPipe: colour effects need images with 1, 3 or 4 channels, these have {channels}")
-        if channels == 4:
-            return torch.cat([AugmentPipe._recolour(x[:, :3], C), x[:, 3:]], dim=1)
         matrix, shift = C[:, :3, :3], C[:, :3, 3:]
         if channels == 1:
             matrix, shift = matrix.sum(2, keepdim=True).mean(1, keepdim=True), shift.mean(1, keepdim=True)
-        return (matrix @ x.flatten(2) + shift).reshape(x.shape)
+        colour, alpha = x[:, :3], x[:, 3:]
+        colour = (matrix @ colour.flatten(2) + shift).reshape(colour.shape)
+        return torch.cat([colour, alpha], dim=1) if channels == 4 else colour
 
     def _filter_bands(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
         """Amplify or attenuate frequency bands."""

@@ -107,7 +107,8 @@ def make_data(name):
                     tensor += rnd(key, tensor.shape) * 0.3
     kwargs = EasyDict(class_name="training.dataset.ImageFolderDataset", path="x.zip", xflip=False, resolution=16)
     pipe = AugmentPipe(**ALL_EFFECTS)
-    return {"G": G, "D": D, "G_ema": G, "augment_pipe": pipe, "training_set_kwargs": kwargs}
+    names = {"class_names": ["a", "b", "c"]} if shape["c_dim"] else {}
+    return {"G": G, "D": D, "G_ema": G, "augment_pipe": pipe, "training_set_kwargs": kwargs, **names}
 
 
 def inputs_and_outputs(name, data):

@@ -119,10 +119,10 @@ def png_zip(path, *sizes, damage=False, mode="RGB"):
         (lambda path: png_zip(path, (16, 16), (16, 16), (32, 32)), "img2.png"),
         (lambda path: png_zip(path, (16, 32)), "16x32"),
         (lambda path: png_zip(path, (20, 20)), "20x20"),
-        (lambda path: png_zip(path, (16, 16), mode="RGBA"), "RGBA"),
+        (lambda path: png_zip(path, (16, 16), mode="LA"), "grey + alpha"),
         (lambda path: png_zip(path, (16, 16), mode="I;16"), "16"),
     ],
-    ids=["missing", "empty", "not a zip", "truncated", "mixed", "not square", "not a power of two", "RGBA", "16 bit"],
+    ids=["missing", "empty", "not a zip", "truncated", "mixed", "not square", "not a power of two", "LA", "16 bit"],
 )
 def test_bad_datasets(make, word, run_cli, tmp_path, outdir):
     refused(run_cli(outdir=outdir, data=make(tmp_path / "data.zip"), metrics="none"), outdir, word)
