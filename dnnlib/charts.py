@@ -84,10 +84,10 @@ def bars(
             draw.rectangle([to_x(0), y, to_x(value), y + thickness - 1], _colour(labels.index(label)))
             draw.line([to_x(low), y + thickness / 2, to_x(high), y + thickness / 2], INK)
     draw.line([to_x(mark), TOP, to_x(mark), height - BOTTOM], INK)
-    x = width - RIGHT
-    for number, label in reversed(list(enumerate(labels))):  # beside the title, where no bar can be
-        draw.text((x, 10), label, _colour(number), small, anchor="ra")
-        x -= small.getlength(label) + 16
+    x = left + _font(16).getlength(title) + 24
+    for number, label in enumerate(labels):  # beside the title, where no bar can be
+        draw.text((x, 11), label, _colour(number), small)
+        x += small.getlength(label) + 16
     return picture
 
 

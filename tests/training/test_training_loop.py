@@ -83,6 +83,8 @@ def test_files_of_a_run(run_dir):
         assert grid.size == (16 * 16, 8 * 16)
     lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
     assert [line["Progress/tick"]["mean"] for line in lines] == [0, 1, 2]
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "0.04 of 0.04 kimg" in page and "fakes000000.png" in page and "http-equiv" not in page
     assert lines[-1]["Progress/kimg"]["mean"] == pytest.approx(0.04)
     assert {"num", "mean", "std"} == set(lines[0]["Loss/G/loss"]) and "timestamp" in lines[0]
     assert lines[0]["Loss/pl_penalty"]["num"] == 4  # half of each micro-batch of 4, twice
