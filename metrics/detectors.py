@@ -199,7 +199,7 @@ def _load(spec: DetectorSpec, device: torch.device) -> tuple[torch.jit.ScriptMod
     try:
         with warnings.catch_warnings():
             # Published detectors are TorchScript files; newer versions of PyTorch warn that TorchScript is deprecated.
-            warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is")
             network = torch.jit.load(io.BytesIO(data), map_location=device, _extra_files=files)
         network.forward.schema  # noqa: B018
     except (RuntimeError, AttributeError, ValueError) as error:

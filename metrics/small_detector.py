@@ -126,7 +126,7 @@ def export(net: SmallNet, record: detector_record.Record | None = None) -> bytes
     whole, stripped = io.BytesIO(), io.BytesIO()
     extra = {} if record is None else detector_record.to_files(record)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # detectors are TorchScript files
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")  # deprecated, but detectors are TorchScript files
         torch.jit.save(torch.jit.script(net), whole, _extra_files=extra)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(stripped, "w", zipfile.ZIP_STORED) as dest:
         for info in source.infolist():

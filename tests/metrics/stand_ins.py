@@ -66,9 +66,7 @@ def save_detector(module: torch.nn.Module, path: pathlib.Path, trusted: bool = T
     """Write `module` as a TorchScript file, which this process trusts or not; returns the path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=DeprecationWarning
-        )  # newer versions of PyTorch deprecate TorchScript
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")  # newer versions of PyTorch deprecate TorchScript
         torch.jit.script(module.eval()).save(str(path))
     if trusted:
         detectors._trusted.add(hashlib.sha256(path.read_bytes()).hexdigest())
