@@ -9,7 +9,7 @@ from typing import Any
 
 from dnnlib.files import write_text
 from dnnlib.util import UserError
-from training import checkpoint
+from training import checkpoint, families
 from training.flags import BY_NAME, Flags
 from training.options import put
 
@@ -120,6 +120,9 @@ def _share_batch(options: dict[str, Any]) -> None:
             f"--gpus={processes}: the run's batch of {batch} images cannot be split into as many parts, each of "
             f"micro-batches of {options['batch_gpu']}"
         )
+    family = families.find(options["G_kwargs"]["class_name"].rpartition(".")[2])
+    if family is not None and family.check_batches is not None:
+        family.check_batches(options)
 
 
 def _trim_log(run_dir: str, tick: int) -> None:

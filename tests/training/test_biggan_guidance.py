@@ -12,14 +12,15 @@ from dgl.live import LiveTerm
 from dnnlib.util import UserError
 from tests.dgl.tiny import make_D as make_stylegan2_D
 from tests.dgl.tiny import same
-from tests.dgl.tiny_biggan import C_DIM, RESOLUTION, Z_DIM, images, make_D, make_G, save_teacher
+from tests.dgl.tiny_biggan import C_DIM, RESOLUTION, Z_DIM, images, run_options, save_teacher
 from tests.support import make_image_zip
-from training.families import biggan, biggan_pruning
+from training import continuing
+from training.families import biggan_pruning
 from training.files.snapshot import load_snapshot, save_snapshot
 from training.networks import Generator
 from training.options import build, resolve
 from training.settings import TrainingOptions
-from training.training_loop import Trainer
+from training.training_loop import Trainer, training_loop
 
 COMMON = {"cond": True, "batch": 4, "d_steps": 2, "metrics": [], "device": "cpu", "workers": 1}
 # A StyleGAN2 smaller than the teachers here
@@ -165,10 +166,15 @@ def test_small_batches_of_a_norm_are_noted(data):
     assert notices(batch=16, gpus=2, sync_bn=False) and not notices(batch=16, gpus=2)
 
 
-def test_a_run_does_not_continue_with_too_many_processes():
-    options = TrainingOptions(batch_gpu=1, num_gpus=8)
+def test_a_run_does_not_continue_with_too_many_processes(data, tmp_path):
+    settings = run_options(tmp_path / "run", data, iterations=1)
+    training_loop(**settings)
+    file = tmp_path / "run" / continuing.OPTIONS_FILE
+    file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"--batch-gpu: batch norm needs 16 images or more .* or fewer --gpus"):
-        biggan.phases(make_G(1), make_D(1), options)
+        continuing.resume(settings["run_dir"], {"gpus": 8, "kimg": 1})
+    assert json.loads(file.read_text()) == settings  # it can go on with fewer
+    assert continuing.resume(settings["run_dir"], {"gpus": 2, "kimg": 1})["batch_gpu"] == 4
 
 
 # First weights

@@ -70,7 +70,6 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     """
     _check(flags, data)
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, max(preset.batch // preset.chunk, flags.gpus), 1)
-    _check_batches(batch_gpu, flags.gpus, flags.batch_g)
     G, D = _shape_of(preset, data.resolution, teacher)
     z_dim = G["z_dim"] if flags.z_dim is None else flags.z_dim
     parts = data.resolution.bit_length() - 2 if G["hierarchical"] else 1
@@ -105,6 +104,7 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
         "G_reg_interval": None,
         "D_reg_interval": None,
     }
+    check_batches({**found, "num_gpus": flags.gpus})
     _check_attention(found, data.resolution)
     if batch_gpu * (flags.gpus if flags.sync_bn else 1) < _FEW:
         found["notices"] = [f"Notice: batch norm over {batch_gpu} images is noisy; use --batch-gpu={_FEW} or more."]
@@ -126,8 +126,9 @@ def _check(flags, data: Data) -> None:
         raise UserError("--ch and --cbase both say how wide G is: drop one of the two")
 
 
-def _check_batches(batch_gpu: int, gpus: int, batch_g: int | None) -> None:
+def check_batches(options: dict[str, Any]) -> None:
     """Raises UserError unless all batch norms see several images, and equally many in each pass of a step."""
+    batch_gpu, gpus, batch_g = options["batch_gpu"], options["num_gpus"], options["family_kwargs"].get("G_batch")
     if batch_gpu == 1:
         raise UserError(
             f"--batch-gpu: batch norm needs {_FEW} images or more in a pass of each process, and of one image it makes "
@@ -217,7 +218,6 @@ def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
     from training.phases import build_optimizer
 
     own = options.family_kwargs
-    _check_batches(options.batch_gpu, options.num_gpus, own.get("G_batch"))  # --gpus may change when a run continues
     optimizers = build_optimizer(G, options.G_opt_kwargs), build_optimizer(D, options.D_opt_kwargs)
     ortho = own.get("ortho", 0)
     return build_phases(G, D, *optimizers, own.get("d_steps", 1), own.get("G_batch"), ortho, ortho)
@@ -294,6 +294,7 @@ BIGGAN = Family(
     transfers=frozenset({"c_dim"}),  # blocks are numbered from the smallest image on, with widths by resolution
     loss_arguments=loss_arguments,
     phases=phases,
+    check_batches=check_batches,
     place=place,
     average=average,
     sample=sample,

@@ -92,6 +92,8 @@ class Family:
                         Raises UserError, without naming the network, for a change that is not possible.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
+    check_batches:      options of the loop: raises UserError if G cannot train in passes of such sizes. Asked when a
+                        run continues with other processes. None: any will do.
     place:              (G, TrainingOptions): prepares G for a run, on its device; None: nothing.
     average:            (G_ema, G, weight of the old average, iterations done, TrainingOptions): moves the average.
                         None: that of the weights, with buffers copied.
@@ -144,6 +146,7 @@ class Family:
     largest_layer: Callable[[str, dict], int] | None = None
     freeze: Callable[[torch.nn.Module], None] | None = None
     truncates_z: bool = False
+    check_batches: Callable[[dict[str, Any]], None] | None = None
     place: Callable[[torch.nn.Module, Any], None] | None = None
     average: Callable[[torch.nn.Module, torch.nn.Module, float, int, Any], None] | None = None
     settle: Callable[[torch.nn.Module, int], None] | None = None

@@ -19,7 +19,7 @@ from training import families
 _MOST_NAMES = 3  # that one message lists
 _DEFINITION = re.compile(r"^(?:class|def)[ \t]+(\w+)", re.MULTILINE)
 
-# Every version of training/networks.py that may be in a snapshot, the current one included
+# Every version of training/networks.py and networks_biggan.py that may be in a snapshot, the current ones included
 OURS = frozenset(
     {
         "7a9f3079ea9b79a8d865952990668e3ca62fc41ebd81ce12abc0a9984faef911",
@@ -34,6 +34,7 @@ OURS = frozenset(
         "23d909ab582d882e7d582710b1cedb848d296b4b7462e77c2dfeb450e9dccf08",
         "c3ead4bae8575440cffa37cebf9d8946c87575fac6641c8aa24087d450841917",
         "a824706def01e914b33c8d9826ab421a69328592d59ae623aca351af1e5f5b5e",
+        "c43c2373381799a7a831c7f9d0190dcd54675decd755a9c82f0fd7c89ec75f99",
     }
 )
 ORIGINALS: frozenset[str] = frozenset()  # StyleGAN2-ADA's training/networks.py, StyleGAN3's networks_stylegan2.py
