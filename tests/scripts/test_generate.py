@@ -251,9 +251,9 @@ def test_several_classes_have_files_of_their_own_or_rows_of_a_grid(network, run_
     *_, single = run_cli(network=path, seeds="5", outdir="single", **{"class": 2})
     assert (single / "seed0005.png").read_bytes() == (outdir / "seed0005-class2.png").read_bytes()
 
-    *_, folder = run_cli(network=path, seeds="4-5", grid=True, outdir="grid", **{"class": "2,0"})
+    *_, folder = run_cli(network=path, seeds="4-5,4,5,4", grid=True, outdir="grid", **{"class": "2,0"})
     assert [file.name for file in folder.iterdir()] == ["grid.png"]
-    rows = [torch.cat([pixels(outdir / f"seed000{s}-class{k}.png") for s in (4, 5)], dim=2) for k in (2, 0)]
+    rows = [torch.cat([pixels(outdir / f"seed000{s}-class{k}.png") for s in (4, 5, 4, 5, 4)], dim=2) for k in (2, 0)]
     assert torch.equal(pixels(folder / "grid.png"), torch.cat(rows, dim=1))
 
 
