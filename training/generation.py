@@ -87,6 +87,8 @@ def generate_images(
         if seeds or classes is not None:
             print("Note: --seeds and --class have no effect with --projected-w.", file=sys.stderr)
         pictures = _of_latents(G, projected_w, noise_mode, torch_device)
+        if video is not None and len(pictures.items) < 2:
+            raise UserError(f"--video goes from one w to the next, and --projected-w={projected_w} has only one.")
     batch = 1 if noise_mode == "random" else batch  # the noise of an image would depend on the others
     if outdir is not None:
         if grid:

@@ -344,6 +344,13 @@ def test_a_video_without_ffmpeg_is_refused_before_the_network_is_read(run_cli, m
     refused(run_cli(network="missing.pkl", seeds="0-1", video="x.mp4"), "pip install imageio-ffmpeg")
 
 
+def test_a_single_latent_makes_no_video(network, run_cli, tmp_path, video):
+    path, G = network()
+    np.savez(tmp_path / "w.npz", w=np.zeros([1, G.num_ws, G.w_dim], dtype=np.float32))
+    flags = {"network": path, "projected_w": tmp_path / "w.npz", "video": tmp_path / "x.mp4"}
+    refused(run_cli(**flags), "--projected-w", "only one")
+
+
 def test_a_grid_needs_a_folder_and_memory(network, run_cli, monkeypatch):
     path, _ = network()
     with pytest.raises(generate.click.UsageError, match="--outdir is required for --grid"):
