@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the quality of a trained generator. `python calc_metrics.py --help` lists the flags."""
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)
@@ -26,7 +25,7 @@ from dnnlib import cli, network_options
 @network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
-@click.option("--verbose", help="Show progress", type=cli.BOOL, default=True)
+@click.option("--verbose", help="Show progress", type=cli.BOOL, default="yes")
 def main(**flags):
     """Calculate quality metrics of a network pickle, or of images.
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a training dataset: a folder or zip of equal square PNG images, with labels in dataset.json."""
 
-import click
-
 from dnnlib import cli
+from dnnlib.cli import click
 
 
 @click.command()
-@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images; see below.")
+@click.option("--source", required=True, metavar="PATH", help="Folder, zip or archive of images, as described above.")
 @click.option("--dest", required=True, metavar="PATH", help="Folder (new or empty) or file ending in .zip to write.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Use only the first N images, in path order.")
 @click.option(
@@ -21,8 +20,12 @@ from dnnlib import cli
 @click.option("--width", type=click.IntRange(min=4), help="Width of the output in pixels, a power of two.")
 @click.option("--height", type=click.IntRange(min=1), help="Height of the output in pixels, equal to --width.")
 @click.option(
-    "--channels", type=click.Choice(["1", "3"]),
-    help="Convert all images to 8-bit grey (1) or RGB (3). Transparent images are composited on white.",
+    "--channels", type=click.Choice(["1", "3", "4"]),
+    help="Convert all images to 8-bit grey (1), RGB (3) or RGBA (4)  [default: grey if all images are, else RGB]",
+)  # fmt: skip
+@click.option(
+    "--background", type=click.Choice(["white", "black"]), default="white", show_default=True,
+    help="Colour under the transparent parts of images.",
 )  # fmt: skip
 @click.option(
     "--labels-from", type=click.Choice(["folders"]),
@@ -32,12 +35,20 @@ from dnnlib import cli
     "--compress-level", type=click.IntRange(0, 9), default=0, show_default=True,
     help="PNG compression: 0 is fastest to read, 9 is smallest.",
 )  # fmt: skip
+@click.option(
+    "--keep-jpeg", is_flag=True,
+    help="Copy JPEG files that need no conversion: smaller, but slower to read than uncompressed PNG.",
+)  # fmt: skip
+@click.option("--skip-broken", is_flag=True, help="Leave out files that cannot be read, and list them.")
+@click.option("--overwrite", is_flag=True, help="Replace --dest if it is a zip that exists.")
 def main(**flags):
     """Make a training dataset from images.
 
-    Training needs square images of one size, a power of two, all grey or all RGB, with eight bits per channel. This
-    tool converts images accordingly. It stops at the first image that does not fit and names it together with the
-    option that helps. The output appears only when it is complete.
+    Training needs square images of one size, a power of two, all grey, all RGB or all RGBA, with 8 bits per channel.
+    Images of every kind (palette, CMYK, 16-bit, transparent) are converted. Sizes are not: without --width and --height
+    the tool stops at the first image that does not fit and names it together with the option that helps. The output
+    appears only when it is complete; a summary says what became of the images. Classes get names, which train.py
+    stores in network files, for generate.py --class=NAME.
 
     \b
     --source may be
@@ -57,9 +68,11 @@ def main(**flags):
     Examples:
       Photos of any size and kind, as 256x256 RGB:
         python dataset_tool.py --source=photos --dest=photos256.zip \\
-            --transform=center-crop --width=256 --height=256 --channels=3
+            --transform=center-crop --width=256 --height=256
       One folder per class, for training with --cond=1:
-        python dataset_tool.py --source=flowers --dest=flowers.zip --labels-from=folders
+        python dataset_tool.py --source=flowers --dest=flowers.zip --labels-from=folders --width=128 --height=128
+      Pictures with transparent parts, for networks that make such pictures:
+        python dataset_tool.py --source=emoji --dest=emoji.zip --channels=4 --width=64 --height=64
       MNIST:
         python dataset_tool.py --source=mnist/train-images-idx3-ubyte.gz --dest=mnist.zip
     """

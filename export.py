@@ -3,10 +3,8 @@
 
 import os
 
-import click
-from click.core import ParameterSource
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--parts", "license": "--license"}
 
@@ -45,7 +43,7 @@ def main(ctx, network, dest, folder, trust_pickle, **program):
 
     With --parts, two programs: ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img).
     """
-    given = [name for name in _PROGRAM_FLAGS if ctx.get_parameter_source(name) != ParameterSource.DEFAULT]
+    given = [name for name in _PROGRAM_FLAGS if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
     if folder is not None:
         for name in given:
             if name != "license":

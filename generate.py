@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generate images with a trained network. `python generate.py --help` lists the flags."""
 
-import click
-from click.core import ParameterSource
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)
@@ -17,7 +15,12 @@ from dnnlib import cli, network_options
     "value are redrawn, so 1 is not full variety  [default: none]",
     type=cli.FINITE_FLOAT,
 )
-@click.option("--class", "classes", help="Class number of a conditional network, or several: 0-9", type=cli.INT_LIST)
+@click.option(
+    "--class",
+    "classes",
+    help="Class of a conditional network: its number, or its name if the file has names; several: 0-9, or cat,dog",
+    type=cli.CLASSES,
+)
 @network_options.noise_mode
 @click.option("--projected-w", help="Images of the w in this npz file instead of seeds", metavar="NPZ")
 @click.option("--outdir", help="Folder for the images", metavar="DIR")
@@ -39,7 +42,7 @@ def main(ctx, **flags):
       python generate.py --network=ffhq.pkl --seeds=0-35 --trunc=0.7 --outdir=out
 
     \b
-    One class of a conditional network, such as the demo's:
+    One class of a conditional network, by number, or by name if its training data had names:
       python generate.py --network=digits.pkl --class=3 --seeds=0-9 --outdir=out
 
     \b
@@ -64,7 +67,7 @@ def main(ctx, **flags):
     if flags["outdir"] is None and (flags["video"] is None or flags["grid"]):
         raise click.UsageError("--outdir is required" + (" for --grid." if flags["grid"] else " (or --video)."))
     for name in ("frames", "fps"):
-        if flags["video"] is None and ctx.get_parameter_source(name) != ParameterSource.DEFAULT:
+        if flags["video"] is None and ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} has no effect without --video.")
 
     from training.generation import generate_images

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the latents of given images in a trained generator. `python projector.py --help` lists the flags."""
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)
@@ -11,11 +10,11 @@ from dnnlib import cli, network_options
 @click.option("--target", help="Image to project, or a folder of images", metavar="PATH", required=True)
 @click.option("--num-steps", help="Optimisation steps per image", type=click.IntRange(1, 100_000), default=1000)
 @click.option("--seed", help="Random seed", type=click.IntRange(0, 2**32 - 1), default=303)
-@click.option("--save-video", help="Make a video of the optimisation", type=cli.BOOL, default=True)
+@click.option("--save-video", help="Make a video of the optimisation", type=cli.BOOL, default="yes")
 @network_options.class_idx
 @click.option("--batch", help="Images optimised at once", type=click.IntRange(min=1), default=1)
 @network_options.outdir
-@click.option("--detector", help="Network that compares images: name, TorchScript file or URL  [default: VGG16]")
+@click.option("--detector", help="What compares images: TorchScript file, URL or pixels  [default: VGG16]")
 @network_options.trust_detector
 @network_options.device
 @network_options.trust_pickle
@@ -31,6 +30,10 @@ def main(**flags):
       python projector.py --network=ffhq.pkl --target=me.png --outdir=out
       python generate.py --network=ffhq.pkl --projected-w=out/projected_w.npz --outdir=out
       python projector.py --network=digits.pkl --class=4 --target=four.png --outdir=out
+
+    \b
+    Without VGG16, which is downloaded otherwise, pixels are compared at several scales:
+      python projector.py --network=digits.pkl --class=4 --target=four.png --detector=pixels --outdir=out
 
     \b
     The results for a folder of images are in folders with the images' names:

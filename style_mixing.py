@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mix the styles of seeds with a trained generator. `python style_mixing.py --help` lists the flags."""
 
-import click
-
 from dnnlib import cli, network_options
+from dnnlib.cli import click
 
 
 @click.command(context_settings=network_options.SETTINGS)

@@ -9,10 +9,8 @@ import sys
 import traceback
 from typing import Any, NamedTuple
 
-import click
-
 from dnnlib import launcher
-from dnnlib.cli import BOOL, run
+from dnnlib.cli import BOOL, click, run
 from dnnlib.files import locked
 from dnnlib.util import Logger, UserError, open_atomic
 from training.flags import BY_NAME, OPTIONS, SWITCH, Option

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.cases import CASES, OP_CASES, Case, Setting, Variant, build_all
 from benchmarks.results import Result, Run
-from benchmarks.timing import Clock, clock_for, interleave, peak_growth
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
+from torch_utils.timing import Clock, clock_for, interleave, peak_growth
 
 DEFAULT_RESOLUTIONS = {"cpu": [64, 128, 256], "cuda": [256, 512, 1024]}
 HEADLINE = {"cpu": 128, "cuda": 256}

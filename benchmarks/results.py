@@ -8,9 +8,9 @@ import pathlib
 from typing import Any
 
 from benchmarks.cases import REFERENCE
-from benchmarks.timing import Spread, paired_ratio, spread
 from dnnlib.files import parse_json, write_text
 from dnnlib.util import UserError
+from torch_utils.timing import Spread, paired_ratio, spread
 
 SCHEMA = 1
 

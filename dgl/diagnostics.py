@@ -60,9 +60,14 @@ def score_reals(teachers: Sequence[Teacher], dataset: Dataset, batch: int, devic
     order = np.random.RandomState(0).permutation(len(dataset))[:count]
     order = np.resize(order, max(len(order) // batch, 1) * batch)
     scores = []
+    modes = [teacher.D.training for teacher in teachers]
+    for teacher in teachers:
+        teacher.D.eval()  # one that goes on training may change with each pass otherwise
     for indices in order.reshape(-1, batch):
         images, labels = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*(dataset[i] for i in indices)))
         scores.append(torch.cat([teacher.scores(from_uint8(images), labels) for teacher in teachers], dim=1))
+    for teacher, training in zip(teachers, modes):
+        teacher.D.train(training)
     return torch.cat(scores).float().cpu()
 
 

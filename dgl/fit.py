@@ -79,12 +79,14 @@ def fit(
 
     All three are on one device. `draw(n)` gives z [n, Z] and labels [n, K]. `batch` images a step in this process, in
     pieces of at most `batch_gpu`; gradients are averaged over processes. `lr` is the largest learning rate. The mean w
-    stays as it is; a G with batch norm is fitted with the statistics of its batches, as it trains.
+    stays as it is; a G with batch norm is fitted with the statistics of its batches, as it trains, and ends with
+    running statistics of its own, equal in all processes.
     """
+    family = families.of(G)
     group = families.of(D).batch_group(D)
     batch, batch_gpu = (_whole_groups(size, group) for size in (batch, batch_gpu))
     training = G.training
-    G.train(families.of(G).batch_statistics)
+    G.train(family.batch_statistics)
     for frozen in (source, D):
         frozen.eval().requires_grad_(False)
     optimizer = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.9, 0.99), eps=1e-8)
@@ -97,6 +99,8 @@ def fit(
             pieces = zip(*(x.split(batch_gpu) for x in draw(batch)))
             run_phase(phase, loss, [{"z": z, "c": c} for z, c in pieces])
             progress.update(batch * distributed.world_size())
+    if family.settle is not None:
+        family.settle(G, 0)
     G.train(training)
     return loss.distance.item()
 
@@ -111,10 +115,10 @@ def _progress(images: int) -> Progress:
     return Progress(images, "fitting", "img", stream, None if stream.isatty() else PRINT_EVERY)
 
 
-def settings(kimg: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `fit` that follow from the options of a run."""
+def settings(kimg: float, options: dict[str, Any], least: int = 1) -> dict[str, Any]:
+    """Arguments of `fit` that follow from the options of a run; `least` images in each process."""
     processes = options.get("num_gpus", 1)
-    share = max(min(options["batch_size"], BATCH) // processes, 1)
+    share = max(min(options["batch_size"], BATCH) // processes, least)
     return {
         "kimg": kimg,
         "lr": options["G_opt_kwargs"]["lr"] * RATE,

@@ -109,13 +109,18 @@ def check_source(
         raise UserError(f"{flag}: {name} has no generator to start from; use --dgl-init=random")
     family = families.of(student)
     if families.of(source) is not family:
-        raise UserError(f"{flag}: {letter} of {name} is of the family {families.of(source).name}, not {family.name}")
+        raise UserError(
+            f"{flag}: {letter} of {name} is of the family {families.of(source).name}, not {family.name}; leave --cfg "
+            "to the teacher, or use --dgl-recipe=paper, which inherits nothing"
+        )
     if ranking == "diversity":
         families.require_w(source, "--dgl-prune=diversity")
     there, here = (dict(misc.named_params_and_buffers(net)) for net in (source, student))
     plan = [] if parts == "mapping" else family.prune_plan(source)
     sizes = [_size(here if width[0].tensor in here else there, width) for width in plan]
     wanted = _shapes(there, plan, sizes)
+    if parts == "mapping" and not any(key.startswith(family.mapping_prefix) for key in there):
+        raise UserError(f"{flag}={parts}: G of {name} has no mapping network; use {flag}=teacher or {flag}=random")
     for key in sorted(there.keys() | here.keys()):
         if parts == "mapping" and not key.startswith(family.mapping_prefix):
             continue
@@ -141,22 +146,27 @@ def inherit(
     `parts` of a generator: 'mapping' copies the mapping network and the mean w; 'teacher' also the pruned synthesis
     network, with singular value scaling of its weights and biases where `svs`. 'D' is a discriminator. With equal
     widths and without `svs` the student makes the images, or scores, of the source. `ranking`, `seed`: see
-    `channel_scores`, which runs on the student's device.
+    `channel_scores`, which runs on the student's device. Global random states do not change.
     """
     family = families.of(source)
     there, here = (dict(misc.named_params_and_buffers(net)) for net in (source, student))
     copied = {name: tensor for name, tensor in there.items() if name.startswith(family.mapping_prefix)}
+    narrower = False
     if parts != "mapping":
         plan = family.prune_plan(source)
         device = next(iter(here.values())).device
         scores = channel_scores(source, plan, ranking, seed, device)
-        pruned = slice_channels(there, plan, choose_channels(scores, [_size(here, width) for width in plan]))
+        sizes = [_size(here, width) for width in plan]
+        narrower = sizes != [_size(there, width) for width in plan]
+        pruned = slice_channels(there, plan, choose_channels(scores, sizes))
         if svs:
             pruned.update(_scaled({name: pruned[name] for name in pruned.keys() - copied.keys()}))
         copied = pruned
     with torch.no_grad():
         for name, tensor in copied.items():
             here[name].copy_(tensor)
+    if narrower and family.settle is not None:
+        family.settle(student, seed)
 
 
 def _scaled(tensors: Tensors) -> Tensors:

@@ -66,7 +66,7 @@ class Teacher:
         like = getattr(student_D, "init_kwargs", {})
         if not precision.is_supported(self.D) and not self._is_fp16(dtype):
             if dtype == torch.bfloat16 and precision.has_half_blocks(student_D):
-                distributed.print0(f"The teacher {self.path} runs in fp32: its own class supports fp16 only.")
+                distributed.print0(f"The teacher {self.path} runs in fp32: its class does not support bf16.")
             like = {}
         self._rebuild(families.of(self.D).half_precision(type(self.D).__name__, self.D.init_kwargs, like))
         precision.set_half_dtype(self.D, dtype)

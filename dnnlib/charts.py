@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dnnlib.files import open_atomic
@@ -83,7 +84,10 @@ def bars(
             draw.rectangle([to_x(0), y, to_x(value), y + thickness - 1], _colour(labels.index(label)))
             draw.line([to_x(low), y + thickness / 2, to_x(high), y + thickness / 2], INK)
     draw.line([to_x(mark), TOP, to_x(mark), height - BOTTOM], INK)
-    _draw_legend(draw, {label: index for index, label in enumerate(labels)}, width - RIGHT, small)
+    x = width - RIGHT
+    for number, label in reversed(list(enumerate(labels))):  # beside the title, where no bar can be
+        draw.text((x, 10), label, _colour(number), small, anchor="ra")
+        x -= small.getlength(label) + 16
     return picture
 
 
@@ -107,17 +111,82 @@ def beside(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return whole
 
 
-def below(pictures: Mapping[str, Image.Image], gap: int = 12) -> Image.Image:
-    """The pictures from top to bottom, each under its label."""
-    font = _font(12)
+def below(pictures: Mapping[str, Image.Image], gap: int = 12, size: int = 12) -> Image.Image:
+    """The pictures from top to bottom, each under its label, whose letters have this `size`."""
+    font, head = _font(size), size + 4
     width = max(max(picture.width, int(font.getlength(label)) + 1) for label, picture in pictures.items())
-    whole = Image.new("RGB", (width, sum(picture.height + 16 + gap for picture in pictures.values()) - gap), PAPER)
+    whole = Image.new("RGB", (width, sum(picture.height + head + gap for picture in pictures.values()) - gap), PAPER)
     draw, y = ImageDraw.Draw(whole), 0
     for label, picture in pictures.items():
         draw.text((0, y), label, INK, font)
-        whole.paste(picture.convert("RGB"), (0, y + 16))
-        y += picture.height + 16 + gap
+        whole.paste(picture.convert("RGB"), (0, y + head))
+        y += picture.height + head + gap
     return whole
+
+
+def column(pictures: Sequence[Image.Image], gap: int = 12, margin: int = 0) -> Image.Image:
+    """The pictures from top to bottom, with `gap` pixels between and `margin` pixels around them."""
+    width = max(picture.width for picture in pictures) + 2 * margin
+    height = sum(picture.height + gap for picture in pictures) - gap + 2 * margin
+    whole, y = Image.new("RGB", (width, height), PAPER), margin
+    for picture in pictures:
+        whole.paste(picture.convert("RGB"), (margin, y))
+        y += picture.height + gap
+    return whole
+
+
+def text(content: str, width: int, size: int = 17, colour: tuple[int, int, int] = FAINT) -> Image.Image:
+    """A picture of a paragraph, broken into lines of at most `width` pixels where there are spaces."""
+    font, lines, step = _font(size), [""], round(size * 1.5)
+    for word in content.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    picture = Image.new("RGB", (width, step * len(lines)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, line in enumerate(lines):
+        draw.text((0, step * index), line, colour, font)
+    return picture
+
+
+def table(rows: Sequence[Sequence[str]], size: int = 17) -> Image.Image:
+    """A picture of a table; the first of `rows` is its header."""
+    font, step, gap = _font(size), round(size * 1.5), round(size * 1.4)
+    widths = [int(max(map(font.getlength, cells))) + gap for cells in zip(*rows, strict=True)]
+    picture = Image.new("RGB", (sum(widths) - gap + 1, step * len(rows)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for index, row in enumerate(rows):
+        for number, cell in enumerate(row):
+            draw.text((sum(widths[:number]), step * index), cell, INK if index else FAINT, font)
+        draw.line((0, step * (index + 1) - 4, picture.width, step * (index + 1) - 4), RULE)
+    return picture
+
+
+def grid(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], cell: int, group: int = 1, gap: int = 8
+) -> Image.Image:
+    """Images in labelled rows and columns, each `cell` pixels wide; after `group` rows there is a `gap`.
+
+    An image is uint8 [H, W], [H, W, 1] or [H, W, 3]; small ones are enlarged without blending.
+    """
+    font, head = _font(13), 20 if any(columns) else 0
+    left = max(int(font.getlength(label)) for label, _images in rows) + 10
+    most = max(len(images) for _label, images in rows)
+    groups = -(-len(rows) // group)
+    picture = Image.new("RGB", (left + most * (cell + 1), head + len(rows) * (cell + 1) + (groups - 1) * gap), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, label in enumerate(columns):
+        draw.text((left + number * (cell + 1) + cell / 2, 2), label, FAINT, font, anchor="ma")
+    for index, (label, images) in enumerate(rows):
+        y = head + index * (cell + 1) + index // group * gap
+        draw.text((left - 8, y + cell / 2), label, INK, font, anchor="rm")
+        for number, image in enumerate(images):
+            shown = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+            method = Image.Resampling.NEAREST if shown.width <= cell else Image.Resampling.LANCZOS
+            picture.paste(shown.resize((cell, cell), method).convert("RGB"), (left + number * (cell + 1), y))
+    return picture
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike) -> None:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the command-line scripts: the entry point and the value types of flags. Imports only click."""
+"""Shared by the command-line scripts: the entry point and the value types of flags. Imports only click.
+
+Scripts import click from here, so that without it they end with a sentence.
+"""
 
 import math
 import re
 import sys
 from typing import NoReturn
 
-import click
-
 from dnnlib import launcher
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, not_installed
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.text import printable
+
+try:
+    import click
+except ModuleNotFoundError as error:
+    print(f"Error: {not_installed(error)}", file=sys.stderr)
+    sys.exit(2)
 
 _MOST_NUMBERS = 1_000_000
 
@@ -19,14 +26,19 @@ _MOST_NUMBERS = 1_000_000
 def run(command: click.Command) -> NoReturn:
     """Run a click command as a script and exit the process.
 
-    Status 0 on success; 2 after a wrong flag, a UserError or a full disk, with one sentence on stderr; 130 after
-    Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
+    Status 0 on success; 2 after a wrong flag, a UserError, a full disk or without a package such as PyTorch, with one
+    sentence on stderr; 130 after Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
     """
     try:
         with full_disk_is_a_user_error():
             result = command.main(standalone_mode=False, token_normalize_func=lambda name: name.replace("_", "-"))
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if not_installed(error) is None:
+            raise
+        click.echo(f"Error: {not_installed(error)}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         place = launcher.place()
@@ -82,6 +94,29 @@ class _FiniteFloat(click.types.FloatParamType):
         return number
 
 
+class _Class(click.ParamType):
+    name = "class"
+
+    def convert(self, value, param, ctx) -> int | str:
+        """A number, or the name of a class."""
+        if isinstance(value, int):
+            return value
+        if not value.strip():
+            self.fail("it is empty: give the number or the name of a class", param, ctx)
+        return int(value) if re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
+
+
+class _Classes(_Class):
+    def convert(self, value, param, ctx) -> list[int] | str:
+        """Numbers of classes, with ranges expanded, or a name, or several with commas between them."""
+        if isinstance(value, (list, int)):
+            return [value] if isinstance(value, int) else value
+        found = super().convert(value, param, ctx)
+        if isinstance(found, int):
+            return [found]
+        return INT_LIST.convert(value, param, ctx) if re.fullmatch(r"[\d\s,-]+", value) else found
+
+
 class CommaList(click.ParamType):
     """'a,b' -> ['a', 'b']; 'none' -> []; '' too unless `empty` is off, as an unset variable must not hide a flag."""
 
@@ -104,5 +139,7 @@ class CommaList(click.ParamType):
 
 
 BOOL = _Bool()
+CLASS = _Class()
+CLASSES = _Classes()
 FINITE_FLOAT = _FiniteFloat()
 INT_LIST = _IntList()

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception for mistakes of the user."""
+"""The exception for mistakes of the user, and the sentence for packages that are not installed."""
+
+import sys
 
 from dnnlib.text import printable
 
 _LONGEST_MESSAGE = 4000
+_REQUIRED = ("PIL", "click", "imageio", "numpy", "psutil", "pyspng", "requests", "scipy", "torch")
 
 
 class UserError(Exception):
@@ -16,3 +19,14 @@ class UserError(Exception):
     def __str__(self) -> str:
         lines = super().__str__()[: _LONGEST_MESSAGE + 1].split("\n")
         return "\n".join(printable(line, _LONGEST_MESSAGE) for line in lines)
+
+
+def not_installed(error: ModuleNotFoundError) -> str | None:
+    """One sentence if the module that was not found is a package that every installation of the project has."""
+    if error.name not in _REQUIRED:
+        return None
+    package = {"PIL": "pillow"}.get(error.name, error.name)
+    return (
+        f"The package {package} is not installed for {printable(sys.executable, 1000)}: activate the project's "
+        f"environment (make setup, once; source .venv/bin/activate, in every shell) or pip install {package}."
+    )

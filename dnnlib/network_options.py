@@ -18,7 +18,10 @@ trunc = click.option(
     "--trunc", "psi", help="Truncation psi: 1 is full variety, 0 the mean image", type=cli.FINITE_FLOAT, default=1
 )
 class_idx = click.option(
-    "--class", "class_idx", help="Class number, for a conditional network", type=click.IntRange(min=0)
+    "--class",
+    "class_idx",
+    help="Class of a conditional network: its number, or its name if the file has names",
+    type=cli.CLASS,
 )
 noise_mode = click.option(
     "--noise-mode", help="Per-pixel noise", type=click.Choice(["const", "random", "none"]), default="const"

@@ -32,6 +32,11 @@ from torch_utils import distributed
 
 BASE_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
 FILES = {"inception": "inception-2015-12-05.pt", "vgg16": "vgg16.pt"}
+_WITHOUT = {  # what else to do, by file
+    "inception-2015-12-05.pt": "use another one with --detector (scripts/train_detector.py trains one on labelled "
+    "images), or train without measuring by --metrics=none",
+    "vgg16.pt": "use another one with --detector, or, in projector.py, --detector=pixels, which needs no file",
+}
 NAMED_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "detectors")
 # SHA-256 of the files in NAMED_FOLDER that this project has made.
 KNOWN = frozenset(
@@ -271,5 +276,5 @@ def _downloaded(url: str) -> str:
     except (UserError, OSError) as error:
         raise UserError(
             f"Detector {os.path.basename(placed)} is not in the cache and cannot be downloaded from {url}: place the "
-            f"file at {placed}, or name another TorchScript file with --detector."
+            f"file at {placed}, or {_WITHOUT.get(os.path.basename(placed), 'name another file with --detector')}."
         ) from error

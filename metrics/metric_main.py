@@ -95,13 +95,14 @@ def best_snapshot(run_dir: str, metric: str, detector: str | None = None) -> tup
     with open(path, encoding="utf-8") as file:
         for line in map(json.loads, file):
             name, value = line["snapshot_pkl"], next(iter(line["results"].values()))
-            if math.isfinite(value) and _as_in_training(line) and os.path.isfile(os.path.join(run_dir, name)):
+            if math.isfinite(value) and as_in_training(line) and os.path.isfile(os.path.join(run_dir, name)):
                 found.append((name, value))
     sign = 1 if catalogue.find(metric).higher_is_better else -1
     return max(found, key=lambda item: (sign * item[1], item[0]), default=None)
 
 
-def _as_in_training(line: dict) -> bool:
+def as_in_training(line: dict) -> bool:
+    """Whether a metric line is about a network as training measures it: no truncation, no standing statistics."""
     sampled = line.get("provenance", {})
     return "trunc" not in sampled and sampled.get("statistics", "running") == "running"
 

@@ -213,7 +213,8 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
 def _detect(
     opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
 ) -> None:
-    """Add to `stats` the features of uint8 images [n, 1 or 3, h, w]; grey images are repeated to RGB."""
+    """Add to `stats` the features of uint8 images [n, C, h, w]; grey ones are repeated to RGB, RGBA ones get white."""
+    batch = images.on_white(batch)
     if batch.shape[1] == 1:
         batch = batch.repeat(1, 3, 1, 1)
     features = detectors.apply(detector, batch, **detector_kwargs)

@@ -10,6 +10,7 @@ import torch
 
 from dnnlib.util import UserError
 from metrics import detectors, metric_utils
+from torch_utils.images import on_white
 from training import families
 from training.sampling import slerp
 
@@ -31,10 +32,12 @@ def central_crop(images: torch.Tensor) -> torch.Tensor:
 
 
 def lpips_input(images: torch.Tensor, resolution: int, crop: bool) -> torch.Tensor:
-    """`images` [n, 1 or 3, h, h] in [-1, 1] as input of the distance network: [n, 3, ...] float in [0, 255].
+    """`images` [n, C, h, h] in [-1, 1] as input of the distance network: [n, 3, ...] float in [0, 255].
 
+    Grey images are repeated to RGB, RGBA ones are seen on white.
     Above 256x256 they are box-averaged by `resolution` / 256, where `resolution` is G's; crops by the same factor.
     """
+    images = on_white(images)
     if crop:
         images = central_crop(images)
     factor = resolution // _LPIPS_RESOLUTION

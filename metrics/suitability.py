@@ -18,12 +18,13 @@ from metrics import catalogue, detectors, real_cache
 from metrics.detector_record import Record
 from metrics.frechet_inception_distance import frechet_distance
 from metrics.metric_utils import MetricOptions
+from torch_utils.images import on_white
 from training.dataset import Dataset
 
 NUM_IMAGES = 256  # compared, at equal distances in the dataset
 MIN_IMAGES = 50  # the distance of fewer images is mostly that of a small sample
 
-_COLOURS = {1: "grey", 3: "RGB"}
+_COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def ensure_suitable(metrics: Iterable[str], opts: MetricOptions) -> None:
@@ -84,7 +85,7 @@ def _check_contents(spec: detectors.DetectorSpec, dataset_kwargs: str, contents:
 
 def _check_channels(spec: detectors.DetectorSpec, channels: int, images: str) -> None:
     made_for = detectors.load_record(spec).image_shape[0]
-    if channels != made_for:
+    if channels != made_for and (channels, made_for) != (4, 3):  # RGBA is seen on white
         raise UserError(
             f"Detector '{spec.name}' was made for {_COLOURS[made_for]} images, and those of {images} are "
             f"{_COLOURS[channels]}: choose another --detector, or convert the data with dataset_tool.py "
@@ -100,7 +101,7 @@ def _check_dataset(spec: detectors.DetectorSpec, dataset: Dataset) -> None:
     picks = np.linspace(0, len(dataset) - 1, min(len(dataset), NUM_IMAGES)).astype(int)
     images = torch.from_numpy(np.stack([dataset[pick][0] for pick in picks]))
     dataset.close()
-    found = distance(detectors.load(spec, torch.device("cpu")), record, images)
+    found = distance(detectors.load(spec, torch.device("cpu")), record, on_white(images))
     if not found <= record.bound:
         raise UserError(
             f"Detector '{spec.name}' was made for images like those of '{record.dataset}', and those of "

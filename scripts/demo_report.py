@@ -4,25 +4,18 @@
 Both have the same content. The HTML file contains its style and pictures and can be moved anywhere.
 """
 
-import base64
 import dataclasses
 import html
-import io
 import os
-import pathlib
-import string
-from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from dnnlib.charts import save_png
+from dnnlib import charts, pages
 from dnnlib.files import write_text
 
-PAGE = pathlib.Path(__file__).with_suffix(".html")
 HEADER = ("network", "parameters", "MACs per image", "FID", "recall", "ms per image", "file", "training")
-MARGIN, GAP, LINE = 24, 24, 26
-INK, FAINT, RULE, PAPER = (24, 24, 27), (96, 96, 104), (212, 212, 216), (255, 255, 255)
+MARGIN, GAP = 24, 24  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,69 +70,24 @@ def table(entries: list[Entry]) -> list[tuple[str, ...]]:
 
 def write_html(path: str | os.PathLike, heading: str, entries: list[Entry], notes: list[str]) -> None:
     """Write the self-contained page, atomically; `notes` are paragraphs below the grids."""
-    head, *rows = table(entries)
-    figures = (
-        f"<figure><figcaption><b>{html.escape(entry.title)}</b> FID {entry.fid:.2f}</figcaption>"
-        f'<img alt="samples of the {html.escape(entry.title)}" src="data:image/png;base64,{_png_base64(entry.grid)}">'
-        "</figure>\n"
+    grids = [
+        pages.picture(
+            entry.grid,
+            f"samples of the {entry.title}",
+            f"<b>{html.escape(entry.title)}</b> FID {entry.fid:.2f}",
+        )
         for entry in entries
-    )
-    page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
-        heading=html.escape(heading),
-        columns=_cells("th", head),
-        cells="".join(f"<tr>{_cells('th', row[:1])}{_cells('td', row[1:])}</tr>\n" for row in rows),
-        figures="".join(figures),
-        notes="".join(f"<p>{html.escape(note)}</p>\n" for note in notes),
-    )
-    write_text(path, page)
-
-
-def _cells(tag: str, texts: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
-
-
-def _png_base64(array: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    ]
+    body = [pages.table(table(entries)), pages.side_by_side(grids, fill=True), *map(pages.paragraph, notes)]
+    write_text(path, pages.page(heading, "".join(body)))
 
 
 def write_png(path: str | os.PathLike, heading: str, entries: list[Entry], notes: list[str]) -> None:
     """Write the same report as one picture, atomically."""
-    font = ImageFont.load_default(size=17)
-    grids = [Image.fromarray(entry.grid).convert("RGB") for entry in entries]
-    rows = table(entries)
-    widths = [int(max(map(font.getlength, column))) + GAP for column in zip(*rows)]
-    table_width, grids_width = sum(widths) - GAP, sum(grid.width + GAP for grid in grids) - GAP
-    width = 2 * MARGIN + max(table_width, grids_width)
-    lines = [line for note in notes for line in _wrap(note, font, width - 2 * MARGIN)]
-    table_top = MARGIN + 50
-    grids_top = table_top + LINE * len(rows) + 20 + LINE
-    notes_top = grids_top + max(grid.height for grid in grids) + 16
-    picture = Image.new("RGB", (width, notes_top + LINE * len(lines) + MARGIN), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN), heading, INK, ImageFont.load_default(size=28))
-    for index, row in enumerate(rows):
-        y = table_top + LINE * index
-        for column, cell in enumerate(row):
-            draw.text((MARGIN + sum(widths[:column]), y), cell, INK if index else FAINT, font)
-        draw.line((MARGIN, y + LINE - 4, MARGIN + table_width, y + LINE - 4), RULE)
-    x = MARGIN
-    for entry, grid in zip(entries, grids):
-        draw.text((x, grids_top - LINE), f"{entry.title}, FID {entry.fid:.2f}", INK, font)
-        picture.paste(grid, (x, grids_top))
-        x += grid.width + GAP
-    for index, line in enumerate(lines):
-        draw.text((MARGIN, notes_top + LINE * index), line, FAINT, font)
-    save_png(picture, path)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+    figures = [
+        charts.below({f"{entry.title}, FID {entry.fid:.2f}": Image.fromarray(entry.grid)}, size=17) for entry in entries
+    ]
+    parts = [charts.table(table(entries)), charts.beside(figures, GAP)]
+    width = max(part.width for part in parts)
+    parts = [charts.text(heading, width, 28, charts.INK), *parts, *(charts.text(note, width) for note in notes)]
+    charts.save_png(charts.column(parts, gap=16, margin=MARGIN), path)

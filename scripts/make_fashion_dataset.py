@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from dnnlib import cli  # noqa: E402
 from dnnlib.util import UserError  # noqa: E402
-from training.data.convert import convert, make_transform  # noqa: E402
+from training.data.convert import Output, convert, make_transform  # noqa: E402
 from training.data.sources import Source, open_source  # noqa: E402
 
 INSTALLED = "/usr/share/datasets/fashion-mnist"
@@ -53,8 +53,10 @@ def main(source, dest, full):
         if not full:
             images = first_of_each_class(images, per_class)
         target = pathlib.Path(dest) / (full_name if full else subset_name)
-        count, _ = convert(images, str(target), make_transform(None, None, None), compress_level=9)
-        click.echo(f"Wrote {count:,} images to {target}")
+        made = convert(
+            images, str(target), make_transform(None, None, None), how=Output(compress_level=9), overwrite=True
+        )
+        click.echo(f"Wrote {made.written:,} images to {target}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ BATCH = 256  # images in memory at full size
 
 
 def open_labelled(path: str, flag: str) -> ImageFolderDataset:
-    """The dataset at `path`. Raises UserError, naming `flag`, unless its labels are class numbers."""
+    """The dataset at `path`. Raises UserError, naming `flag`, unless its labels are class numbers, or for RGBA."""
     dataset = ImageFolderDataset(path, use_labels=True)
     if not dataset.has_labels or not dataset.has_onehot_labels:
         raise UserError(f"{flag}={path} has no class numbers, which the detector learns: label its images.")
+    if dataset.num_channels == 4:
+        raise UserError(f"{flag}={path} has RGBA images: convert them with dataset_tool.py --channels=3.")
     return dataset
 
 

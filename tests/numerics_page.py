@@ -3,50 +3,13 @@
 
 import pathlib
 import re
-from typing import NamedTuple
 
 from tests import tolerances
+from tests.numerics_row import Row, both, code, types
 from tests.torch_utils.ops import sweep
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "numerics.md"
 HEADER = ("what", "type", "compared with", "tolerance", "test")
-
-
-class Row(NamedTuple):
-    """One row of a table; `tests` are functions in files of tests/: 'file::function::function file::function'."""
-
-    what: str
-    types: str
-    reference: str
-    tolerance: str
-    tests: str
-
-    def linked(self) -> list[tuple[str, str]]:
-        """(file, function) of each test."""
-        return [(f"tests/{p}", n) for p, *names in (test.split("::") for test in self.tests.split()) for n in names]
-
-    def cells(self) -> list[str]:
-        links = (f"[`{name}`](../{path})" for path, name in self.linked())
-        return [self.what, self.types, self.reference, self.tolerance, "<br>".join(links)]
-
-
-def code(*values: float) -> str:
-    """Numbers as they stand on the page."""
-    texts = (f"{value:.2g}" if value >= 0.01 else re.sub(r"(\.0)?e-0?", "e-", f"{value:.1e}") for value in values)
-    return ", ".join(f"`{text}`" for text in texts)
-
-
-def types(allowed: dict) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-
-
-def both(kwargs: dict, unit: str = "") -> str:
-    """The tolerance in arguments `rtol` and `atol`."""
-    if kwargs["rtol"] == 0:
-        return f"absolute {code(kwargs['atol'])}{unit}"
-    if kwargs["rtol"] == kwargs["atol"]:
-        return f"relative and absolute {code(kwargs['rtol'])}"
-    return f"relative {code(kwargs['rtol'])}, absolute {code(kwargs['atol'])}{unit}"
 
 
 SCALED = "relative and absolute (times the largest value) "
@@ -211,6 +174,13 @@ TABLES = {
             "training/test_biggan_golden.py::test_generator::test_discriminator",
         ),
         Row(
+            "networks in rosinality's layout: w, images, logits",
+            "float32",
+            "golden numbers",
+            f"{code(tolerances.GOLDEN_NETWORKS)} of the largest value",
+            "training/files/test_rosinality.py::test_outputs_are_the_golden_ones",
+        ),
+        Row(
             "modulated convolution, styles up to 10⁴",
             "float16",
             "float32",
@@ -276,7 +246,8 @@ TABLES = {
             "float64",
             "golden numbers",
             f"{code(*(tolerances.BIGGAN[key] for key in ('grads', 'steps', 'exact')))} of the largest value",
-            "training/test_biggan_golden.py::test_phase::test_iterations::test_orthogonal_gradient::test_moving_average",
+            "training/test_biggan_golden.py::test_phase::test_iterations::test_orthogonal_gradient"
+            "::test_moving_average",
         ),
         Row(
             "gradients of all six phases, weight by weight",

@@ -32,8 +32,13 @@ def golden_arrays(name: str) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in arrays.files}
 
 
-def make_image_zip(path: pathlib.Path, resolution: int, num_images: int, num_labels: int = 0, channels: int = 3):
-    """Write a dataset zip of noise images, fixed by its shape; image i has label i mod `num_labels` (none for 0)."""
+def make_image_zip(
+    path: pathlib.Path, resolution: int, num_images: int, num_labels: int = 0, channels: int = 3, **notes
+):
+    """Write a dataset zip of noise images, fixed by its shape; image i has label i mod `num_labels` (none for 0).
+
+    `notes` are further entries of `dataset.json`.
+    """
     rng = np.random.RandomState(resolution)
     labels = []
     with zipfile.ZipFile(path, "w") as archive:
@@ -44,5 +49,5 @@ def make_image_zip(path: pathlib.Path, resolution: int, num_images: int, num_lab
             Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(buffer, format="PNG")
             archive.writestr(name, buffer.getvalue())
             labels.append([name, i % num_labels] if num_labels else None)
-        archive.writestr("dataset.json", json.dumps({"labels": labels if num_labels else None}))
+        archive.writestr("dataset.json", json.dumps({"labels": labels if num_labels else None, **notes}))
     return path

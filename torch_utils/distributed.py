@@ -3,6 +3,7 @@
 
 import contextlib
 import datetime
+import functools
 import importlib
 import multiprocessing.connection
 import os
@@ -347,13 +348,15 @@ def _worker(rank: int, fn: Callable, num_processes: int, folder: str, args: tupl
 def resolve_device(name: str, rank: int = 0) -> torch.device:
     """The device that `name` ('auto', 'cpu', 'cuda' or 'mps') stands for, for process `rank` of a machine.
 
-    See `local_rank`. 'auto' is CUDA if there is a CUDA device, else the CPU. Changes no settings: see
-    `configure_device`.
+    See `local_rank`. 'auto' is CUDA if there is a CUDA device, else the CPU; a note says if that leaves an Apple GPU
+    unused. Changes no settings: see `configure_device`.
 
     Raises UserError naming --device (or --gpus, if there are fewer GPUs than processes) if the device is unavailable.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and rank == 0 and torch.backends.mps.is_available():
+            _note_unused_mps()
     if name == "cpu":
         return torch.device("cpu")
     if name == "cuda":
@@ -370,6 +373,17 @@ def resolve_device(name: str, rank: int = 0) -> torch.device:
             raise UserError("--device=mps: there is one Apple GPU at most, so use --gpus=1")
         return torch.device("mps")
     raise UserError(f"--device={name} is not one of auto, cpu, cuda, mps")
+
+
+@functools.cache
+def _note_unused_mps() -> None:
+    """Once per process."""
+    if is_main():
+        print(
+            "Note: --device=auto uses the CPU, because this project has not been tested on an Apple GPU; --device=mps "
+            "uses it.",
+            file=sys.stderr,
+        )
 
 
 def configure_device(device: torch.device) -> torch.device:

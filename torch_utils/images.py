@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of images between networks (float, [-1, 1]) and files (uint8). N batch, C channels (1 or 3), H W size."""
+"""Conversion of images between networks (float, [-1, 1]) and files (uint8). N batch, C channels (1, 3, 4), H W size."""
 
 import os
 from collections.abc import Sequence
@@ -21,6 +21,16 @@ def from_uint8(img: torch.Tensor) -> torch.Tensor:
     return img.to(torch.float32) / 127.5 - 1
 
 
+def on_white(img: torch.Tensor) -> torch.Tensor:
+    """RGB images [N, 3, H, W] of RGBA ones on a white ground, uint8 or float in [-1, 1]; others as they are."""
+    if img.shape[1] != 4:
+        return img
+    if img.dtype == torch.uint8:
+        return ((on_white(from_uint8(img)) + 1) * 127.5).round().to(torch.uint8)  # opaque pixels stay as they are
+    alpha = (img[:, 3:].clamp(-1, 1) + 1) / 2
+    return img[:, :3] * alpha + (1 - alpha)
+
+
 def _as_array(images: np.ndarray | torch.Tensor) -> np.ndarray:
     return images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
 
@@ -36,14 +46,17 @@ def make_grid(images: np.ndarray | torch.Tensor, grid_size: tuple[int, int]) -> 
 
 
 def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
-    """Write a uint8 image, [H, W], [H, W, C] or [C, H, W] with C = 1 or 3, as a PNG file, atomically."""
+    """Write a uint8 image, [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4 (RGBA), as a PNG file, atomically.
+
+    What could be either, such as [4, 4, 4], is taken for [C, H, W], unless the last number is 1 or 3.
+    """
     array = _as_array(img)
-    if array.ndim == 3 and array.shape[-1] not in (1, 3):
+    if array.ndim == 3 and array.shape[-1] not in (1, 3) and (array.shape[-1] != 4 or array.shape[0] in (1, 3, 4)):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3):
-        raise ValueError(f"expected a grey or RGB uint8 image, got {array.dtype} of shape {array.shape}")
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise ValueError(f"expected a grey, RGB or RGBA uint8 image, got {array.dtype} of shape {array.shape}")
     with open_atomic(path) as file:
         Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of torch.save with nothing but tensors by name, such as a `state_dict()`, read by our own pickle reader.
+"""Files of torch.save with nothing but tensors in dicts, such as a `state_dict()`, read by our own pickle reader.
 
 torch.load is not used: in some versions of PyTorch it runs code from crafted files even with weights_only=True
 (CVE-2025-32434), and in none is its memory bounded by the size of the file.
@@ -32,10 +32,19 @@ def loads_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
 
     They are on the CPU. Messages call the file `name`. Raises UnsafePickleError or BrokenPickleError for another one.
     """
+    return tensors_by_name(loads(data, name), name)
+
+
+def loads(data: bytes, name: str) -> Any:
+    """What torch.save wrote in `data`: dicts, lists, text, numbers, and tensors on the CPU.
+
+    An argparse.Namespace is a `Skipped`. Messages call the file `name`. Raises UnsafePickleError for any other type,
+    BrokenPickleError for damaged data.
+    """
     try:
         rebuilder = _TensorRebuilder(name, COPIES * len(data))
         read = _read_zip if data.startswith(b"PK") else read_first_format
-        found = read(data, rebuilder.resolve, rebuilder.spend, rebuilder.all_keys)
+        return read(data, rebuilder.resolve, rebuilder.spend, rebuilder.all_keys)
     except UserError:
         raise
     except Exception as error:
@@ -43,6 +52,10 @@ def loads_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
         raise BrokenPickleError(
             f"{name} is not a file of torch.save, or is damaged ({type(error).__name__}: {printable(str(error))})"
         ) from error
+
+
+def tensors_by_name(found: Any, name: str) -> dict[str, torch.Tensor]:
+    """`found` from `loads`, if it is tensors by name and nothing else. Raises BrokenPickleError otherwise."""
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BrokenPickleError(f"{name} is a file of torch.save, but does not hold tensors by name")
     for key, value in found.items():
@@ -86,6 +99,14 @@ class _OrderedDict(dict, Unfinished):
         return self
 
 
+class Skipped(Unfinished):
+    """An object of the file of which nothing was kept, such as the flags of the program that wrote it."""
+
+    def build(self, state: Any) -> "Skipped":
+        """Forget the object's state."""
+        return self
+
+
 class _TensorRebuilder(Rebuilder):
     """Resolves the global names of a file of tensors, which needs fewer."""
 
@@ -98,3 +119,4 @@ class _TensorRebuilder(Rebuilder):
         self.builders["collections.OrderedDict"] = Builder(
             "collections.OrderedDict", lambda *items: _OrderedDict(self.ordered_dict(*items))
         )
+        self.builders["argparse.Namespace"] = Builder("argparse.Namespace", lambda *_nothing: Skipped())

@@ -207,7 +207,7 @@ class AugmentPipe(torch.nn.Module):
         """Augment a batch.
 
         Args:
-            images: [N, C, H, W]; the colour effects need C = 1 or 3.
+            images: [N, C, H, W]; the colour effects need C = 1, 3, or 4, of which they leave the last (alpha) alone.
             debug_percentile: Number in [0, 1]: apply every enabled effect at that percentile of its distribution (only
                 the noise image stays random). None = draw at random.
 
@@ -351,10 +351,12 @@ class AugmentPipe(torch.nn.Module):
 
     @staticmethod
     def _recolour(x: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        """Apply [N, 4, 4] to RGB images, or to grey ones as RGB images whose channels are averaged afterwards."""
+        """Apply [N, 4, 4] to RGB(A) images, or to grey ones as RGB images whose channels are averaged afterwards."""
         channels = x.shape[1]
-        if channels not in (1, 3):
-            raise ValueError(f"AugmentPipe: colour effects need images with 1 or 3 channels, these have {channels}")
+        if channels not in (1, 3, 4):
+            raise ValueError(f"AugmentPipe: colour effects need images with 1, 3 or 4 channels, these have {channels}")
+        if channels == 4:
+            return torch.cat([AugmentPipe._recolour(x[:, :3], C), x[:, 3:]], dim=1)
         matrix, shift = C[:, :3, :3], C[:, :3, 3:]
         if channels == 1:
             matrix, shift = matrix.sum(2, keepdim=True).mean(1, keepdim=True), shift.mean(1, keepdim=True)

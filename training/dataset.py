@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image datasets: a folder or zip of equal square images, and the labels in its `dataset.json`.
 
-Letters in shapes: N images, C channels (1 or 3), H = W resolution, L label dimension.
+Letters in shapes: N images, C channels (1, 3 or 4), H = W resolution, L label dimension.
 """
 
 import os
@@ -124,7 +124,7 @@ class Dataset(torch.utils.data.Dataset):
 
     @property
     def num_channels(self) -> int:
-        """1 for grey, 3 for RGB."""
+        """1 for grey, 3 for RGB, 4 for RGBA."""
         return self._raw_shape[1]
 
     @property
@@ -161,7 +161,8 @@ class ImageFolderDataset(Dataset):
     """A folder or zip of images, recursively, in sorted path order, with labels from its `dataset.json`.
 
     `{"labels": [["path/of/image.png", label], ...]}`, where a label is a class number or a list of floats; no file
-    or `null` means no labels. The constructor reads only the first image's header; see `validate` for the others.
+    or `null` means no labels. `"class_names": ["name", ...]` beside it names the classes. The constructor reads only
+    the first image's header; see `validate` for the others.
 
     Args:
         path: The folder or zip.
@@ -173,6 +174,7 @@ class ImageFolderDataset(Dataset):
 
     def __init__(self, path: str, resolution: int | None = None, **super_kwargs):
         self._path = os.fspath(path)
+        self._class_names: list[str] | None = None
         self._files = open_files(self._path)
         self._image_names = image_names(self._files.names())
         if not self._image_names:
@@ -203,7 +205,14 @@ class ImageFolderDataset(Dataset):
         return image
 
     def _load_raw_labels(self) -> np.ndarray | None:
-        return load_labels(self._files, self._image_names)
+        labels, self._class_names = load_labels(self._files, self._image_names)
+        return labels
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, by number, if the labels are used and `dataset.json` has them."""
+        self._raw_labels()
+        return self._class_names if self._use_labels else None
 
     @property
     def labels_available(self) -> bool:

@@ -110,7 +110,7 @@ def export_network(network: str, dest: str, settings: Settings | None, trust: bo
     snapshot = load_snapshot(network, trust=trust)
     try:
         if settings is None:
-            safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS})
+            safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS} | snapshot.notes)
             print(f"{dest}: {', '.join(key for key in snapshot if key in KEYS[:-1])}")
             return
         G = snapshot["G_ema"]
@@ -269,6 +269,8 @@ def metadata(G: torch.nn.Module, part: str, settings: Settings) -> dict[str, str
         "noise_mode": settings.noise_mode,
         "license": settings.license or "unknown",
     }
+    if getattr(G, "class_names", None):
+        described["class_names"] = json.dumps(G.class_names)
     if settings.dtype == "int8":
         described["calibration_seeds"] = f"{_CALIBRATION_SEEDS[0]}-{_CALIBRATION_SEEDS[-1]}"
     return {name: str(value) for name, value in described.items()}

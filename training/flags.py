@@ -88,7 +88,8 @@ def recipe(given: dict[str, Any]) -> dict[str, Any]:
     """Values for flags that are not among the `given` ones, by name; empty without a teacher.
 
     A run that starts from another network, has several teachers or is as wide as its teacher cannot take over the
-    teacher's weights; without a word on the recipe it follows the paper.
+    teacher's weights; without a word on the recipe it follows the paper. Diversity of channels is seen in a latent
+    space w: a family without one ranks them by the default of --dgl-prune.
     """
     if not given.get("dgl_teacher"):
         return {}
@@ -100,6 +101,8 @@ def recipe(given: dict[str, Any]) -> dict[str, Any]:
         values.pop("dgl_fit", None)
     if _STEERING & given.keys():
         values.pop("dgl_weight", None)
+    if not families.of_preset(given.get("cfg", BY_NAME["cfg"].default)).has_w:
+        values.pop("dgl_prune", None)
     return values
 
 
@@ -114,12 +117,16 @@ class Flags:
         if unknown:
             raise TypeError(f"unknown flags: {', '.join(sorted(unknown))}")
         self._given = {name: value for name, value in given.items() if value is not None}
-        self._recipe = recipe(self._given)
+        self._unsaid = recipe(self._given)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in BY_NAME:
             raise AttributeError(name)
-        return self._given.get(name, self._recipe.get(name, BY_NAME[name].default))
+        return self._given.get(name, self._unsaid.get(name, BY_NAME[name].default))
+
+    def assume(self, **values: Any) -> None:
+        """Have `values` where no flag is given, and the recipe that goes with them; they do not count as given."""
+        self._unsaid = {**values, **recipe({**values, **self._given})}
 
     def given(self, name: str) -> bool:
         """Whether the flag was given, even if with its default value."""
@@ -199,7 +206,8 @@ OPTIONS = [
     Option("--cond", _DATA, BOOL, False, "Train on the labels of dataset.json.", word="cond"),
     Option("--subset", _DATA, int, None, "Train on this many images, drawn with --seed.", word="subset", unset="all"),
     Option("--mirror", _DATA, BOOL, False, "Add mirrored copies of the images.", word="mirror"),
-    Option("--cfg", _BASE, _Cfg(), "auto", "Preset.", word=_cfg_word, metavar=f"[{'|'.join(families.presets())}]"),
+    Option("--cfg", _BASE, _Cfg(), "auto", "Preset.", word=_cfg_word, metavar=f"[{'|'.join(families.presets())}]",
+           unset="auto, or biggan-auto for the student of a BigGAN"),
     Option("--ch", _BASE, COUNT, None, "Width of BigGAN's G and D.", word="ch", unset="from --cfg, or the teacher's"),
     Option("--d-steps", _BASE, COUNT, None, "Steps of D for each of G, in BigGAN.", word="dsteps", unset="from --cfg"),
     Option("--batch-g", _BASE, COUNT, None, "Images of a step of G, in BigGAN.", word="batchg", unset="--batch"),

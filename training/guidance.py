@@ -21,12 +21,25 @@ from training.initial import network_shape, new_network
 _EMA_RAMPUP_OF_FITTED = 0.5
 
 
-def open_teachers(paths: list[str], trust: bool, family: Family, opened) -> Like:
-    """Open every teacher, files or URLs, into `opened`; returns what a student of `family` takes from the first.
-
-    Raises UserError as `open_teacher` does.
-    """
+def open_teachers(paths: list[str], trust: bool, opened) -> None:
+    """Open every teacher, files or URLs, into `opened`. Raises UserError as `open_teacher` does."""
     opened.teachers = [open_teacher(path, trust, load=opened.snapshot) for path in paths]
+
+
+def choose_preset(f, opened) -> list[str]:
+    """Without --cfg, have that of the first teacher's family; returns a notice if it is not the usual one."""
+    teacher, usual = opened.teachers[0], f.cfg
+    if f.given("cfg"):
+        return []
+    family = families.of(teacher.D)
+    f.assume(cfg=next(iter(family.presets)))
+    if f.cfg == usual:
+        return []
+    return [f"Notice: {teacher.path} is of the family {family.name}, and so is the student: --cfg={f.cfg}."]
+
+
+def like(family: Family, opened) -> Like:
+    """What a student of `family` takes from the first teacher."""
     networks = (opened.teachers[0].G, opened.teachers[0].D)
     return Like(*(net.init_kwargs if _is_of(family, net) else None for net in networks))
 
@@ -59,7 +72,7 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         options["loss_kwargs"]["held_out"] = kwargs
     if f.dgl_update:
         options["loss_kwargs"]["dgl_update"] = {**options["D_opt_kwargs"], "lr": f.dgl_update}
-    terms = _terms(f, teachers)
+    terms = _terms(f, teachers, options["G_kwargs"])
     if terms:
         options["loss_kwargs"]["terms"] = terms
     shape = network_shape(opened.training_set)
@@ -73,7 +86,7 @@ def add_guidance(f, data: Data, family: Family, options: dict[str, Any], opened)
         check_source(first.D, new_network(options["D_kwargs"], shape, values=False), first.path, "D")
         inherited["D"] = True
     if f.dgl_fit:  # of inherited weights, which were checked above
-        inherited["fit"] = fit_settings(f.dgl_fit, options)
+        inherited["fit"] = fit_settings(f.dgl_fit, options, least=2 if family.batch_statistics else 1)
         if options["ema_rampup"] is not None:
             options["ema_rampup"] = _EMA_RAMPUP_OF_FITTED
     if inherited:
@@ -113,14 +126,23 @@ def _open_held_out(kwargs: dict[str, Any], f, data: Data):
     return held_out
 
 
-def _terms(f, teachers: list[Teacher]) -> list[dict[str, Any]]:
-    """The terms besides the adversarial one that the flags ask for, as `dgl.loss.DGLLoss` takes them."""
+def _terms(f, teachers: list[Teacher], G_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The terms besides the adversarial one that the flags ask for, as `dgl.loss.DGLLoss` takes them.
+
+    `G_kwargs`: constructor arguments of the student's generator.
+    """
     terms = []
     distances = {"output_weight": f.dgl_distill, "feature_weight": f.dgl_distill_feat}
     distances["verdict_weight"] = f.dgl_distill_verdict
     if any(distances.values()):
         if teachers[0].G is None:
             raise UserError(f"--dgl-distill: {teachers[0].path} has no generator whose images could be the target")
+        theirs, ours = teachers[0].G.z_dim, G_kwargs.get("z_dim", teachers[0].G.z_dim)
+        if theirs != ours:
+            raise UserError(
+                f"--dgl-distill: G of {teachers[0].path} takes latents of {theirs} numbers and the student's of "
+                f"{ours}; use --z-dim={theirs}"
+            )
         terms.append({"class_name": "dgl.distill.DistillationTerm", **distances})
     if f.dgl_heads:
         terms.append({"class_name": "dgl.heads.HeadsTerm", "weight": f.dgl_heads})

@@ -12,7 +12,9 @@ import torch
 from dnnlib.util import UserError, construct_class_by_name
 from torch_utils import distributed, misc
 from torch_utils.ops import layout
+from training.families.family import Family
 from training.files.snapshot import Snapshot, Uninitialised
+from training.settings import TrainingOptions
 
 
 def network_shape(dataset) -> dict[str, int]:
@@ -120,3 +122,14 @@ def fit_to_teacher(
     distance = fit(G, source, D, draw, **fit_kwargs)
     distributed.print0(f"Fitted G to {snapshot.path} for {fit_kwargs['kimg']:g} kimg: mean |difference| {distance:.3f}")
     misc.copy_params_and_buffers(G, networks["G_ema"], require_all=True)
+
+
+def check_groups(family: Family, D: torch.nn.Module, options: TrainingOptions) -> None:
+    """Raises UserError if the micro-batches of a run that continues with other processes do not suit D."""
+    known = hasattr(D, "init_kwargs")  # not a discriminator of another project
+    group, size = family.batch_group(D) if known else None, options.batch_gpu
+    if group is not None and size > group and size % group:
+        raise UserError(
+            f"--gpus={options.num_gpus}: micro-batches of {size} images cannot be split into the groups of "
+            f"{group} that D compares; continue with another number of processes"
+        )

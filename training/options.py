@@ -89,6 +89,12 @@ def resolve(**flags) -> Plan:
 
 def _plan(f: Flags, training_set: Any) -> Plan:
     data = _describe(f, training_set)
+    opened, teacher, notices = Opened(training_set), None, []
+    if f.dgl_teacher:
+        from training import guidance
+
+        guidance.open_teachers([_location(name) for name in f.dgl_teacher], f.trust_pickle, opened)
+        notices = guidance.choose_preset(f, opened)
     family, preset = families.preset(f.cfg, data.resolution, f.gpus)
     for name in families.flags() - family.flags:
         if f.given(name):
@@ -96,12 +102,8 @@ def _plan(f: Flags, training_set: Any) -> Plan:
     for name in f.metrics:
         if catalogue.find(name).needs_w and not family.has_w:
             raise UserError(f"--metrics={name} needs a latent space w, which networks of --cfg={f.cfg} do not have")
-    opened = Opened(training_set)
-    teacher = None
     if f.dgl_teacher:
-        from training import guidance
-
-        teacher = guidance.open_teachers([_location(name) for name in f.dgl_teacher], f.trust_pickle, family, opened)
+        teacher = guidance.like(family, opened)
     options = {
         "training_set_kwargs": _training_set_kwargs(f, data),
         "data_loader_kwargs": {"pin_memory": True, "prefetch_factor": 2},
@@ -114,7 +116,7 @@ def _plan(f: Flags, training_set: Any) -> Plan:
     _land(f, options)
     if "resume_pkl" in options:
         options["ema_kimg"] = min(options["ema_kimg"], _EMA_LIMIT_OF_TRANSFER * options["total_kimg"])
-    plan = Plan(_run_name(data.name, f), options, options.pop("notices", []), opened)
+    plan = Plan(_run_name(data.name, f), options, [*notices, *options.pop("notices", [])], opened)
     if data.has_labels and not f.cond:
         plan.notices.append(f"Notice: {f.data} has labels and this run ignores them; --cond=1 trains on them.")
     if f.dgl_teacher:

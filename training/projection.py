@@ -37,7 +37,7 @@ class Projection:
 
     Attributes:
         w: [N, T, D], after each step.
-        distance: [N, T], LPIPS distance at each step, of w with exploration noise.
+        distance: [N, T], distance (LPIPS) at each step, of w with exploration noise.
         noise: Noise maps [N, 1, H, H] that were optimised together with w, by buffer name.
         num_ws: L of the network.
     """
@@ -105,7 +105,7 @@ def project(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Projection:
-    """Find, for each of `targets`, the w whose image is closest in LPIPS distance.
+    """Find, for each of `targets`, the w whose image is closest in the distance of `features`, usually LPIPS.
 
     The images of a batch are independent: each has its own w and noise maps, and all use the same random numbers from
     `seed`. So the result for an image does not depend on the batch, up to rounding.
@@ -113,7 +113,7 @@ def project(
     Args:
         G: Generator; it is copied, not changed. The work is done on its device.
         targets: uint8 [N, C, R, R], with the resolution and channels of the generator.
-        features: Maps images [N, C, R, R] in [-1, 1] to features [N, d] whose squared differences sum to the LPIPS
+        features: Maps images [N, C, R, R] in [-1, 1] to features [N, d] whose squared differences sum to the
             distance; see metrics.lpips.open_features.
         c: Label [1, Y] of all images; for a conditional network.
         num_steps: T. The first step has size 0, so a single one finds the mean w.

@@ -13,8 +13,7 @@ from dnnlib.files import read_regular
 from dnnlib.progress import Progress
 from dnnlib.text import printable
 from dnnlib.util import open_atomic
-from metrics import detectors
-from metrics.lpips import open_features
+from metrics import detectors, lpips
 from torch_utils import distributed, images
 from torch_utils.video import ffmpeg_available, save_mp4
 from training import families, sampling
@@ -34,7 +33,7 @@ def project_images(
     num_steps: int = 1000,
     seed: int = 303,
     save_video: bool = True,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     batch: int = 1,
     detector: str | None = None,
     device: str = "auto",
@@ -50,11 +49,14 @@ def project_images(
     families.require_w(G, "Projection")
     c = sampling.class_label(G, class_idx, torch_device)
     targets = read_targets(target, G.img_resolution, G.img_channels)
-    if trust_detector:
+    if trust_detector and detector != lpips.PIXELS:
         detectors.trust(detector)
-    features = open_features(detector, torch_device)
+    features = lpips.open_features(detector, torch_device)
+    kind = "pixel" if detector == lpips.PIXELS else "LPIPS"
     torch.backends.cudnn.deterministic = True
 
+    if save_video and not ffmpeg_available():
+        print("Note: the videos will be PNGs in proj_frames, because there is no ffmpeg: pip install imageio-ffmpeg.")
     paths, summary = {}, []
     names = list(targets)
     groups = [names[first : first + batch] for first in range(0, len(names), batch)]
@@ -71,9 +73,8 @@ def project_images(
                     save_result(folder, G, found, index)
                     paths[name] = found.w[index]
                     first, last = found.distance[index, [0, -1]].tolist()
-                    summary.append(
-                        f"{printable(os.path.join(folder, 'proj.png'), 1000)}: LPIPS distance {first:.4g} -> {last:.4g}"
-                    )
+                    path = printable(os.path.join(folder, "proj.png"), 1000)
+                    summary.append(f"{path}: {kind} distance {first:.4g} -> {last:.4g}")
         print("\n".join(summary), flush=True)
         if save_video:
             _save_videos(outdir, G, targets, paths, num_steps)
@@ -140,8 +141,6 @@ def _save_videos(
     with Progress(len(targets) * len(steps), "Writing video", "frame") as progress:
         for name, path in paths.items():
             save_video(os.path.join(outdir, name), G, targets[name], path[steps], progress)
-    if not ffmpeg_available():
-        print("Note: the videos are PNGs in proj_frames, because there is no ffmpeg: pip install imageio-ffmpeg.")
 
 
 def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> None:
@@ -164,10 +163,11 @@ def save_video(folder: str, G: torch.nn.Module, target: torch.Tensor, path: torc
 
 
 def _frames(G: torch.nn.Module, target: torch.Tensor, path: torch.Tensor, progress: Progress) -> Iterator[np.ndarray]:
-    """Frames uint8 [R, 2R, C] of the latents `path` [T, D]."""
+    """Frames uint8 [R, 2R, C] of the latents `path` [T, D]; videos have no transparency, so RGBA is on white."""
     for w in path:
         img = render(G, w.repeat(G.num_ws, 1))
-        yield torch.cat([target, img], dim=2).permute(1, 2, 0).numpy()
+        both = images.on_white(torch.cat([target, img], dim=2).unsqueeze(0))
+        yield both[0].permute(1, 2, 0).numpy()
         progress.update()
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from dnnlib.progress import Progress
+from dnnlib.text import printable
 from dnnlib.util import UserError
 from torch_utils import distributed, images, misc
 from torch_utils.ops import layout
 from training import families
+from training.data import class_names
 from training.files.snapshot import Snapshot, load_snapshot
 
 MOST_GRID_BYTES = 1 << 32  # of a grid, whose images are kept in memory
@@ -32,7 +34,7 @@ def mix_styles(
     cols: Sequence[int],
     styles: Sequence[int] | None = None,
     psi: float = 1,
-    class_idx: int | None = None,
+    class_idx: int | str | None = None,
     noise_mode: str = "const",
     device: str = "auto",
     trust_pickle: bool = False,
@@ -99,9 +101,11 @@ def synthesize(G: torch.nn.Module, ws: torch.Tensor, noise_mode: str) -> torch.T
 def open_generator(path: str, trust: bool, device: torch.device) -> torch.nn.Module:
     """G_ema of the network pickle at `path` (file or URL), frozen, on `device`.
 
-    Raises UserError as the loader and `usable_generator` do.
+    Its `class_names` are those in the file, or None. Raises UserError as the loader and `usable_generator` do.
     """
-    G = usable_generator(load_snapshot(path, trust=trust))
+    snapshot = load_snapshot(path, trust=trust)
+    G = usable_generator(snapshot)
+    G.class_names = class_names.checked(snapshot.class_names, G.c_dim)
     return freeze(layout.prepare(G.eval().requires_grad_(False), device))
 
 
@@ -117,22 +121,24 @@ def usable_generator(snapshot: Snapshot) -> torch.nn.Module:
     """G_ema of an open network file.
 
     Raises UserError if it cannot make pictures: weights that are NaN or infinite give black ones or noise, and
-    pictures are grey or RGB. A mean w may be NaN; `check_truncation` of the family refuses to use it.
+    pictures are grey, RGB or RGBA. A mean w may be NaN; `check_truncation` of the family refuses to use it.
     """
     G, name = snapshot["G_ema"], f"G_ema in {snapshot.path}"
     missing = [key for key in ("z_dim", "c_dim", "img_resolution", "img_channels") if not hasattr(G, key)]
     if missing:
         raise UserError(f"{name} is a {type(G).__name__} without {', '.join(missing)}, not a generator of images.")
-    if G.img_channels not in (1, 3):
-        raise UserError(f"{name} makes images of {G.img_channels} channels: only grey and RGB ones are supported.")
+    if G.img_channels not in (1, 3, 4):
+        raise UserError(
+            f"{name} makes images of {G.img_channels} channels: only grey, RGB and RGBA ones are supported."
+        )
     damaged = misc.first_nonfinite(G, ignore_ending="w_avg")
     if damaged is not None:
         raise UserError(f"{name} is damaged: {damaged} holds NaN or infinite values; try an earlier snapshot.")
     return G
 
 
-def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device) -> torch.Tensor:
-    """Label [1, Y] of class `class_idx`. For an unconditional `G` Y is 0, and a class is ignored with a notice.
+def class_label(G: torch.nn.Module, class_idx: int | str | None, device: torch.device) -> torch.Tensor:
+    """Label [1, Y] of the class with this number or name. For an unconditional `G` Y is 0, and it has no effect.
 
     Raises UserError if a conditional network gets no class, or a class that it does not have.
     """
@@ -141,11 +147,19 @@ def class_label(G: torch.nn.Module, class_idx: int | None, device: torch.device)
         if class_idx is not None:
             print("Note: --class has no effect, because the network is unconditional.", file=sys.stderr)
         return c
+    names = getattr(G, "class_names", None)
+    known = "" if names is None else f" ({', '.join(class_names.listing(names))})"
     if class_idx is None:
-        raise UserError(f"The network is conditional: choose a class with --class, 0 to {G.c_dim - 1}.")
-    if class_idx >= G.c_dim:
-        raise UserError(f"--class={class_idx} is out of range: the network has classes 0 to {G.c_dim - 1}.")
-    c[:, class_idx] = 1
+        raise UserError(f"The network is conditional: choose a class with --class, 0 to {G.c_dim - 1}{known}.")
+    number = class_names.find(names or [], class_idx) if isinstance(class_idx, str) else class_idx
+    if number is None:
+        what = "no names of classes" if names is None else "no class of that name"
+        raise UserError(
+            f"--class={printable(class_idx)}: the network has {what}: choose one of 0 to {G.c_dim - 1}{known}."
+        )
+    if number >= G.c_dim:
+        raise UserError(f"--class={number} is out of range: the network has classes 0 to {G.c_dim - 1}{known}.")
+    c[:, number] = 1
     return c
 
 

@@ -16,12 +16,13 @@ import torch
 
 import dnnlib
 from dnnlib.progress import Progress
-from dnnlib.util import UserError
 from metrics import detectors, in_training, metric_main, metric_utils
+from metrics.reports.run_page import RunPage
 from torch_utils import distributed, misc, precision
 from torch_utils.ops import layout
 from training import families, guards, initial, randomness, run_state
 from training.ada import AdaController
+from training.data import class_names
 from training.ema import ema_beta, update_ema
 from training.files import snapshot
 from training.phases import PhaseTimes, average_over_processes, phases_of_terms, run_due
@@ -85,6 +86,7 @@ class Trainer:
         if opened is not None:
             opened.release()
         self.log = RunLog(options.run_dir, write=rank == 0, device=self.device, start=start)
+        self.page = RunPage(options, write=rank == 0)
         small = self.device.type == "cpu"
         self.grid = SampleGrid(self.training_set, self.G.z_dim, options.random_seed, small) if rank == 0 else None
         self.keeper = run_state.Keeper(self)
@@ -108,6 +110,9 @@ class Trainer:
         self.reset_reals(0)
         shape = f"{self.training_set.image_shape}, labels {self.training_set.label_shape}"
         distributed.print0(f"Training set: {len(self.training_set)} images {shape}")
+        self.class_names = class_names.of(self.training_set)
+        if self.class_names:
+            distributed.print0(f"Classes: {', '.join(class_names.listing(self.class_names))}")
 
     def reset_reals(self, start: int) -> None:
         """Begin with batch `start` of the reals."""
@@ -121,7 +126,7 @@ class Trainer:
         self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
         self.family = families.of(self.G)
         if self.resumed:
-            self._check_groups()
+            initial.check_groups(self.family, self.D, opt)
         layout.prepare(self.G, self.device)
         layout.prepare(self.D, self.device)
         self.G_ema = copy.deepcopy(self.G).eval()
@@ -129,24 +134,17 @@ class Trainer:
         averaged = re.compile(self.family.differs_by_process or "")
         named = ((f"{type(self.G).__name__}.{name}", tensor) for name, tensor in self.G.named_buffers())
         self.own_statistics = [tensor for name, tensor in named if averaged.fullmatch(name)]
+        load = snapshot.load_snapshot if opened is None else opened.snapshot
         if not self.resumed:
-            self._start_networks(snapshot.load_snapshot if opened is None else opened.snapshot)
+            self._start_networks(load)
         if self.rank == 0:
             self._print_networks()
         if self.family.place is not None:
             self.family.place(self.G, opt)
+        if not self.resumed:
+            self._fit(load)
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
-
-    def _check_groups(self) -> None:
-        """Raises UserError if the micro-batches of a run that continues with other processes do not suit D."""
-        known = hasattr(self.D, "init_kwargs")  # not a discriminator of another project
-        group, size = self.family.batch_group(self.D) if known else None, self.options.batch_gpu
-        if group is not None and size > group and size % group:
-            raise UserError(
-                f"--gpus={self.options.num_gpus}: micro-batches of {size} images cannot be split into the groups of "
-                f"{group} that D compares; continue with another number of processes"
-            )
 
     def _start_networks(self, load: Callable) -> None:
         """Weights from the files that the options name, equal in all processes."""
@@ -161,10 +159,14 @@ class Trainer:
         for module in networks.values():  # every process starts from the weights of the first
             for tensor in misc.params_and_buffers(module):
                 distributed.broadcast_(tensor)
+
+    def _fit(self, load: Callable) -> None:
+        """Fit G to the teacher's, if the options say so."""
+        opt = self.options
         if opt.init_kwargs is not None and "fit" in opt.init_kwargs:
             snap = load(opt.init_kwargs["path"], opt.trust_pickle)
             self._seed(randomness.SETUP, 1, self.rank, 0)
-            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, networks, self._draw)
+            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, self.networks, self._draw)
 
     def _draw(self, count: int, share: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """The `share` of `count` latents [*, Z] and labels [*, K], distributed as those of the reals."""
@@ -177,9 +179,7 @@ class Trainer:
         c = torch.zeros([1, self.G.c_dim], device=self.device)
         with torch.no_grad():
             img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(
-                self.D.eval(), [img, c]
-            )  # in training mode it would move vectors of spectral norm
+            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode it might change, in this process
         self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:
@@ -261,6 +261,7 @@ class Trainer:
         elif self.rank == 0:
             self.grid.save_reals(os.path.join(self.options.run_dir, "reals.png"))
             self._save_fakes("fakes_init.png")
+        self.page.announce()
         distributed.print0(f"Training for {self.options.total_kimg} kimg on {self.device} {types}...")
         if not self.resumed:
             self.log.tick_start = time.time()
@@ -343,6 +344,8 @@ class Trainer:
             if self.rank == 0:
                 self._keep_snapshots()
         self.log.flush(self.cur_nimg, self.metric_values)
+        if self.saved_networks:
+            self.page.update(done)
         self.cur_tick += 1
         self.tick_start_nimg = self.cur_nimg
         self.log.start_tick()
@@ -362,6 +365,8 @@ class Trainer:
             return
         data = {"training_set_kwargs": dict(self.options.training_set_kwargs)}
         data.update(G=self.G, D=self.D, G_ema=self.G_ema, augment_pipe=self.augment_pipe)
+        if self.class_names:
+            data[class_names.KEY] = self.class_names
         snapshot.save_snapshot(os.path.join(self.options.run_dir, name), data)
 
     def _keep_snapshots(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from dnnlib.util import UserError
 from tests.compat import canary, foreign
 from tests.compat.opcodes import call, named, op, pickled, stack_named
-from tests.training.files import tensorflow_pickle
+from tests.training.files import rosinality_checkpoint, tensorflow_pickle
 from torch_utils import torch_files
 from training.augment import AugmentPipe
 from training.files import snapshot
@@ -91,6 +91,7 @@ def base_files() -> list[bytes]:
     tensors = io.BytesIO()
     torch.save(biggan["G_ema"].state_dict(), tensors, _use_new_zipfile_serialization=False)
     files += [without_source(pickle.dumps(biggan, 2)), tensors.getvalue()]
+    files.append(rosinality_checkpoint.dumps(rosinality_checkpoint.from_training("r16"), zipped=False))
     return [*files, pickle.dumps(data, 4), pickled(stored), tensorflow_pickle.dumps(tensorflow, 4)]
 
 

@@ -8,6 +8,8 @@ import torch
 
 from dgl.fit import LAST_RATE, WARMUP, FitLoss, fit, rate, settings
 from dgl.prune import inherit
+from dgl.teacher import scores_and_features
+from tests.dgl import tiny_biggan
 from tests.dgl.tiny import C_DIM, Z_DIM, make_D, make_G, same
 
 TEACHER = {"channel_base": 128, "channel_max": 16}
@@ -93,3 +95,38 @@ def test_settings_follow_the_run():
     options = {"num_gpus": 4, "batch_size": 64, "batch_gpu": 2, "G_opt_kwargs": {"lr": 0.002}}
     assert settings(20, options) == {"kimg": 20, "lr": pytest.approx(0.024), "batch": 4, "batch_gpu": 2}
     assert settings(20, {**options, "num_gpus": 64})["batch"] == 1
+    assert settings(20, {**options, "num_gpus": 64}, least=2)["batch"] == 2
+
+
+def test_a_biggan_approaches_its_teacher_in_evaluation():
+    """It is fitted with the statistics of its batches, and its running ones are made for what it has become."""
+    source, D = tiny_biggan.make_G(7, ch=4), tiny_biggan.make_D(9, ch=4)
+    before = [copy.deepcopy(net.state_dict()) for net in (source, D)]
+    student = tiny_biggan.make_G(1, ch=2)
+    inherit(source, student)
+    target = tiny_biggan.images(source, 64)
+
+    def away(G):
+        return (tiny_biggan.images(G, 64) - target).abs().mean().item()
+
+    def some(count):
+        return torch.randn([count, tiny_biggan.Z_DIM]), tiny_biggan.labels(count)
+
+    start, weight = away(student), student.linear.weight.clone()
+    torch.manual_seed(0)
+    last = fit(student, source, D, some, kimg=0.8, lr=0.005, batch=16, batch_gpu=16)
+    assert away(student) < 0.7 * start and 0 < last < 0.7 * start
+    assert student.training and not torch.equal(student.linear.weight, weight)
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert all(same(net.state_dict(), state) for net, state in zip((source, D), before))
+    (made, of_batch) = (G(*some(200)) for G in (copy.deepcopy(student).eval(), copy.deepcopy(student)))
+    torch.testing.assert_close(made.std(), of_batch.std(), rtol=0.1, atol=0)
+
+
+def test_features_of_a_biggan_are_those_of_every_stage():
+    D = tiny_biggan.make_D(9, resolution=64, ch=8, attn_res=(16,)).eval()
+    scores, features = scores_and_features(D, torch.zeros([2, 3, 64, 64]), tiny_biggan.labels(2))
+    assert [tuple(x.shape[1:]) for x in features] == [(8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4), (128, 4, 4)]
+    x = D.blocks.get_submodule("0.0")(torch.zeros([2, 3, 64, 64]))
+    x = D.blocks.get_submodule("1.1")(D.blocks.get_submodule("1.0")(x))
+    assert torch.equal(features[1], x) and scores.shape == (2, 1)

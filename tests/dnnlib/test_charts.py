@@ -67,3 +67,40 @@ def test_pictures_below_each_other_have_labels_above_them():
     assert whole.height == 16 + 20 + 4 + 16 + 10 and whole.width >= 50
     assert np.argwhere(pixels(whole, charts.COLOURS[0])).min(axis=0).tolist() == [16, 0]
     assert pixels(whole, charts.INK)[:16].any()
+
+
+def test_a_grid_shows_each_image_in_its_row_and_column():
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0)]
+    images = [np.full((2, 2, 3), colour, np.uint8) for colour in colours]
+    rows = [("first", images[:2]), ("a long second", images[2:])]
+    picture = charts.grid(rows, ["x", "y"], cell=30, group=1)
+    places = [np.argwhere(pixels(picture, colour)) for colour in colours]
+    assert [len(place) for place in places] == [900] * 4
+    (top, left), (_, right), (below, _), _ = (place[0] for place in places)
+    assert right == left + 31 and below == top + 31 + 8
+    assert places[3][0].tolist() == [below, right]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (64, 64, 3)])
+def test_a_grid_takes_grey_and_colour_images_of_any_size(shape):
+    picture = charts.grid([("", [np.full(shape, 7, np.uint8)])], [""], cell=16)
+    assert (np.asarray(picture) == 7).all(axis=2).sum() == 256
+
+
+def test_a_table_has_a_line_for_each_row():
+    rows = [["a", "b"], ["1", "2"], ["3", "4"]]
+    ruled = pixels(charts.table(rows), charts.RULE).all(axis=1)
+    assert ruled.sum() == 3
+    assert charts.table([*rows, ["a long cell", ""]]).width > charts.table(rows).width
+
+
+def test_text_is_broken_into_lines():
+    short, long = charts.text("word", 200), charts.text("word " * 40, 200)
+    assert short.width == long.width == 200 and long.height > 4 * short.height
+
+
+def test_a_column_keeps_its_pictures():
+    first, second = Image.new("RGB", (3, 2), (1, 2, 3)), Image.new("L", (5, 4), 9)
+    whole = charts.column([first, second], gap=2, margin=1)
+    assert whole.size == (7, 10)
+    assert whole.getpixel((1, 1)) == (1, 2, 3) and whole.getpixel((5, 8)) == (9, 9, 9)

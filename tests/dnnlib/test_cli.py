@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
 import os
+import subprocess
+import sys
 
 import click
 import pytest
 
 from dnnlib import cli
 from dnnlib.util import UserError
+from tests.support import ROOT
 
 
 def _exit_status(body, *args, monkeypatch, options=()):
@@ -35,6 +38,33 @@ def test_user_error_is_one_sentence_and_status_2(monkeypatch, capsys):
     assert _exit_status(body, monkeypatch=monkeypatch) == 2
     captured = capsys.readouterr()
     assert captured.err == "Error: --data=x: no such file\n" and captured.out == ""
+
+
+def _import_of(name):
+    def body():
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    return body
+
+
+def test_without_a_required_package_there_is_one_sentence(monkeypatch, capsys):
+    assert _exit_status(_import_of("torch"), monkeypatch=monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("Error: The package torch is not installed for ") and message.count("\n") == 1
+    assert "source .venv/bin/activate" in message
+
+
+def test_other_missing_modules_are_faults_of_the_code(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(click.command()(_import_of("training.nonsense")))
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_each_script_says_it_without_click(script):
+    done = subprocess.run([sys.executable, "-S", script], cwd=ROOT, env={}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Error: The package click is not installed for ") and done.stderr.count("\n") == 1
 
 
 def test_a_user_error_sends_no_commands_to_the_terminal(monkeypatch, capsys):

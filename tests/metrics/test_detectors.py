@@ -40,13 +40,19 @@ def test_names_of_the_detectors_in_the_data_folder(tmp_path, monkeypatch, incept
         detectors.resolve("letters", "inception")
 
 
-@pytest.mark.parametrize(("metric", "file"), [("fid5k_full", "inception-2015-12-05.pt"), ("ppl2_wend", "vgg16.pt")])
-def test_an_unreachable_detector_says_where_to_place_the_file(cache_folder, metric, file):
+@pytest.mark.parametrize(
+    ("metric", "file", "ways"),
+    [
+        ("fid5k_full", "inception-2015-12-05.pt", ["--metrics=none", "scripts/train_detector.py"]),
+        ("ppl2_wend", "vgg16.pt", ["--detector=pixels"]),
+    ],
+)
+def test_an_unreachable_detector_says_where_to_place_the_file_and_what_else_to_do(cache_folder, metric, file, ways):
     with pytest.raises(UserError) as info:
         detectors.ensure_available([metric], None)
     sentence = str(info.value)
     assert str(cache_folder / "downloads" / file) in sentence and "--detector" in sentence
-    assert f"{UNREACHABLE}/{file}" in sentence
+    assert f"{UNREACHABLE}/{file}" in sentence and all(way in sentence for way in ways)
 
 
 def test_an_unwritable_cache_folder_is_named(cache_folder):

@@ -15,12 +15,13 @@ from training.files.snapshot import save_snapshot
 
 @pytest.fixture
 def network(tmp_path):
-    """Write a snapshot: `network(c_dim=..., ...)` -> (path, generator)."""
+    """Write a snapshot: `network(c_dim=..., ...)` -> (path, generator). `notes` are further entries of it."""
 
-    def make(**kwargs):
+    def make(notes=None, **kwargs):
         G = stand_ins.tiny_generator(**kwargs)
         path = str(tmp_path / "network.pkl")
-        save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}})
+        data = {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}}
+        save_snapshot(path, {**data, **(notes or {})})
         return path, layout.prepare(G, torch.device("cpu"))  # as the scripts do, for bitwise equality
 
     return make

@@ -61,6 +61,7 @@ def files(tmp_path):
     folder.mkdir()
     G = stand_ins.tiny_generator(channels=1)
     save_snapshot(folder / "net.pkl", {"G": G, "D": None, "G_ema": G})
+    save_snapshot(folder / "rgb.pkl", {"G": None, "D": None, "G_ema": stand_ins.tiny_generator()})
     pictures = stand_ins.make_images(200, channels=1)
     images.save_png(pictures[0], folder / "me.png")
     stand_ins.write_zip(folder / "data.zip", pictures)
@@ -74,6 +75,7 @@ RUNS = {
     "style_mixing": "--network=F/net.pkl --rows=0-7 --cols=8-15 --styles=0 --outdir=D/out",
     "projector": "--network=F/net.pkl --target=F/me.png --detector=F/vgg16.pt --num-steps=30 --outdir=D/out",
     "legacy": "--source=F/net.pkl --dest=D/new.pkl",
+    "legacy ": "--source=F/rgb.pkl --dest=D/new.pt",
     "export": "--network=F/net.pkl --dest=D/net.safetensors",
     "dataset_tool": "--source=F/data.zip --dest=D/new.zip",
     "dataset_tool ": "--source=F/data.zip --dest=D/new",

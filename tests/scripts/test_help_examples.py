@@ -18,6 +18,7 @@ import pytest
 
 from dnnlib import cli
 from dnnlib.files import write_text
+from metrics.reports import speed
 from tests.metrics import stand_ins
 from tests.scripts.outcome import FakeVideo
 from tests.support import ROOT
@@ -48,8 +49,11 @@ def folder(tmp_path, monkeypatch, redefine):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     for name, network in (("inception-2015-12-05", stand_ins.Inception()), ("vgg16", stand_ins.VGG16())):
         stand_ins.save_detector(network, tmp_path / "cache" / "downloads" / f"{name}.pt")
-    for metric in ("fid50k_full", "fid5k_full", "kid50k_full"):
+    for metric in ("fid50k_full", "fid5k_full", "kid50k_full", "kid5k_full", "pr5k3_full"):
         redefine(metric, num_fakes=100)
+    monkeypatch.setattr(speed, "RUNTIMES", speed.RUNTIMES[:1])
+    monkeypatch.setattr("metrics.reports.compare.SPEED_BUDGET", 0)
+    monkeypatch.setattr(speed, "peaks_in_subprocess", lambda *args: [0, 0])
     return tmp_path
 
 
@@ -59,11 +63,14 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         write_mnist(folder / "mnist", 12)
         for name in ("photos", "flowers/rose", "flowers/tulip"):
             write_photos(folder / name, "a.png", "b.png")
+        write_photos(folder / "emoji", "a.png", channels=4)
         PIL.Image.fromarray(stand_ins.make_images(1, 300)[0]).crop((0, 0, 300, 200)).save(folder / "photos" / "c.jpg")
         return
     if script == "legacy":
         cat = tensorflow_pickle.golden_networks("uncond")
         tensorflow_pickle.write(folder / "stylegan2-cat-config-f.pkl", cat)
+        G = Generator(8, 0, 8, 32, 3, synthesis_kwargs={"channel_base": 128, "channel_max": 4})
+        save_snapshot(folder / "ffhq.pkl", {"G": G, "D": None, "G_ema": G})
         return
     if script == "export":
         G = stand_ins.tiny_generator(resolution=4)  # compilation takes time for each layer
@@ -88,6 +95,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
     for path, options in (
         (folder / "ffhq.pkl", {}),
         (folder / "digits.pkl", {"channels": 1, "c_dim": 10}),
+        (folder / "student.pkl", {"channels": 1, "c_dim": 10}),
         (run_dir / "network-snapshot-000200.pkl", {}),
     ):
         G = stand_ins.tiny_generator(resolution=32, **options)
@@ -150,6 +158,6 @@ def test_examples(script, folder, monkeypatch, capsys):
         assert status == 0, f"{program} {' '.join(flags)}\n{capsys.readouterr().err}"
         for flag in flags:
             name, _, value = flag.partition("=")
-            if name in ("--outdir", "--dest", "--save-stats") and script != "train":
+            if name in ("--outdir", "--out", "--dest", "--save-stats") and script != "train":
                 written = folder / value
                 assert any(written.iterdir()) if written.is_dir() else written.stat().st_size > 0

@@ -17,9 +17,10 @@ import legacy
 from dnnlib.util import UserError
 from tests.metrics import stand_ins
 from tests.support import golden_arrays, golden_json, rnd
-from tests.training.files import tensorflow_pickle
+from tests.training.files import rosinality_checkpoint, tensorflow_pickle
 from torch_utils import misc, persistence
 from training import augment, networks
+from training.files import legacy as legacy_files
 from training.files import snapshot
 
 KEYS = ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
@@ -228,3 +229,73 @@ def test_both_flags_are_required(convert, monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit_info:
             dnnlib.cli.run(legacy.main)
         assert exit_info.value.code == 2 and "--" in capsys.readouterr().err
+
+
+def test_rosinality_layout_and_back(convert, tmp_path, capsys):
+    """Networks, their outputs and the mean w are the same afterwards; what the layout lacks is said."""
+    widths = {"channel_base": 100, "channel_max": 8}
+    G = networks.Generator(8, 0, 8, 16, 3, {"num_layers": 2}, {**widths, "conv_clamp": 256})
+    G.mapping.w_avg.copy_(rnd("w_avg", (8,)))
+    D = networks.Discriminator(0, 16, 3, **widths)
+    content = {"G": G, "D": D, "G_ema": G, "augment_pipe": augment.AugmentPipe(xflip=1)}
+    snapshot.save_snapshot(tmp_path / "a.pkl", content)
+    status, _, dest = convert(tmp_path / "a.pkl", dest="a.pt")
+    assert status == 0
+    assert set(torch.load(dest, weights_only=True)) == {"g", "d", "g_ema", "latent_avg"}
+    status, _, dest = convert(dest, dest="b.pkl")
+    again = load(dest)
+    assert status == 0 and [key for key in KEYS if again[key] is not None] == ["G", "D", "G_ema"]
+    assert same(again["G"], G) and same(again["D"], D) and same(again["G_ema"], G)
+    z = rnd("z", (4, 8))
+    images = [net(z, None, truncation_psi=0.5, noise_mode="const") for net in (again["G_ema"], G.eval())]
+    assert torch.equal(*images)
+
+
+def test_what_rosinality_layout_lacks_is_said(convert, tmp_path, ours, monkeypatch, capsys):
+    G = networks.Generator(8, 0, 8, 16, 3, {}, {"channel_base": 64, "channel_max": 8, "conv_clamp": 256})
+    content = {"G": None, "D": None, "G_ema": G, "training_set_kwargs": {"path": "x.zip"}}
+    snapshot.save_snapshot(tmp_path / "a.pkl", content)
+    legacy_files.convert(str(tmp_path / "a.pkl"), str(tmp_path / "a.pt"))
+    assert "Not recorded in that layout: conv_clamp=256, training_set_kwargs\n" in capsys.readouterr().out
+    refused(convert(ours[0], dest="b.pt"), "G in", "ours.pkl", "cannot be written as a .pt file", "it has labels")
+    refused(convert(tmp_path / "a.pkl", "--force-fp16", dest="b.pt"), "--force-fp16", "no precision")
+    snapshot.save_snapshot(tmp_path / "biggan.pkl", {"G": None, "D": None, "G_ema": stand_ins.tiny_biggan()})
+    refused(convert(tmp_path / "biggan.pkl", dest="b.pt"), "BigGANGenerator", "StyleGAN2", "--dest=FILE.pkl")
+    before = (tmp_path / "a.pt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    status, err, dest = convert(tmp_path / "a.pkl", dest="a.pt")
+    assert status == 2 and "--dest" in err and "No space left" in err and dest.read_bytes() == before
+
+
+def test_other_data(convert, ours, capsys):
+    """A table says what is new; G and G_ema start with the same new weights; the training set is another one."""
+    path, before = ours
+    flags = ["--resolution=32", "--channels=3", "--classes=5"]
+    status, err, dest = convert(path, *flags)
+    assert status == 0 and err == ""
+    data = load(dest)
+    for key in ("G", "D", "G_ema"):
+        assert (data[key].img_resolution, data[key].img_channels, data[key].c_dim) == (32, 3, 5)
+        assert torch.equal(data[key].get_parameter("mapping.fc0.weight"), before[key].mapping.fc0.weight)
+    assert all(map(torch.equal, *(misc.params_and_buffers(data[key].synthesis.b32) for key in ("G", "G_ema"))))
+    assert data["training_set_kwargs"] is None and type(data["augment_pipe"]) is augment.AugmentPipe
+    legacy_files.convert(path, str(dest), changes={"img_resolution": 32})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["new", "synthesis.b32"] in lines and ["new", "b32"] in lines and ["dropped", "b16.fromrgb"] in lines
+    assert lines[1] == ["network", "tensors", "parts"] and lines[3][:2] == ["G,", "G_ema"]
+
+
+def test_impossible_other_data(convert, ours, tmp_path):
+    for flag in ("--resolution=48", "--resolution=4", "--channels=2", "--classes=-1", "--resolution=x"):
+        refused(convert(ours[0], flag), flag.split("=")[0])
+    refused(convert(ours[0], "--classes=2", "--trust-pickle"), "--trust-pickle")
+    snapshot.save_snapshot(tmp_path / "biggan.pkl", {"G": None, "D": None, "G_ema": stand_ins.tiny_biggan()})
+    words = ("--resolution and --channels", "G_ema in", "biggan.pkl", "BigGANGenerator")
+    refused(convert(tmp_path / "biggan.pkl", "--resolution=64", "--channels=1"), *words)
+    path = rosinality_checkpoint.save(tmp_path / "x.pt", rosinality_checkpoint.converted("r16"))
+    status, _, dest = convert(path, "--resolution=32", dest="y.pt")
+    assert status == 0 and load(dest)["G"].img_resolution == 32

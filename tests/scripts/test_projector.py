@@ -17,6 +17,7 @@ from tests.metrics import stand_ins
 from tests.scripts.outcome import FakeVideo, pixels, refused
 from tests.training import in_place_networks
 from torch_utils import persistence
+from torch_utils.images import on_white
 from training import projection_files
 from training.files.snapshot import save_snapshot
 
@@ -46,10 +47,10 @@ def projected_w(outdir):
         return arrays["w"]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_results_of_one_image(network, run_cli, run_script, tmp_path, channels):
     path, G = network(channels=channels, resolution=16)
-    target = make_target(tmp_path / "me.png", "RGB" if channels == 3 else "L", (16, 16))
+    target = make_target(tmp_path / "me.png", {1: "L", 3: "RGB", 4: "RGBA"}[channels], (16, 16))
     status, out, err, outdir = run_cli(network=path, target=target)
     assert status == 0 and "LPIPS distance" in out and "Projecting 4/4 step" in err
     assert {file.name for file in outdir.iterdir()} == {"target.png", "proj.png", "projected_w.npz", "proj_frames"}
@@ -89,7 +90,7 @@ def test_without_ffmpeg_a_long_run_has_a_hundred_frames(monkeypatch):
     assert projection_files.choose_frames(1000) == list(range(1000))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_video_with_ffmpeg(network, run_cli, tmp_path, monkeypatch, channels):
     video = FakeVideo()
     monkeypatch.setattr(projection_files, "ffmpeg_available", lambda: True)
@@ -102,7 +103,8 @@ def test_video_with_ffmpeg(network, run_cli, tmp_path, monkeypatch, channels):
     assert [video.options[key] for key in ("fps", "codec", "bitrate")] == [10, "libx264", "16M"]
     assert len(video) == 4 and all(frame.shape == (8, 16, 3) and frame.dtype == np.uint8 for frame in video)
     last = torch.from_numpy(video[-1].copy()).permute(2, 0, 1)
-    assert torch.equal(last[:channels, :, 8:], pixels(outdir / "proj.png"))
+    shown = on_white(pixels(outdir / "proj.png").unsqueeze(0))[0]
+    assert torch.equal(last[: len(shown), :, 8:], shown)
 
 
 def test_what_an_earlier_run_left_of_the_other_kind_goes(network, run_cli, tmp_path, monkeypatch):
@@ -150,7 +152,7 @@ def test_targets_of_any_size_are_cropped_and_resized(network, run_cli, tmp_path,
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "CMYK"), ("a.webp", "RGB")])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_targets_of_any_kind_get_the_channels_of_the_network(tmp_path, name, mode, channels):
     targets = projection_files.read_targets(str(make_target(tmp_path / name, mode)), 16, channels)
     assert list(targets) == [""] and targets[""].shape == (channels, 16, 16) and targets[""].dtype == torch.uint8
@@ -254,12 +256,21 @@ def test_a_detector_without_lpips_is_refused(network, run_cli, tmp_path):
     refused(run_cli(network=path, target=target, detector=detector), "'inception'", "return_lpips", "--detector")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_need_no_detector(network, run_script, tmp_path, monkeypatch, channels):
+    monkeypatch.setattr(detectors, "locate", None)
+    path, _ = network(channels=channels)
+    flags = {"network": path, "target": make_target(tmp_path / "me.png"), "num_steps": 3, "save_video": 0}
+    status, out, *_ = run_script(projector.main, detector="pixels", trust_detector=True, **flags)
+    assert status == 0 and "pixel distance" in out and "LPIPS" not in out
+
+
 def test_without_the_default_detector_nothing_is_written(network, run_script, tmp_path, monkeypatch):
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(detectors, "BASE_URL", "http://127.0.0.1:9/metrics")
     path, _ = network()
     result = run_script(projector.main, network=path, target=make_target(tmp_path / "me.png"))
-    refused(result, "vgg16.pt", "--detector", str(tmp_path / "cache"))
+    refused(result, "vgg16.pt", "--detector=pixels", str(tmp_path / "cache"))
 
 
 def test_an_outdir_that_cannot_be_made_is_refused(network, run_cli, tmp_path):

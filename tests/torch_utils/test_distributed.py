@@ -96,6 +96,16 @@ def test_auto_device(monkeypatch, cuda, device):
     assert distributed.resolve_device("cpu", rank=1) == torch.device("cpu")
 
 
+def test_auto_says_once_why_it_leaves_an_apple_gpu_unused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    distributed._note_unused_mps.cache_clear()
+    assert distributed.resolve_device("cpu").type == "cpu" and capsys.readouterr().err == ""
+    assert [distributed.resolve_device("auto").type for _ in range(2)] == ["cpu", "cpu"]
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "--device=mps" in captured.err
+
+
 def test_unavailable_devices_name_the_flag(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors in files of torch.save, in both of its formats."""
 
+import argparse
 import io
 import os
 import pickle
@@ -112,6 +113,8 @@ class Harmful:
         ({1: torch.zeros(2)}, "does not hold tensors by name"),
         ({"x": {"y": torch.zeros(2)}}, "x is of type dict"),
         ({"x\x1b[2J" * 100: 1}, r"x\\x1b\[2J"),
+        ({"args": argparse.Namespace(x=Harmful())}, "system'"),
+        ({"args": argparse.Namespace(x=1)}, "args is of type Skipped"),
     ],
     ids=str,
 )
@@ -122,6 +125,18 @@ def test_other_content_is_refused(content, reason, zipped, tmp_path, monkeypatch
         torch_files.loads_tensors(data, "x.pth")
     assert isinstance(caught.value, (BrokenPickleError, UnsafePickleError))
     assert refusal(data) == str(caught.value) and "--trust" not in str(caught.value) and os.listdir() == []
+
+
+@FORMATS
+def test_flags_of_a_program_are_skipped_and_dicts_may_be_nested(zipped):
+    flags = argparse.Namespace(lr=0.1, sizes=[1, 2], matrix=rnd("matrix", (3, 4)))
+    content = {"g": {"x": rnd("x", (2,))}, "args": flags, "again": flags, "optim": {"state": {0: {"step": 3}}}}
+    with canary.watched() as heard:
+        found = torch_files.loads(saved(content, zipped), "x.pt")
+    assert heard == [] and list(found) == list(content)
+    assert torch.equal(found["g"]["x"], rnd("x", (2,))) and found["optim"] == content["optim"]
+    assert type(found["args"]) is torch_files.Skipped and found["again"] is found["args"]
+    assert set(vars(found["args"])) == {"memo_keys"}
 
 
 Change = Callable[[list[Member]], list[Member]]

@@ -243,11 +243,21 @@ def test_same_seed_same_images():
     assert torch.equal(*results)
 
 
+def test_colour_of_rgba_is_that_of_rgb_and_leaves_alpha_alone():
+    images = rnd("img", (4, 4, 8, 8))
+    changed = []
+    for x in (images, images[:, :3]):
+        torch.manual_seed(3)
+        changed.append(pipe(**COLOUR)(x))
+    assert torch.equal(changed[0][:, :3], changed[1]) and not torch.equal(changed[1], images[:, :3])
+    assert torch.equal(changed[0][:, 3], images[:, 3])
+
+
 def test_other_channel_counts_lack_only_colour():
-    images = rnd("img", (2, 4, 8, 8))
+    images = rnd("img", (2, 5, 8, 8))
     assert pipe(**BLIT, **GEOMETRY, **CORRUPTION)(images).shape == images.shape
     for effect in COLOUR:
-        with pytest.raises(ValueError, match="1 or 3 channels, these have 4"):
+        with pytest.raises(ValueError, match="1, 3 or 4 channels, these have 5"):
             pipe(**{effect: 1})(images)
 
 

@@ -252,7 +252,6 @@ def test_another_resolution_is_an_io_error(tmp_path):
 
 
 UNUSABLE = {
-    "rgba": (encode(pixels(0, 8, 8, 4)), "alpha", "--channels=3"),
     "grey-alpha": (encode(pixels(0, 8, 8, 2)), "alpha", "--channels=1"),
     "palette": (encode(PIL.Image.fromarray(pixels(0, 8, 8, 3)).quantize(16)), "palette", "--channels=3"),
     "16-bit": (encode(pixels(0, 8, 8).astype(np.uint16) * 257), "16-bit grey", "--channels=1"),
@@ -278,11 +277,35 @@ def test_unusable_modes_are_refused_first_or_later(tmp_path, place, fault):
         assert "'b/later.png'" in sentence and word in sentence and remedy in sentence
 
 
-def test_16_bit_rgb_is_refused(tmp_path):
-    data = bytearray(encode(pixels(0, 8, 8, 3)))
+@pytest.mark.parametrize("channels, kind", [(3, "16-bit RGB "), (4, "16-bit RGBA ")])
+def test_16_bit_colour_is_refused(tmp_path, channels, kind):
+    data = bytearray(encode(pixels(0, 8, 8, channels)))
     data[24] = 16  # bit depth in the header
     path = write_files(tmp_path / "d", {"deep.png": bytes(data)})
-    assert "16-bit RGB" in refusal(lambda: ImageFolderDataset(path))
+    assert kind in refusal(lambda: ImageFolderDataset(path))
+
+
+def test_rgba_has_four_channels(tmp_path):
+    image = pixels(0, 8, 8, 4)
+    dataset = ImageFolderDataset(write_files(tmp_path / "d", {"a.png": encode(image)}))
+    dataset.validate()
+    assert dataset.num_channels == 4 and np.array_equal(dataset[0][0], image.transpose(2, 0, 1))
+
+
+def test_names_of_classes(tmp_path):
+    files = {name: encode(pixels(0, 8, 8)) for name in ("a.png", "b.png")}
+
+    def names(labels, class_names, **kwargs):
+        content = {"labels": [["a.png", labels[0]], ["b.png", labels[1]]], "class_names": class_names}
+        path = write_files(tmp_path / "d", {**files, "dataset.json": json.dumps(content).encode()})
+        return ImageFolderDataset(path, **{"use_labels": True, **kwargs}).class_names
+
+    assert names([0, 1], ["cat", "dog"]) == ["cat", "dog"]
+    assert names([1, 0], ["cat", "dog", "no picture"]) == ["cat", "dog"]
+    assert names([0, 1], ["cat", "dog"], use_labels=False) is None
+    assert names([[0.0], [1.0]], ["cat", "dog"]) is None
+    for unusable in (["cat"], ["cat", "cat"], ["cat", ""], ["cat", 2], ["cat", "x" * 256], {"0": "cat"}, "ab", None):
+        assert names([0, 1], unusable) is None
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,24 @@ def test_a_detector_of_another_kind_is_refused(tmp_path):
         lpips.open_features(path, torch.device("cpu"))
 
 
+def test_distance_of_pixels_is_the_mean_square_over_scales():
+    find = lpips.open_features("pixels", torch.device("cpu"))
+    a, b = rnd("projection/pixels/a", [2, 3, 16, 16]), rnd("projection/pixels/b", [2, 3, 16, 16])
+    found = (find(a) - find(b)).square().sum(1)
+    scales = [(a - b).reshape(2, 3, 16 // k, k, 16 // k, k).mean(dim=(3, 5)) for k in (1, 2, 4)]
+    expected = torch.stack([x.square().mean(dim=(1, 2, 3)) for x in scales]).mean(0)
+    torch.testing.assert_close(found, expected)
+    assert find(a[:, :1, :4, :4]).shape == (2, 16)
+
+
+def test_pixels_find_the_w_of_an_image(G):
+    w = G.mapping(rnd("projection/pixels/z", [1, G.z_dim]), None)[:, 0]
+    targets = drawn_by(G, w)
+    find = lpips.open_features("pixels", torch.device("cpu"))
+    found = projection.project(G, targets, find, num_steps=60)
+    assert found.distance[0, -1] < 0.5 * found.distance[0, 0]
+
+
 def test_default_detector_is_vgg16(tmp_path, monkeypatch):
     stand_ins.save_detector(stand_ins.VGG16(), tmp_path / "served" / "vgg16.pt")
     monkeypatch.setattr(detectors, "BASE_URL", str(tmp_path / "served"))

@@ -12,12 +12,14 @@ import torch
 
 from dnnlib import signals
 from dnnlib.util import UserError
+from tests.dgl import tiny_biggan
 from tests.dgl.tiny import save_teacher
 from tests.support import make_image_zip
 from tests.training.test_training_loop import options
 from torch_utils import distributed, training_stats
 from training import checkpoint, stopping
 from training.loss import StyleGAN2Loss
+from training.loss_biggan import BigGANLoss
 from training.training_loop import training_loop
 
 AUGMENT = {"class_name": "training.augment.AugmentPipe", "xflip": 1, "scale": 1, "brightness": 1}
@@ -25,8 +27,10 @@ ADA = {"augment_kwargs": AUGMENT, "ada_target": -2, "ada_interval": 3, "ada_kimg
 ITERATIONS = 12
 
 
-class Interrupted(StyleGAN2Loss):
+class Interrupts:
     """Sends its process a signal in iteration `at`, from 0, of the first attempt."""
+
+    nimg = 8  # of an iteration
 
     def __init__(self, *args, at: int, flag: str, signum: int = signal.SIGTERM, **kwargs):
         super().__init__(*args, **kwargs)
@@ -35,9 +39,19 @@ class Interrupted(StyleGAN2Loss):
 
     def begin_iteration(self, cur_nimg, new_tick):
         super().begin_iteration(cur_nimg, new_tick)
-        if cur_nimg == self.at * 8 and not self.flag.exists():
+        if cur_nimg == self.at * self.nimg and not self.flag.exists():
             self.flag.touch()
             os.kill(os.getpid(), self.signum)
+
+
+class Interrupted(Interrupts, StyleGAN2Loss):
+    """StyleGAN2's loss."""
+
+
+class InterruptedBigGAN(Interrupts, BigGANLoss):
+    """BigGAN's loss, in an iteration of two steps of D."""
+
+    nimg = 16
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +62,7 @@ def data(tmp_path_factory):
 def made(path: pathlib.Path, data, **changes) -> dict:
     """Twelve iterations of 8 images; ticks of two iterations, pictures and networks at the end."""
     base = {"total_kimg": ITERATIONS * 0.008, "image_snapshot_ticks": 100, "network_snapshot_ticks": 100}
-    return options(path, data, **base, **changes)
+    return options(path, data, family_kwargs={}, **base, **changes)
 
 
 def interrupted(settings: dict, at: int) -> dict:
@@ -56,7 +70,8 @@ def interrupted(settings: dict, at: int) -> dict:
     loss = settings["loss_kwargs"]
     flag = str(pathlib.Path(settings["run_dir"]) / "interrupted")
     key = "base_class" if "base_class" in loss or "teachers" in loss else "class_name"
-    return {**settings, "loss_kwargs": {**loss, key: f"{__name__}.Interrupted", "at": at, "flag": flag}}
+    name = "InterruptedBigGAN" if settings["family_kwargs"] else "Interrupted"
+    return {**settings, "loss_kwargs": {**loss, key: f"{__name__}.{name}", "at": at, "flag": flag}}
 
 
 def same(a, b) -> bool:
@@ -88,13 +103,13 @@ def _reported(line: dict) -> dict:
     return {k: v for k, v in line.items() if k.startswith(("Loss/", "Progress/")) and v["num"]}
 
 
-def check_exact(tmp_path, data, stops, **changes) -> None:
+def check_exact(tmp_path, data, stops, make=made, **changes) -> None:
     """Run straight and with a stop in each of the iterations `stops`, and compare."""
-    straight = made(tmp_path / "straight", data, **changes)
+    straight = make(tmp_path / "straight", data, **changes)
     assert training_loop(**straight) is None
     for at in stops:
         path = tmp_path / f"stopped{at}"
-        settings = interrupted(made(path, data, **changes), at)
+        settings = interrupted(make(path, data, **changes), at)
         assert training_loop(**settings) == signal.SIGTERM
         assert checkpoint.load(path)["iteration"] == at + 1
         np.random.seed(1)  # what another process would begin with
@@ -131,6 +146,52 @@ def test_a_guided_run_goes_on_exactly(tmp_path, data, update):
     }  # fmt: skip
     labelled = {**made(tmp_path / "x", data)["training_set_kwargs"], "use_labels": True}
     check_exact(tmp_path, data, stops=(2, 7), loss_kwargs=loss, training_set_kwargs=labelled)
+
+
+@pytest.fixture(scope="module")
+def data32(tmp_path_factory):
+    return make_image_zip(tmp_path_factory.mktemp("data32") / "toy.zip", resolution=32, num_images=20, num_labels=3)
+
+
+def test_a_biggan_goes_on_exactly(tmp_path, data32):
+    """Within a tick and between two, before and after its average begins; two batches of reals in each iteration."""
+    check_exact(tmp_path, data32, stops=(1, 2, 3), make=tiny_biggan.run_options, **ADA)
+    state = checkpoint.load(tmp_path / "straight")
+    assert (state["iteration"], state["cur_nimg"], state["batches"]) == (5, 80, 10)
+    assert float(state["ranks"][0]["ada"]["p"]) > 0
+
+
+@pytest.mark.parametrize("update", [None, {"class_name": "torch.optim.Adam", "lr": 0.001, "betas": [0, 0.99]}])
+def test_a_guided_biggan_goes_on_exactly(tmp_path, data32, update):
+    loss = {
+        "class_name": "dgl.loss_biggan.DGLBigGANLoss", "base_class": "training.loss_biggan.BigGANLoss", "dgl_weight": 1,
+        "teachers": [{"path": tiny_biggan.save_teacher(tmp_path)}], "dgl_start": 0.01, "dgl_ratio": 0.5,
+        "dgl_update": update, "terms": [{"class_name": "dgl.heads.HeadsTerm", "weight": 1}],
+    }  # fmt: skip
+    check_exact(tmp_path, data32, stops=(2,), make=tiny_biggan.run_options, loss_kwargs=loss)
+
+
+class BreaksOnce(BigGANLoss):
+    """Makes a statistic of G infinite in the fourth iteration of the first attempt."""
+
+    def __init__(self, *args, flag: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.flag = pathlib.Path(flag)
+
+    def begin_iteration(self, cur_nimg, new_tick):
+        super().begin_iteration(cur_nimg, new_tick)
+        if cur_nimg == 48 and not self.flag.exists():
+            self.flag.touch()
+            self.G.blocks.get_submodule("0.0").bn1.stored_var.fill_(float("inf"))
+
+
+def test_a_biggan_is_rolled_back_to_its_last_state(tmp_path, data32, capsys):
+    loss = {"class_name": f"{__name__}.BreaksOnce", "flag": str(tmp_path / "broken")}
+    run = {"on_nan": "rollback", "network_snapshot_ticks": 1, "loss_kwargs": loss}
+    assert training_loop(**tiny_biggan.run_options(tmp_path / "run", data32, **run)) is None
+    assert "became infinite or NaN" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "run")
+    assert (state["attempt"], state["cur_nimg"], state["iteration"]) == (1, 80, 5)
 
 
 def test_handlers_are_those_of_before_after_a_signal(tmp_path, data):

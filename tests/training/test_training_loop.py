@@ -77,7 +77,7 @@ def same(a: dict, b: dict) -> bool:
 def test_files_of_a_run(run_dir):
     assert {p.name for p in run_dir.iterdir() if not p.name.startswith("events.out.tfevents")} == {
         "reals.png", "fakes_init.png", "fakes000000.png", "stats.jsonl", "network-snapshot-000000.pkl",
-        "training-state.pt", "training-state-previous.pt",
+        "training-state.pt", "training-state-previous.pt", "report.html",
     }  # fmt: skip
     with Image.open(run_dir / "fakes_init.png") as grid:
         assert grid.size == (16 * 16, 8 * 16)

@@ -11,13 +11,18 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import numpy as np
 import PIL.Image
+import PIL.ImageColor
 
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, open_atomic
+from training.data import class_names
 from training.data.image_files import LABEL_FILE, MOST_PIXELS, DatasetError, check_same_shape, check_side
-from training.data.sources import Source, open_source
+from training.data.sources import Source, SourceImage, open_source
+from training.data.summary import Summary
 
 FILTERS = {"box": PIL.Image.Resampling.BOX, "lanczos": PIL.Image.Resampling.LANCZOS}
 _LARGEST_SIDE = 1 << (math.isqrt(MOST_PIXELS).bit_length() - 1)
@@ -39,18 +44,24 @@ def make_dataset(
     channels: str | None = None,
     labels_from: str | None = None,
     compress_level: int = 0,
+    background: str = "white",
+    keep_jpeg: bool = False,
+    overwrite: bool = False,
+    skip_broken: bool = False,
 ) -> None:
-    """Convert the images at `source` to the dataset `dest` and print their number, and that of those left out.
+    """Convert the images at `source` to the dataset `dest` and print a summary.
 
     The arguments are the values of the flags of dataset_tool.py. Raises UserError, naming the flag or the image.
     """
     apply = make_transform(transform, width, height, resize_filter)
-    images = open_source(source, channels and int(channels), labels_from)
-    written, left_out = convert(images, dest, apply, max_images, compress_level)
-    print(f"Wrote {written} images to {dest}")
-    if left_out:
+    check_dest(dest, overwrite)
+    images = open_source(source, channels and int(channels), labels_from, background, max_images)
+    how = Output(compress_level, background, keep_jpeg, skip_broken)
+    made = convert(images, dest, apply, max_images, how, overwrite)
+    print("\n".join(made.lines(dest, background)))
+    if made.left_out:
         print(
-            f"Left out {left_out} images that are less than --width={width} pixels wide, or less than "
+            f"Left out {made.left_out} images that are less than --width={width} pixels wide, or less than "
             f"--height={height} high at that width; --transform=fit-wide keeps all."
         )
 
@@ -120,55 +131,135 @@ def _resize(image: PIL.Image.Image, width: int, height: int, resample: int) -> P
 def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
     width = min(image.width, max(1, round(image.height * aspect)))
     height = min(image.height, max(1, round(image.width / aspect)))
+    if (width, height) == image.size:
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
+def check_dest(dest: str, overwrite: bool = False) -> None:
+    """Raises UserError if `dest` exists already: a zip unless `overwrite`, a folder unless it is empty."""
+    if _is_zip(dest):
+        if os.path.isdir(dest):
+            raise UserError(f"--dest='{dest}' is a folder: choose another name.")
+        if os.path.exists(dest) and not overwrite:
+            raise UserError(f"--dest='{dest}' exists: choose another name, or replace it with --overwrite.")
+    elif os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
+        raise UserError(
+            f"--dest='{dest}' exists and is not an empty folder: choose a new one, or a file ending in .zip."
+        )
+
+
+def _is_zip(dest: str) -> bool:
+    return dest.lower().endswith(".zip")
+
+
+class Output(NamedTuple):
+    """How images are written.
+
+    `compress_level` is that of PNG, 0 (none, fastest to read) to 9; `background` the colour of wholly transparent parts
+    of RGBA images, which nobody sees but networks learn. `keep_jpeg` copies JPEG files that the transform leaves as
+    they are, instead of writing their pixels as PNG; `skip_broken` leaves out images that cannot be read.
+    """
+
+    compress_level: int = 0
+    background: str = "white"
+    keep_jpeg: bool = False
+    skip_broken: bool = False
+
+
 def convert(
-    source: Source, dest: str, transform: Transform, max_images: int | None = None, compress_level: int = 0
-) -> tuple[int, int]:
-    """Write a dataset and return the numbers of images written, and left out by `transform`.
+    source: Source,
+    dest: str,
+    transform: Transform,
+    max_images: int | None = None,
+    how: Output | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Write a dataset and return what it has become.
 
     Args:
         source: Images and labels; labels are kept if every image has one.
-        dest: Folder (new or empty) or `*.zip` (replaced if it exists). It appears complete or not at all.
+        dest: Folder (new or empty) or `*.zip`. It appears complete or not at all.
         transform: Applied to every image.
         max_images: Use only the first `max_images` images of the source.
-        compress_level: PNG compression, 0 (none, fastest to read) to 9.
+        how: How images are written; None for the defaults.
+        overwrite: Replace `dest` if it is a zip.
 
     Raises UserError if `dest` cannot be written, DatasetError for an image that does not fit or if all are left out.
     """
+    check_dest(dest, overwrite)
     count = source.count if max_images is None else min(max_images, source.count)
-    opened = _zip_writer(dest) if dest.lower().endswith(".zip") else _folder_writer(dest)
-    labels: list[list] = []
-    expected = None
+    opened = _zip_writer(dest) if _is_zip(dest) else _folder_writer(dest)
+    how, summary = how or Output(), Summary()
     try:
         with opened as write, Progress(count, desc="Converting", unit="img") as progress:
-            for where, image, label in itertools.islice(source.images, count):
-                image = transform(image)
-                if image is not None:
-                    shape = [len(image.getbands()), image.height, image.width]
-                    if expected is None:
-                        check_side(image.height, image.width, where)
-                        expected = shape
-                    check_same_shape(shape, expected, where)
-                    name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
-                    png = io.BytesIO()
-                    image.save(png, format="png", compress_level=compress_level)
-                    write(name, png.getvalue())
-                    labels.append([name, label])
+            for item in itertools.islice(source.images, count):
+                _add(item, transform, how, summary, write)
                 progress.update()
             if progress.count < count:
                 raise DatasetError(f"The source has {progress.count} instead of {count} images: it is damaged.")
-            if not labels:
-                raise DatasetError("All images are smaller than --width and --height: choose a smaller size.")
-            kept = labels if all(label is not None for _name, label in labels) else None
-            write(LABEL_FILE, json.dumps({"labels": kept}, separators=(",", ":")).encode())
+            if not summary.labels:
+                raise DatasetError(_nothing_left(summary))
+            write(LABEL_FILE, _label_file(source, summary))
     except DatasetError:
         raise
     except OSError as err:
         raise UserError(f"Cannot write --dest='{dest}': {err.strerror or err}.") from err
-    return len(labels), count - len(labels)
+    return summary
+
+
+def _add(item: SourceImage, transform: Transform, how: Output, summary: Summary, write: Write) -> None:
+    """Transform an image and write it, unless it is left out, and count it in `summary`."""
+    if isinstance(item.image, DatasetError):
+        if not how.skip_broken:
+            raise DatasetError(f"{str(item.image).rstrip('.')}, or leave out such files with --skip-broken.")
+        summary.broken.append(str(item.image))
+        return
+    image = transform(item.image)
+    if image is None:
+        summary.left_out += 1
+        return
+    _check_shape(image, item.where, summary)
+    as_is = how.keep_jpeg and item.jpeg is not None and image is item.image
+    name = f"{summary.written // 1000:05d}/img{summary.written:08d}.{'jpg' if as_is else 'png'}"
+    write(name, item.jpeg if as_is else _png(image, how))
+    summary.labels.append([name, item.label])
+    summary.count(item.mode, image is not item.image, as_is)
+
+
+def _check_shape(image: PIL.Image.Image, where: str, summary: Summary) -> None:
+    shape = [len(image.getbands()), image.height, image.width]
+    if summary.shape is None:
+        check_side(image.height, image.width, where)
+        summary.shape = shape
+    check_same_shape(shape, summary.shape, where)
+
+
+def _png(image: PIL.Image.Image, how: Output) -> bytes:
+    if image.mode == "RGBA":
+        pixels = np.array(image)
+        pixels[pixels[..., 3] == 0, :3] = PIL.ImageColor.getrgb(how.background)
+        image = PIL.Image.fromarray(pixels)
+    png = io.BytesIO()
+    image.save(png, format="png", compress_level=how.compress_level)
+    return png.getvalue()
+
+
+def _nothing_left(summary: Summary) -> str:
+    if summary.broken:
+        return f"None of the images can be used; {summary.broken[0]}"
+    return "All images are smaller than --width and --height: choose a smaller size."
+
+
+def _label_file(source: Source, summary: Summary) -> bytes:
+    """The content of `dataset.json`. Sets the names in `summary` to those that it has."""
+    kept = summary.labels if all(label is not None for _name, label in summary.labels) else None
+    content = {"labels": kept}
+    if kept is not None and source.class_names is not None:
+        summary.names = class_names.checked(source.class_names, int(max(label for _name, label in kept)) + 1)
+        content[class_names.KEY] = summary.names
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 @contextlib.contextmanager
@@ -188,10 +279,6 @@ def _zip_writer(dest: str) -> Iterator[Write]:
 @contextlib.contextmanager
 def _folder_writer(dest: str) -> Iterator[Write]:
     dest = os.path.realpath(dest)  # an empty folder behind a link is filled, and the link stays
-    if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
-        raise UserError(
-            f"--dest='{dest}' exists and is not an empty folder: choose a new one, or a file ending in .zip."
-        )
     os.makedirs(os.path.dirname(dest), exist_ok=True)
     partial = f"{dest}.{secrets.token_hex(4)}.partial"
 

@@ -38,14 +38,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MOST_PIXELS = 2 * 89_478_485  # of one picture: where Pillow refuses, too
 MOST_BYTES = 1 << 30  # of an image file: MOST_PIXELS with four channels and all kinds of notes
 
-# Pillow mode: (what is wrong with it, value of `dataset_tool.py --channels` that fixes it). 'RGB;16' is not Pillow's:
-# Pillow has no 16-bit RGB and would silently drop the low bytes.
+CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}  # of the Pillow modes that networks take
+KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+# Pillow mode: (what is wrong with it, value of `dataset_tool.py --channels` that fixes it). 'RGB;16' and others are not
+# Pillow's: Pillow has 16-bit grey only and would silently drop the low bytes.
 MODE_FAULTS = {
     "1": ("has 1, 2 or 4 bits per pixel instead of 8", 1),
     "I;16": ("is 16-bit grey instead of 8-bit", 1),
     "RGB;16": ("is 16-bit RGB instead of 8-bit", 3),
     "LA": ("has an alpha channel (grey + alpha)", 1),
-    "RGBA": ("has an alpha channel (RGBA)", 3),
+    "RGBA;16": ("is 16-bit RGBA instead of 8-bit", 4),
+    "LA;16": ("has an alpha channel (grey + alpha)", 1),
     "P": ("is a palette image", 3),
     "CMYK": ("is CMYK", 3),
 }
@@ -228,7 +232,7 @@ def _too_large(where: str) -> DatasetError:
 
 
 def read_header(data: bytes, where: str) -> tuple[str, int, int]:
-    """Pillow mode (or 'RGB;16'), width and height of an image file; 26 bytes are enough for a PNG.
+    """Pillow mode (or 'RGB;16', 'LA;16', 'RGBA;16'), width and height of an image file; 26 bytes are enough for a PNG.
 
     Raises DatasetError, naming `where`, if it is not an image or has more than MOST_PIXELS.
     """
@@ -242,27 +246,27 @@ def read_header(data: bytes, where: str) -> tuple[str, int, int]:
         else:
             mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(kind, "unknown")
         if depth == 16:
-            mode = {"L": "I;16", "RGB": "RGB;16"}.get(mode, mode)
+            mode = {"L": "I;16", "RGB": "RGB;16", "LA": "LA;16", "RGBA": "RGBA;16"}.get(mode, mode)
         return mode, width, height
     with open_picture(data, where) as image:
         return image.mode, image.width, image.height
 
 
 def check_mode(mode: str, where: str) -> None:
-    """Raises DatasetError if `mode` is not 8-bit grey or 8-bit RGB."""
-    if mode not in ("L", "RGB"):
+    """Raises DatasetError if `mode` is not 8-bit grey, RGB or RGBA."""
+    if mode not in CHANNELS:
         fault, channels = MODE_FAULTS.get(mode, (f"has the colour mode {mode}", 3))
         raise DatasetError(
-            f"{where} {fault}, and only 8-bit grey and RGB are supported: "
+            f"{where} {fault}, and only 8-bit grey, RGB and RGBA are supported: "
             f"convert the dataset with dataset_tool.py --channels={channels}."
         )
 
 
 def header_shape(data: bytes, where: str) -> list[int]:
-    """[C, H, W] of an image file, from its header. Raises DatasetError if it is not 8-bit grey or RGB."""
+    """[C, H, W] of an image file, from its header. Raises DatasetError if it is not 8-bit grey, RGB or RGBA."""
     mode, width, height = read_header(data, where)
     check_mode(mode, where)
-    return [3 if mode == "RGB" else 1, height, width]
+    return [CHANNELS[mode], height, width]
 
 
 def check_side(height: int, width: int, where: str) -> None:
@@ -284,10 +288,9 @@ def check_same_shape(shape: list[int], expected: list[int], where: str) -> None:
             f"with dataset_tool.py --transform=center-crop --width={width} --height={height}."
         )
     if shape[0] != expected[0]:
-        kinds = {1: "grey", 3: "RGB"}
         raise DatasetError(
-            f"{where} is {kinds[shape[0]]}, while the first image is {kinds[expected[0]]}: convert all to one kind "
-            f"with dataset_tool.py --channels={max(shape[0], expected[0])}."
+            f"{where} is {KINDS[shape[0]]}, while the first image is {KINDS[expected[0]]}: convert all to one kind "
+            f"with dataset_tool.py --channels=3."
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of images in `dataset.json`: class numbers or vectors. N images, L label dimension."""
+"""Labels of images in `dataset.json`: class numbers, which may have names, or vectors. N images, L label dimension."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from dnnlib.files import parse_json
 from dnnlib.text import printable
+from training.data import class_names
 from training.data.image_files import LABEL_FILE, DatasetError, FolderFiles, ZipFiles
 
 # The labels of a large dataset may lie beside a few of its images, and a vector may have thousands of digits. An empty
@@ -16,13 +17,13 @@ _MOST_LISTS, _MOST_LISTS_PER_IMAGE = 1 << 22, 4
 _MOST_CLASSES = 1 << 16  # unless there are more images: each takes memory in the networks
 
 
-def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> list | None:
-    """Labels of the images `names` from `dataset.json`, as parsed JSON; None if there are none.
+def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[list | None, Any]:
+    """Labels of the images `names` and names of classes from `dataset.json`, as parsed JSON; None if there are none.
 
     Raises DatasetError if the file is malformed or has no label for an image, which it names.
     """
     if LABEL_FILE not in files.names():
-        return None
+        return None, None
     where = _where(files)
     try:
         data = files.read(LABEL_FILE, _MOST_BYTES + _MOST_BYTES_PER_IMAGE * len(names))
@@ -33,7 +34,7 @@ def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> list | None:
         raise DatasetError(f"{where} is not valid JSON: {printable(str(err))}.") from err
     entries = content.get("labels") if isinstance(content, dict) else ()
     if entries is None:
-        return None
+        return None, None
     if not isinstance(entries, list) or not all(
         isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in entries
     ):
@@ -42,16 +43,20 @@ def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> list | None:
     missing = next((name for name in names if name not in by_name), None)
     if missing is not None:
         raise DatasetError(f"{where} has no label for image '{printable(missing)}': add it there.")
-    return [by_name[name] for name in names]
+    return [by_name[name] for name in names], content.get(class_names.KEY)
 
 
-def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> np.ndarray | None:
-    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None if there are none.
+def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[np.ndarray | None, list[str] | None]:
+    """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None; and names of the classes.
 
-    Raises DatasetError as `read_labels` and `label_array` do.
+    Names are None for vectors, and where there are none for all classes. Raises DatasetError as `read_labels` and
+    `label_array` do.
     """
-    labels = read_labels(files, names)
-    return None if labels is None else label_array(labels, _where(files))
+    labels, named = read_labels(files, names)
+    if labels is None:
+        return None, None
+    array = label_array(labels, _where(files))
+    return array, class_names.checked(named, int(array.max()) + 1) if array.ndim == 1 else None
 
 
 def label_array(labels: list, where: str) -> np.ndarray:

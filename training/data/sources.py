@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image sources of dataset_tool.py: folders, zips, MNIST, CIFAR-10 and LSUN files."""
 
+import contextlib
+import functools
+import itertools
 import math
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +17,15 @@ import PIL.Image
 from dnnlib.archives import open_gzip
 from dnnlib.files import check_regular
 from dnnlib.text import printable
-from training.data import cifar10
+from training.data import cifar10, class_names
 from training.data.image_files import (
     FORMATS,
+    JPEG_SIGNATURE,
     LABEL_FILE,
+    PNG_SIGNATURE,
     DatasetError,
+    FolderFiles,
+    ZipFiles,
     decode_image,
     image_names,
     open_files,
@@ -30,53 +37,75 @@ from training.data.labels import label_array, read_labels
 
 MNIST_PADDING = 2  # 28x28 -> 32x32
 _MOST_IDX_BYTES = 1 << 31
+_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "LA;16", "F")
+_CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Of Fashion-MNIST, whose files have the names of MNIST's, where digits need no names.
+_FASHION_NAMES = [
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+]
 
 
 class SourceImage(NamedTuple):
-    """One image: its name in error messages, its pixels, and its label as in `dataset.json`, or None."""
+    """One image: its name in error messages, its pixels or why there are none, its label as in `dataset.json`, or None.
+
+    `mode` is that of the file (see `read_header`), `jpeg` the file itself if it is a JPEG with the same channels.
+    """
 
     where: str
-    image: PIL.Image.Image
+    image: PIL.Image.Image | DatasetError
     label: int | list[float] | None
+    mode: str = ""
+    jpeg: bytes | None = None
 
 
 class Source(NamedTuple):
-    """The number of images and an iterator that reads them one by one, in order."""
+    """The number of images, an iterator that reads them one by one, in order, and the names of classes if known."""
 
     count: int
     images: Iterator[SourceImage]
+    class_names: list[str] | None = None
 
 
-def open_source(path: str, channels: int | None = None, labels_from: str | None = None) -> Source:
+def open_source(
+    path: str,
+    channels: int | None = None,
+    labels_from: str | None = None,
+    background: str = "white",
+    max_images: int | None = None,
+) -> Source:
     """Images at `path`; its name decides the kind of source.
 
     Args:
         path: A folder, zip, `*_lmdb` folder (LSUN), `cifar-10-python.tar.gz`, or `*-images-idx3-ubyte.gz` (MNIST).
-        channels: 1 or 3 converts every image to 8-bit grey or RGB; None accepts only 8-bit grey and RGB.
+        channels: 1, 3 or 4 converts every image to 8-bit grey, RGB or RGBA; None chooses grey if all are, else RGB.
         labels_from: 'folders' uses the top-level folders of a folder or zip as classes, instead of its `dataset.json`.
+        background: Colour under transparent parts, if not RGBA is wanted.
+        max_images: Only so many images count for the choice of channels; the source has all.
 
-    Raises DatasetError if the source is missing, empty or damaged; reading an image may raise it too.
+    Raises DatasetError if the source is missing, empty or damaged; an image that cannot be read has a DatasetError
+    as its `image`.
     """
     name = os.path.basename(os.path.abspath(path))
     openers = {
-        "_lmdb": _open_lsun,
         "cifar-10-python.tar.gz": _open_cifar10,
         "-images-idx3-ubyte.gz": _open_mnist,
     }
-    opener = next((opener for suffix, opener in openers.items() if name.endswith(suffix)), None)
-    if opener is None:
-        return _open_files(path, channels, labels_from)
+    if not name.endswith(("_lmdb", *openers)):
+        return _open_files(path, channels, labels_from, background, max_images)
     if labels_from is not None:
         raise DatasetError(f"--labels-from={labels_from} needs a folder or zip as --source, not '{name}'.")
     if not os.path.exists(path):
         raise DatasetError(f"There is no '{path}'.")
-    source = opener(path, channels)
+    if name.endswith("_lmdb"):
+        source = _open_lsun(path, channels, background, max_images)
+    else:
+        source = next(opener for suffix, opener in openers.items() if name.endswith(suffix))(path, channels)
     if source.count == 0:
         raise DatasetError(f"'{path}' contains no images.")
     return source
 
 
-def _convert(image: PIL.Image.Image, channels: int | None) -> PIL.Image.Image:
+def _convert(image: PIL.Image.Image, channels: int | None, background: str = "white") -> PIL.Image.Image:
     if channels is None:
         return image
     if image.mode == "F":
@@ -86,17 +115,40 @@ def _convert(image: PIL.Image.Image, channels: int | None) -> PIL.Image.Image:
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return image.convert({1: "L", 3: "RGB"}[channels])
+        if channels < 4:
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, background), image)
+    return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
 
 
-def decode(data: bytes, where: str, channels: int | None) -> PIL.Image.Image:
-    """Decode an image file to 1 or 3 `channels` (None: unchanged). Errors name it as `where`."""
-    mode = read_header(data, where)[0]
-    if mode in ("L", "RGB") or channels is None:
-        return _convert(PIL.Image.fromarray(_without_single_channel(decode_image(data, where))), channels)
+def decode(data: bytes, where: str, channels: int, background: str = "white") -> PIL.Image.Image:
+    """Decode an image file to 1 (grey), 3 (RGB) or 4 (RGBA) `channels`. Errors name it as `where`."""
+    if read_header(data, where)[0] in ("L", "RGB", "RGBA"):
+        pixels = _without_single_channel(decode_image(data, where))
+        return _convert(PIL.Image.fromarray(pixels), channels, background)
     with open_picture(data, where) as image:
-        return _convert(image, channels)
+        return _convert(image, channels, background)
+
+
+def _read_image(
+    read: Callable[[], bytes], where: str, channels: int, background: str, label: int | list[float] | None
+) -> SourceImage:
+    try:
+        data = read()
+        mode = read_header(data, where)[0]
+        image = decode(data, where, channels, background)
+    except DatasetError as error:
+        return SourceImage(where, error, label)
+    same = data.startswith(JPEG_SIGNATURE) and mode == image.mode
+    return SourceImage(where, image, label, mode, data if same else None)
+
+
+def _choose_channels(headers: Iterable[Callable[[], bytes]]) -> int:
+    """1 if all images are grey, as far as they can be read, else 3. No more are read than that takes."""
+    for header in headers:
+        with contextlib.suppress(DatasetError):  # reading the image says what is wrong with it
+            if read_header(header(), "")[0] not in _GREY_MODES:
+                return 3
+    return 1
 
 
 def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
@@ -104,7 +156,9 @@ def _without_single_channel(pixels: np.ndarray) -> np.ndarray:
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
-def _open_files(path: str, channels: int | None, labels_from: str | None) -> Source:
+def _open_files(
+    path: str, channels: int | None, labels_from: str | None, background: str, max_images: int | None
+) -> Source:
     files = open_files(path)
     names = image_names(files.names())
     left_out = other_image_names(files.names())
@@ -116,20 +170,32 @@ def _open_files(path: str, channels: int | None, labels_from: str | None) -> Sou
         )
     if not names:
         raise DatasetError(f"'{path}' contains no images ({', '.join(FORMATS)}).")
-    labels = _folder_labels(path, names) if labels_from == "folders" else read_labels(files, names)
+    labels, named = _folder_labels(path, names) if labels_from == "folders" else read_labels(files, names)
     if labels is not None and None not in labels:
-        label_array(labels, f"'{LABEL_FILE}' in '{path}'")
+        array = label_array(labels, f"'{LABEL_FILE}' in '{path}'")
+        named = class_names.checked(named, int(array.max()) + 1) if array.ndim == 1 else None
+    else:
+        named = None
+    if channels is None:
+        channels = _choose_channels(functools.partial(_header, files, name) for name in names[:max_images])
 
     def images() -> Iterator[SourceImage]:
         for index, name in enumerate(names):
             where = f"Image '{printable(name)}' in '{path}'"
-            yield SourceImage(where, decode(files.read(name), where, channels), labels and labels[index])
+            read = functools.partial(files.read, name)
+            yield _read_image(read, where, channels, background, labels and labels[index])
         files.close()
 
-    return Source(len(names), images())
+    return Source(len(names), images(), named)
 
 
-def _folder_labels(path: str, names: list[str]) -> list[int]:
+def _header(files: FolderFiles | ZipFiles, name: str) -> bytes:
+    head = next(files.ends([name]))[0]
+    return head if head.startswith(PNG_SIGNATURE) else files.read(name)
+
+
+def _folder_labels(path: str, names: list[str]) -> tuple[list[int], list[str]]:
+    """Class numbers of the images `names`, and the names of the classes."""
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
         raise DatasetError(
@@ -142,7 +208,7 @@ def _folder_labels(path: str, names: list[str]) -> list[int]:
             f"more classes are needed: use the parent of the class folders as --source."
         )
     classes = {folder: index for index, folder in enumerate(folders)}
-    return [classes[name.split("/")[0]] for name in names]
+    return [classes[name.split("/")[0]] for name in names], folders
 
 
 def _read_idx(path: str, num_dims: int) -> np.ndarray:
@@ -171,24 +237,28 @@ def _open_mnist(path: str, channels: int | None) -> Source:
         raise DatasetError(f"'{path}' has {len(pixels)} images but '{labels_path}' has {len(labels)} labels.")
     if pixels.shape[1:] == (28, 28):
         pixels = np.pad(pixels, [(0, 0), (MNIST_PADDING, MNIST_PADDING), (MNIST_PADDING, MNIST_PADDING)])
-    return _array_source(path, pixels, labels, channels)
+    fashion = any("fashion" in part.lower() for part in os.path.abspath(path).split(os.sep)[-2:])
+    return _array_source(path, pixels, labels, channels, _FASHION_NAMES if fashion else None)
 
 
 def _open_cifar10(path: str, channels: int | None) -> Source:
     pixels, labels = cifar10.read(path)
-    return _array_source(path, pixels, labels, channels)
+    return _array_source(path, pixels, labels, channels, _CIFAR10_NAMES)
 
 
-def _array_source(path: str, pixels: np.ndarray, labels: np.ndarray, channels: int | None) -> Source:
+def _array_source(
+    path: str, pixels: np.ndarray, labels: np.ndarray, channels: int | None, names: list[str] | None
+) -> Source:
     """Images from uint8 [N, H, W] or [N, H, W, 3] and class numbers [N]."""
+    mode = "L" if pixels.ndim == 3 else "RGB"
     items = (
-        SourceImage(f"Image {index} in '{path}'", _convert(PIL.Image.fromarray(image), channels), int(label))
+        SourceImage(f"Image {index} in '{path}'", _convert(PIL.Image.fromarray(image), channels), int(label), mode)
         for index, (image, label) in enumerate(zip(pixels, labels))
     )
-    return Source(len(pixels), items)
+    return Source(len(pixels), items, class_names.checked(names, int(labels.max()) + 1 if len(labels) else 0))
 
 
-def _open_lsun(path: str, channels: int | None) -> Source:
+def _open_lsun(path: str, channels: int | None, background: str, max_images: int | None) -> Source:
     try:
         import lmdb
     except ImportError as err:
@@ -203,6 +273,10 @@ def _open_lsun(path: str, channels: int | None) -> Source:
         with database, database.begin(buffers=True) as transaction:
             for key, data in transaction.cursor():
                 where = f"Image '{printable(bytes(key).decode(errors='replace'))}' in '{path}'"
-                yield SourceImage(where, decode(bytes(data), where, channels), None)
+                yield _read_image(functools.partial(bytes, data), where, channels, background, None)
 
+    if channels is None:
+        with database.begin(buffers=True) as transaction:
+            first = itertools.islice(transaction.cursor(), max_images)
+            channels = _choose_channels(functools.partial(bytes, data) for _key, data in first)
     return Source(database.stat()["entries"], images())

@@ -46,9 +46,17 @@ def presets() -> list[str]:
     return [name for family in _FAMILIES.values() for name in family.presets]
 
 
+def of_preset(cfg: str) -> Family:
+    """The family of a value of --cfg. Raises KeyError for an unknown one."""
+    for family in _FAMILIES.values():
+        if cfg in family.presets:
+            return family
+    raise KeyError(cfg)
+
+
 def preset(cfg: str, resolution: int, gpus: int) -> tuple[Family, Any]:
     """The family of a value of --cfg, and its hyper-parameters for images of `resolution` on `gpus` processes."""
-    family = next(family for family in _FAMILIES.values() if cfg in family.presets)
+    family = of_preset(cfg)
     found = family.presets[cfg]
     return family, found(resolution, gpus) if callable(found) else found
 

@@ -16,8 +16,9 @@ from training.families.biggan_arguments import (
     largest_layer,
     stored_arguments,
 )
+from training.families.biggan_pruning import prune_plan, settle
 from training.families.biggan_sampling import check_truncation, freeze, sample
-from training.families.family import Axis, Data, Family, Like, batch_sizes
+from training.families.family import Data, Family, Like, batch_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,7 @@ def options(flags, preset: Preset, data: Data, teacher: Like | None = None) -> d
     """
     _check(flags, data)
     batch_size, batch_gpu = batch_sizes(flags, preset.batch, max(preset.batch // preset.chunk, flags.gpus), 1)
-    if batch_gpu == 1:
-        raise UserError("--batch-gpu=1: a batch norm over one image makes another network; use 16 images or more")
+    _check_batches(batch_gpu, flags.gpus, flags.batch_g)
     G, D = _shape_of(preset, data.resolution, teacher)
     z_dim = G["z_dim"] if flags.z_dim is None else flags.z_dim
     parts = data.resolution.bit_length() - 2 if G["hierarchical"] else 1
@@ -122,10 +122,27 @@ def _check(flags, data: Data) -> None:
     if not data.c_dim:
         way = "add --cond=1" if data.has_labels else "give dataset_tool.py images in folders by class, and --cond=1"
         raise UserError(f"--cfg={flags.cfg}: BigGAN needs class labels; {way}")
-    if flags.batch_g is not None and flags.batch_g % flags.gpus:
-        raise UserError(f"--batch-g={flags.batch_g} must be divisible by --gpus={flags.gpus}")
     if flags.ch is not None and flags.given("cbase"):
         raise UserError("--ch and --cbase both say how wide G is: drop one of the two")
+
+
+def _check_batches(batch_gpu: int, gpus: int, batch_g: int | None) -> None:
+    """Raises UserError unless all batch norms see several images, and equally many in each pass of a step."""
+    if batch_gpu == 1:
+        raise UserError(
+            f"--batch-gpu: batch norm needs {_FEW} images or more in a pass of each process, and of one image it makes "
+            "another network; use a larger --batch or --batch-gpu, or fewer --gpus"
+        )
+    if batch_g is None:
+        return
+    if batch_g % gpus:
+        raise UserError(f"--batch-g={batch_g} must be divisible by --gpus={gpus}")
+    share = batch_g // gpus
+    if share == 1 or share % min(share, batch_gpu):
+        raise UserError(
+            f"--batch-g={batch_g}: the {share} images of each process must be 2 or more, and above {batch_gpu} "
+            f"(--batch-gpu) a multiple of it"
+        )
 
 
 def _check_attention(found: dict[str, Any], resolution: int) -> None:
@@ -200,6 +217,7 @@ def phases(G: torch.nn.Module, D: torch.nn.Module, options) -> list:
     from training.phases import build_optimizer
 
     own = options.family_kwargs
+    _check_batches(options.batch_gpu, options.num_gpus, own.get("G_batch"))  # --gpus may change when a run continues
     optimizers = build_optimizer(G, options.G_opt_kwargs), build_optimizer(D, options.D_opt_kwargs)
     ortho = own.get("ortho", 0)
     return build_phases(G, D, *optimizers, own.get("d_steps", 1), own.get("G_batch"), ortho, ortho)
@@ -224,69 +242,6 @@ def average(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float, iteration: 
     lerp_state(G_ema, G, decay if iteration >= own.get("ema_start", 0) else 0.0)
 
 
-def prune_plan(network: torch.nn.Module) -> list[list[Axis]]:
-    """Widths of G or D: of each block's input, and inside it; of attention's keys and values.
-
-    Norms belong to the width that they read. Nothing is scaled: spectral norm divides each weight by its own size.
-    """
-    widths: list[list[Axis]] = []
-    before: list[Axis] = []
-    generates = hasattr(network, "output_layer")
-    if generates:
-        before = _written_by("linear", entries=16)
-    for number, stage in enumerate(network.blocks):
-        name = f"blocks.{number}.0"
-        block, *attention = stage
-        before += [Axis(f"{name}.conv1.weight", 1, ranked=True)]
-        inside = [*_written_by(f"{name}.conv1"), Axis(f"{name}.conv2.weight", 1, ranked=True)]
-        if generates:
-            before += _norm(block.bn1, f"{name}.bn1")
-            inside += _norm(block.bn2, f"{name}.bn2")
-        after = _written_by(f"{name}.conv2")
-        if block.conv_sc is not None:
-            before.append(Axis(f"{name}.conv_sc.weight", 1, ranked=True))
-            after += _written_by(f"{name}.conv_sc")
-        else:
-            after, before = [*before, *after], []  # the block adds its input to its output
-        if attention:
-            widths += _attention(f"blocks.{number}.1", after)
-        if before and (generates or number):  # D's first block reads the image
-            widths.append(before)
-        widths.append(inside)
-        before = after
-    if generates:
-        names = ("gain", "bias", "stored_mean", "stored_var")
-        before += [Axis(f"output_layer.0.{name}", 0) for name in names]
-        before.append(Axis("output_layer.2.weight", 1, ranked=True))
-    else:
-        before += [Axis("linear.weight", 1, ranked=True), Axis("embed.weight", 1, ranked=True)]
-    return [*widths, before]
-
-
-def _written_by(layer: str, entries: int = 1, bias: bool = True) -> list[Axis]:
-    axes = [Axis(f"{layer}.weight", 0, ranked=True, entries=entries), Axis(f"{layer}.u0", 1, entries=entries)]
-    return [*axes, Axis(f"{layer}.bias", 0, entries=entries)] if bias else axes
-
-
-def _norm(norm: torch.nn.Module, name: str) -> list[Axis]:
-    """Statistics, and gain and bias: rows of a projection of the condition, or columns of a table of classes."""
-    axes = [Axis(f"{name}.stored_mean", 0), Axis(f"{name}.stored_var", 0)]
-    for part in ("gain", "bias"):
-        projected = hasattr(getattr(norm, part), "u0")
-        axes.append(Axis(f"{name}.{part}.weight", 0 if projected else 1))
-        axes += [Axis(f"{name}.{part}.u0", 1)] if projected else []
-    return axes
-
-
-def _attention(name: str, width: list[Axis]) -> list[list[Axis]]:
-    """Widths inside an attention layer, whose inputs and outputs join `width`."""
-    keys = [*_written_by(f"{name}.theta", bias=False), *_written_by(f"{name}.phi", bias=False)]
-    values = [*_written_by(f"{name}.g", bias=False), Axis(f"{name}.o.weight", 1, ranked=True)]
-    width += [Axis(f"{name}.{layer}.weight", 1, ranked=True) for layer in ("theta", "phi", "g")]
-    width += _written_by(f"{name}.o", bias=False)
-    return [keys, values]
-
-
 def macs(network: torch.nn.Module) -> int:
     """Multiply-accumulates of `network` for one image.
 
@@ -307,12 +262,13 @@ def macs(network: torch.nn.Module) -> int:
             layers = [layer for norm in norms for layer in (norm.gain, norm.bias) if hasattr(layer, "u0")]
             total += sum(layer.weight.numel() for layer in layers)
         for layer in attention:
-            positions, heads = side**2, layer.theta.weight.shape[0] + layer.g.weight.shape[0]
-            pooled = positions // 4
-            ungathered = layer.theta.weight.numel() + layer.phi.weight.numel() + layer.g.weight.numel()
-            total += (ungathered + layer.o.weight.numel()) * positions + positions * pooled * heads
-    _norm_and_conv = list(network.output_layer) if generates else []
-    return total + sum(conv.weight.numel() * side**2 for conv in _norm_and_conv[1:])
+            positions, compared = side**2, layer.theta.weight.shape[0] + layer.g.weight.shape[0]
+            maps = sum(part.weight.numel() for part in (layer.theta, layer.phi, layer.g, layer.o))
+            total += maps * positions + compared * positions * positions // 4
+    if generates:
+        _norm, conv = network.output_layer
+        total += conv.weight.numel() * side**2
+    return total
 
 
 def batch_group(D: torch.nn.Module) -> int | None:
@@ -321,8 +277,8 @@ def batch_group(D: torch.nn.Module) -> int | None:
 
 
 def feature_blocks(D: torch.nn.Module) -> list[torch.nn.Module]:
-    """The stages of `D`: blocks, with the attention that follows."""
-    return list(D.blocks)
+    """The last part of each stage of `D`: its block, or the attention that follows."""
+    return [[*stage][-1] for stage in D.blocks]
 
 
 BIGGAN = Family(
@@ -335,6 +291,7 @@ BIGGAN = Family(
     stored_arguments=stored_arguments,
     largest_layer=largest_layer,
     half_precision=half_precision,
+    transfers=frozenset({"c_dim"}),  # blocks are numbered from the smallest image on, with widths by resolution
     loss_arguments=loss_arguments,
     phases=phases,
     place=place,
@@ -344,6 +301,7 @@ BIGGAN = Family(
     check_truncation=check_truncation,
     truncates_z=True,
     prune_plan=prune_plan,
+    settle=settle,
     macs=macs,
     batch_group=batch_group,
     feature_blocks=feature_blocks,

@@ -71,7 +71,8 @@ class Family:
     """One kind of network. Functions of networks are called only with networks of the family.
 
     generators, discriminators: stored class name -> importable name of the class that rebuilds it.
-    presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters.
+    presets:            value of --cfg -> hyper-parameters, or a function (resolution, gpus) -> hyper-parameters. The
+                        first is that of students whose teacher is of the family, where --cfg is not given.
     flags:              flags of train.py, as Python names, that only some families have, and this one reads.
     options:            (flags, hyper-parameters, Data, Like or None) -> options of the training loop: G_kwargs,
                         D_kwargs, their optimizers, loss_kwargs, batch, length, moving average.
@@ -84,6 +85,11 @@ class Family:
                         a small file must not make huge. None: not limited.
     half_precision:     (class name, constructor kwargs, kwargs of another network) -> kwargs of the same network with
                         half precision where the other has it; None for the other is the published setting.
+    transfers:          constructor arguments that a copy for other data may change, among img_resolution, img_channels
+                        and c_dim.
+    fit_tensor:         (name, network, new network with other such arguments) -> the value of that tensor in the new
+                        one, made from the old network's; None: the old tensor, or a new one if its shape differs.
+                        Raises UserError, without naming the network, for a change that is not possible.
     loss_arguments:     (G, D) -> arguments of the loss that name the parts to train.
     phases:             (G, D, TrainingOptions) -> the optimizer steps of an iteration, in order.
     place:              (G, TrainingOptions): prepares G for a run, on its device; None: nothing.
@@ -97,6 +103,8 @@ class Family:
     truncates_z:        whether --trunc bounds z as it is drawn (arXiv 1809.11096, section 3.1); else it is the
                         truncation_psi of `sample`.
     prune_plan:         G or D -> its widths, each the list of axes that share it, the first without `extra` entries.
+    settle:             (G or D, seed): after its weights were pruned or fitted, recomputes what follows from all of
+                        them, such as running statistics; the same in every process. None: nothing does.
     macs:               G or D -> multiply-accumulates per image.
     batch_group:        D -> number of images that share a statistic; divides the batch. None: any batch.
     feature_blocks:     D -> its parts whose outputs [N, C, H, W], or the first of several, are image features.
@@ -131,11 +139,14 @@ class Family:
     batch_group: Callable[[torch.nn.Module], int | None]
     feature_blocks: Callable[[torch.nn.Module], list[torch.nn.Module]]
     original_names: frozenset[str] = frozenset()
+    transfers: frozenset[str] = frozenset()
+    fit_tensor: Callable[[str, torch.nn.Module, torch.nn.Module], torch.Tensor | None] | None = None
     largest_layer: Callable[[str, dict], int] | None = None
     freeze: Callable[[torch.nn.Module], None] | None = None
     truncates_z: bool = False
     place: Callable[[torch.nn.Module, Any], None] | None = None
     average: Callable[[torch.nn.Module, torch.nn.Module, float, int, Any], None] | None = None
+    settle: Callable[[torch.nn.Module, int], None] | None = None
     augmentation: str = "ada"
     batch_statistics: bool = False
     adversarial_form: str = "logistic"

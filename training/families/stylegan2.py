@@ -15,6 +15,7 @@ from training.families.stylegan2_arguments import (
     largest_layer,
     stored_arguments,
 )
+from training.families.stylegan2_transfer import fit_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -348,12 +349,14 @@ STYLEGAN2 = Family(
     generators={"Generator": "training.networks.Generator"},
     discriminators={"Discriminator": "training.networks.Discriminator"},
     presets=PRESETS,
-    flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "precision", "fp32", "nhwc"}),
+    flags=frozenset({"gamma", "freezed", "cbase", "cbase_d", "z_dim", "w_dim", "dgl_svs", "precision", "fp32", "nhwc"}),
     options=options,
     stored_arguments=stored_arguments,
     original_names=ORIGINAL_NAMES,
     largest_layer=largest_layer,
     half_precision=half_precision,
+    transfers=frozenset({"img_resolution", "img_channels", "c_dim"}),
+    fit_tensor=fit_tensor,
     loss_arguments=loss_arguments,
     phases=phases,
     sample=sample,

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -46,42 +47,48 @@ def file_in(folder: str) -> str | None:
     return None if names is None else os.path.join(folder, names[-1])
 
 
+def refuse_other_files(path: str, local: str | None) -> None:
+    """Raises UserError for the name of a file of a checkpoint that is not a network. Arguments as those of `read`."""
+    if match := _OTHER.fullmatch(os.path.basename(path if local is None else local)):
+        what = "the configuration of a run" if match[1] == "state_dict" else "the state of an optimizer"
+        raise UserError(f"{path} is {what}, and nothing in it is needed: name G_ema.pth, or the folder")
+
+
 def read(
-    data: bytes, path: str, local: str | None, read_file: Callable[[str], bytes]
+    data: bytes, found: Any, path: str, local: str | None, read_file: Callable[[str], bytes]
 ) -> tuple[dict[str, StoredObject], str]:
     """Networks by key, not rebuilt yet, of the checkpoint that a file belongs to, and their SHA-256.
 
-    `data` are the bytes of the file, `path` what messages call it, `local` where it is if files of the same checkpoint
-    may be beside it, which `read_file` reads. Without G_ema, G stands for it. The digest is that of the files' bytes
-    one after the other: G, D, G_ema, as far as they exist. Raises UserError, naming the file.
+    `data` are the bytes of the file, `found` what `torch_files.loads` makes of them, `path` what messages call it,
+    `local` where it is if files of the same checkpoint may be beside it, which `read_file` reads. Without
+    G_ema, G stands for it. The digest is that of the files' bytes one after the other: G, D, G_ema, as far as they
+    exist. Raises UserError, naming the file.
     """
     folder, name = os.path.split(path if local is None else local)
-    if match := _OTHER.fullmatch(name):
-        what = "the configuration of a run" if match[1] == "state_dict" else "the state of an optimizer"
-        raise UserError(f"{path} is {what}, and nothing in it is needed: name G_ema.pth, or the folder")
     match = _NETWORK.fullmatch(name)
     if match is None:  # of another name, such as a download: its tensors tell what it is
-        stored = _network(data, path)
+        stored = _network(found, path)
         key = "D" if stored.class_name == DISCRIMINATOR else "G_ema"
         return {key: stored}, hashlib.sha256(data).hexdigest()
     digest = hashlib.sha256()
     entries = {}
     for key in _KEYS:
         other = os.path.join(folder, f"{key}{match[2]}.pth")
-        content, called = data, path
+        content, tensors, called = data, found, path
         if key != match[1]:
             if local is None or not os.path.exists(other):
                 continue
             content, called = read_file(other), other
+            tensors = torch_files.loads(content, called)
         digest.update(content)
-        entries[key] = _network(content, called)
+        entries[key] = _network(tensors, called)
     if "G" in entries:
         entries.setdefault("G_ema", entries["G"])
     return entries, digest.hexdigest()
 
 
-def _network(data: bytes, path: str) -> StoredObject:
-    tensors = torch_files.loads_tensors(data, path)
+def _network(found: Any, path: str) -> StoredObject:
+    tensors = torch_files.tensors_by_name(found, path)
     try:
         tensors = _with_plain_norms(tensors)
         class_name, kwargs = arguments_of_state({name: tuple(tensor.shape) for name, tensor in tensors.items()})

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implementation of legacy.py: convert old network pickles, including TensorFlow's, to the current format."""
+"""Implementation of legacy.py: convert networks of other formats to the current one, or to rosinality's layout."""
 
 from typing import IO, Any
 
 import torch
 
 from dnnlib.util import UserError
-from training import families
+from training import families, transfer
+from training.files import rosinality
 from training.files.snapshot import (
     KEYS,
     NETWORK_KEYS,
@@ -59,19 +60,55 @@ def load_network_pkl(f: IO[bytes], force_fp16: bool = False) -> dict[str, Any]:
     return data
 
 
-def convert(source: str, dest: str, *, force_fp16: bool = False, trust_pickle: bool = False) -> None:
+def convert(
+    source: str,
+    dest: str,
+    *,
+    changes: dict[str, int] | None = None,
+    force_fp16: bool = False,
+    trust_pickle: bool = False,
+) -> None:
     """Write the networks of the pickle `source` (path or URL) to the pickle `dest` in the current format.
 
-    Prints its progress. Raises UserError, naming the file or flag, if either file is unusable.
+    A `dest` that ends in .pt is a checkpoint in rosinality's layout, see `training.files.rosinality`. With
+    `changes`, the networks are for other data, see `training.transfer.transferred`; a table says what is new in them,
+    and training_set_kwargs are left out. Prints its progress. Raises UserError, naming
+    the file or flag, if either file is unusable.
     """
     print(f"Loading {source}", flush=True)
     snapshot = load_snapshot(source, trust=trust_pickle)
-    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS}
+    data = {key: _entry(snapshot, key, force_fp16) for key in KEYS} | snapshot.notes
+    if changes:
+        _transfer(data, snapshot.path, changes)
     print(f"Saving {dest}", flush=True)
     try:
-        save_snapshot(dest, data)
+        if dest.endswith(".pt"):
+            _save_in_rosinality_layout(dest, data, source)
+        else:
+            save_snapshot(dest, data)
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}") from error
+
+
+def _transfer(data: dict[str, Any], path: str, changes: dict[str, int]) -> None:
+    """Replace the networks in `data`, of the file `path`, by ones for other data."""
+    accounts = {}
+    for key in ("G", "D", "G_ema"):
+        if data[key] is not None:
+            data[key], accounts[key] = transfer.transferred(data[key], f"{key} in {path}", changes)
+    data["training_set_kwargs"] = None
+    if "c_dim" in changes:
+        for note in data.keys() - set(KEYS):  # names of the old classes
+            del data[note]
+    print(transfer.table(accounts), flush=True)
+
+
+def _save_in_rosinality_layout(dest: str, data: dict[str, Any], source: str) -> None:
+    networks = {key: data[key] for key in ("G", "D", "G_ema") if data[key] is not None}
+    lost = rosinality.write(dest, networks, source)
+    lost += [key for key in ("augment_pipe", "training_set_kwargs") if data[key] is not None]
+    if lost:
+        print(f"Not recorded in that layout: {', '.join(lost)}", flush=True)
 
 
 def _entry(snapshot: Snapshot, key: str, force_fp16: bool) -> Any:

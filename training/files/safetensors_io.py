@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks in safetensors files: the tensors, and in the header the arguments to rebuild our classes.
 
-The header's `config` is JSON: `format`, `version`, `networks` {key: {class_name, init_args, init_kwargs}} and
-`training_set_kwargs`. Tensor `G_ema.mapping.w_avg` is `mapping.w_avg` of the network `G_ema`. The format
-cannot hold code. The package `safetensors` is an optional dependency, used only here.
+The header's `config` is JSON: `format`, `version`, `networks` {key: {class_name, init_args, init_kwargs}},
+`training_set_kwargs` and `class_names`. Tensor `G_ema.mapping.w_avg` is `mapping.w_avg` of the network `G_ema`. The
+format cannot hold code. The package `safetensors` is an optional dependency, used only here.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch_utils import misc
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject
 from training import families
+from training.data import class_names
 
 FORMAT = "stylegan2-networks"
 FORMAT_VERSION = 1
@@ -37,6 +38,8 @@ def starts_like_safetensors(data: bytes) -> bool:
 def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     """Write networks atomically. `data` maps names to our own networks (or None) and `training_set_kwargs` to a dict.
 
+    It may have names of classes, too (see `training.files.snapshot.Snapshot.notes`).
+
     Equal networks give equal bytes. Raises UserError for a network of a foreign class or arguments that are not plain
     values, OSError if `path` cannot be written.
     """
@@ -52,6 +55,7 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
         "version": FORMAT_VERSION,
         "networks": described,
         "training_set_kwargs": data.get("training_set_kwargs"),
+        class_names.KEY: data.get(class_names.KEY),
     }
     try:
         # A single entry, because the library writes several in varying order.
@@ -143,7 +147,7 @@ def _entries(config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str
                 f"{path} is a damaged safetensors file: {printable(full_name, 100)} belongs to none of its networks"
             )
         by_network[key][name] = tensor
-    entries = {"training_set_kwargs": config.get("training_set_kwargs")}
+    entries = {key: config.get(key) for key in ("training_set_kwargs", class_names.KEY)}
     for key, description in described.items():
         fields = description if isinstance(description, dict) else {}
         class_name, args, kwargs = (fields.get(name) for name in ("class_name", "init_args", "init_kwargs"))

@@ -26,7 +26,8 @@ from torch_utils import distributed, misc, persistence, precision, safe_pickle, 
 from torch_utils.ops import layout
 from torch_utils.safe_pickle import StoredObject, StoredTFNetwork
 from training import families
-from training.files import biggan_pth, hf_folder, safetensors_io, stored_code, tf_import
+from training.data import class_names
+from training.files import biggan_pth, hf_folder, rosinality, safetensors_io, stored_code, tf_import
 
 _KINDS = {"G": "generator", "D": "discriminator", "G_ema": "generator", "augment_pipe": "augmentation"}
 NETWORK_KEYS = tuple(_KINDS)
@@ -46,6 +47,9 @@ _PICKLE_PROTOCOL = 4  # the newest that Python 3.7 reads, which StyleGAN2-ADA's 
 
 def save_snapshot(path: str | os.PathLike, data: dict[str, Any]) -> None:
     """Write a snapshot file atomically. `data` maps `KEYS` to networks (or None) and to the dataset's arguments.
+
+    It may also have names of classes (`Snapshot.notes`). They are an entry of their own, which other programs leave
+    alone, because those that read `training_set_kwargs` call the dataset's class with all of it.
 
     Networks are stored as copies in eval mode, on the CPU, in the standard layout, without the precision of the run,
     with requires_grad off; the networks in `data` are not changed.
@@ -79,13 +83,20 @@ class Snapshot(Mapping):
     `snapshot["D"]` is an nn.Module in eval mode, on the CPU, with requires_grad off. A key is `in` the snapshot if the
     file has it and it is not None; any other key raises UserError, and so does a network of another kind. `path` is the
     file or URL that was opened, `sha256` the hexadecimal digest of its bytes, or of all files of a checkpoint (see
-    `training.files.biggan_pth.read`).
+    `training.files.biggan_pth.read`), `class_names` the names of classes, by number, or None.
     """
 
     def __init__(self, entries: dict[str, Any], path: str, sha256: str):
         self.path = path
         self.sha256 = sha256
         self._entries = {key: entries[key] for key in KEYS if entries.get(key) is not None}
+        names = entries.get(class_names.KEY)
+        self.class_names = class_names.checked(names, len(names)) if isinstance(names, list) else None
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What a copy of the file must have besides `KEYS`: the names of the classes, if it has them."""
+        return {} if self.class_names is None else {class_names.KEY: self.class_names}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -130,11 +141,11 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    Safetensors files written by export.py open the same way, and so do checkpoints of BigGAN's public PyTorch
-    implementation and folders of the Hugging Face Hub's layout (`hf_folder`), by one of their files or by their folder;
-    the first bytes tell the formats apart. `trust` uses
-    Python's own unpickler for pickles, which runs the code in the file. Raises UserError, naming the file, if it does
-    not exist, holds no networks, is damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way, and so do StyleGAN2 checkpoints in rosinality's layout,
+    those of BigGAN's public PyTorch implementation and folders of the Hugging Face Hub's layout, by one of their files
+    or by their folder; the first bytes tell the formats apart. `trust` uses Python's own unpickler for pickles, which
+    runs the code in the file. Raises UserError, naming the file, if it does not exist, holds no networks, is damaged,
+    or asks for more than data.
     """
     path = os.fspath(url_or_path)
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path
@@ -159,8 +170,7 @@ def read_snapshot(file: IO[bytes]) -> Snapshot:
 def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snapshot:
     """The snapshot in `data`, of the file `local` if there may be others beside it. Messages call it `path`."""
     if torch_files.starts_like_torch_save(data):
-        entries, sha256 = biggan_pth.read(data, path, local, _read)
-        return Snapshot(entries, path, sha256)
+        return _open_tensors(data, path, local)
     sha256 = hashlib.sha256(data).hexdigest()
     if config := hf_folder.config_beside(local):
         described = _read(config)
@@ -174,6 +184,16 @@ def _open(data: bytes, path: str, trust: bool, local: str | None = None) -> Snap
         entries = tf_import.entries(entries, path)
     if not isinstance(entries, dict) or all(entries.get(key) is None for key in NETWORK_KEYS):
         raise UserError(f"{path} is not a network file: it holds none of {', '.join(NETWORK_KEYS)}")
+    return Snapshot(entries, path, sha256)
+
+
+def _open_tensors(data: bytes, path: str, local: str | None) -> Snapshot:
+    """The snapshot in a file of torch.save, which holds tensors and no constructor arguments."""
+    biggan_pth.refuse_other_files(path, local)
+    found = torch_files.loads(data, path)
+    if rosinality.recognises(found):
+        return Snapshot(rosinality.entries(found, path), path, hashlib.sha256(data).hexdigest())
+    entries, sha256 = biggan_pth.read(data, found, path, local, _read)
     return Snapshot(entries, path, sha256)
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.hostile import memory_below
-from training.data import labels
+from training.data import class_names, labels
 from training.data.image_files import DatasetError, FolderFiles
 
 
 def load(folder, content: bytes, num_images: int = 1) -> np.ndarray | None:
     (folder / "dataset.json").write_bytes(content)
-    return labels.load_labels(FolderFiles(str(folder)), [f"{i}.png" for i in range(num_images)])
+    return labels.load_labels(FolderFiles(str(folder)), [f"{i}.png" for i in range(num_images)])[0]
 
 
 def of(*values) -> bytes:
@@ -72,3 +72,15 @@ def test_a_long_text_among_many_labels_takes_no_memory(tmp_path):
 def test_the_labels_of_a_large_dataset_may_lie_beside_a_few_images(tmp_path):
     content = of(*(i % 1000 for i in range(200_000)))
     assert load(tmp_path, content, 3).tolist() == [0, 1, 2]
+
+
+def test_names_of_classes_are_listed_within_bounds():
+    names = ["\x1b[31mred\nline", "x" * 255, *map(str, range(1000))]
+    lines = class_names.listing(names, range(1002))
+    assert lines[0] == "0 \\x1b[31mred\\nline (0)" and lines[1].endswith("x... (1)") and len(lines[1]) < 70
+    assert len(lines) == 21 and lines[-1] == "... and 982 more"
+
+
+def test_a_class_is_found_by_its_exact_name_or_the_only_one_in_another_case():
+    names = ["Cat", "cat", "Dog"]
+    assert [class_names.find(names, name) for name in ("cat", "Cat", "CAT", "dog", "bird")] == [1, 0, None, 2, None]

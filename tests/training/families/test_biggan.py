@@ -96,7 +96,7 @@ def test_widths_and_shape_are_counted_from_the_teacher(data, tmp_path):
         ("c16", {}, "BigGAN has networks for 32, 64, 128, 256 pixels, and the images have 16"),
         ("c32", {"cond": False}, "BigGAN needs class labels; add --cond=1"),
         ("plain32", {"cond": False}, "BigGAN needs class labels; give dataset_tool.py images in folders"),
-        ("c32", {"batch_gpu": 1}, "--batch-gpu=1"),
+        ("c32", {"batch_gpu": 1}, "--batch-gpu: batch norm needs 16 images"),
         ("c64", {"z_dim": 98}, "--z-dim=98 must be divisible by 5"),
         ("c128", {"ch": 4}, "attention needs 8 channels, and D with ch 4 has 4"),
         ("c32", {"cbase": 5.0}, "--cbase=5 is ambiguous"),

@@ -131,6 +131,12 @@ def _repeats(seconds: float, min_sample: float) -> int:
     return max(1, min(MAX_REPEATS, round(min_sample / max(seconds, 1e-9))))
 
 
+def allocated(device: torch.device) -> int:
+    """Bytes allocated on a CUDA device, or the resident memory of this process on a CPU."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
 def peak_growth(work: Work, device: torch.device) -> int:
     """Bytes that `work` adds, at its peak, to the allocated memory of a CUDA device or the resident memory on a CPU."""
     gc.collect()

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 import torch
 
-from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Clock, clock_for, interleave, paired_ratio, spread
+from torch_utils.timing import MAX_ROUNDS, MIN_ROUNDS, Clock, clock_for, interleave, paired_ratio, spread
 
 
 class FakeClock:
