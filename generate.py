@@ -18,7 +18,7 @@ from dnnlib.cli import click
 @click.option(
     "--class",
     "classes",
-    help="Class of a conditional network: its number, several such as 0-9, or its name if the file has names",
+    help="Class of a conditional network: its number, or its name if the file has names; several: 0-9, or cat,dog",
     type=cli.CLASSES,
 )
 @network_options.noise_mode

@@ -107,13 +107,14 @@ class _Class(click.ParamType):
 
 
 class _Classes(_Class):
-    def convert(self, value, param, ctx) -> list[int | str]:
-        """Numbers, with ranges expanded, or the one name of a class."""
-        if isinstance(value, list):
-            return value
-        if re.fullmatch(r"[\d\s,-]*\d[\d\s,-]*", str(value)):
-            return INT_LIST.convert(value, param, ctx)
-        return [super().convert(value, param, ctx)]
+    def convert(self, value, param, ctx) -> list[int] | str:
+        """Numbers of classes, with ranges expanded, or a name, or several with commas between them."""
+        if isinstance(value, (list, int)):
+            return [value] if isinstance(value, int) else value
+        found = super().convert(value, param, ctx)
+        if isinstance(found, int):
+            return [found]
+        return INT_LIST.convert(value, param, ctx) if re.fullmatch(r"[\d\s,-]+", value) else found
 
 
 class CommaList(click.ParamType):

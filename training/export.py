@@ -269,6 +269,8 @@ def metadata(G: torch.nn.Module, part: str, settings: Settings) -> dict[str, str
         "noise_mode": settings.noise_mode,
         "license": settings.license or "unknown",
     }
+    if getattr(G, "class_names", None):
+        described["class_names"] = json.dumps(G.class_names)
     if settings.dtype == "int8":
         described["calibration_seeds"] = f"{_CALIBRATION_SEEDS[0]}-{_CALIBRATION_SEEDS[-1]}"
     return {name: str(value) for name, value in described.items()}

@@ -18,6 +18,7 @@ from dnnlib.util import UserError
 from torch_utils import distributed, images, npz
 from torch_utils.video import ffmpeg_available, save_mp4
 from training import families
+from training.data import class_names
 from training.sampling import (
     MOST_GRID_BYTES,
     check_seeds,
@@ -56,7 +57,7 @@ def generate_images(
     *,
     seeds: Sequence[int] | None = None,
     psi: float | None = None,
-    classes: Sequence[int | str] | None = None,
+    classes: Sequence[int] | str | None = None,
     noise_mode: str = "const",
     projected_w: str | None = None,
     grid: bool = False,
@@ -73,7 +74,7 @@ def generate_images(
     Raises UserError, naming the flag, for unusable ones.
     """
     if video is not None:
-        _check_video(video, seeds, classes, projected_w)
+        _check_video(video, seeds, projected_w)
     torch_device = distributed.configure_device(distributed.resolve_device(device))
     G = open_generator(network, trust_pickle, torch_device)
     if noise_mode != "const" and not families.of(G).has_w:
@@ -83,10 +84,14 @@ def generate_images(
         check_seeds("--seeds", seeds)
         bound, psi = families.of(G).truncation(G, psi)
         pictures = _of_seeds(G, seeds, classes, bound, psi, noise_mode, torch_device)
+        if video is not None and pictures.rows is not None:
+            raise UserError("--video shows one class: give one with --class.")
     else:
         if seeds or classes is not None:
             print("Note: --seeds and --class have no effect with --projected-w.", file=sys.stderr)
         pictures = _of_latents(G, projected_w, noise_mode, torch_device)
+        if video is not None and len(pictures.items) < 2:
+            raise UserError(f"--video goes from one w to the next, and --projected-w={projected_w} has only one.")
     batch = 1 if noise_mode == "random" else batch  # the noise of an image would depend on the others
     if outdir is not None:
         if grid:
@@ -104,7 +109,7 @@ def generate_images(
 def _of_seeds(
     G: torch.nn.Module,
     seeds: Sequence[int],
-    classes: Sequence[int | str] | None,
+    classes: Sequence[int] | str | None,
     bound: float | None,
     psi: float,
     noise_mode: str,
@@ -112,22 +117,31 @@ def _of_seeds(
 ) -> _Pictures:
     """Images of `seeds`, of each class in turn; latents are z [1, Z] within `bound` and c [1, Y]."""
     family = families.of(G)
-    numbers = list(classes or [None])[: None if G.c_dim else 1]
-    several = len(numbers) > 1
+    labels = [class_label(G, k, device) for k in _each(G, classes)]
+    several = len(labels) > 1
     items = [
         _Picture(
-            f"seed{seed:04d}-class{k}.png" if several else f"seed{seed:04d}.png",
+            f"seed{seed:04d}-class{int(c.argmax())}.png" if several else f"seed{seed:04d}.png",
             seed,
             lambda seed=seed, c=c: (seed_to_z(seed, G.z_dim, bound).to(device), c),
         )
-        for k, c in [(k, class_label(G, k, device)) for k in numbers]
+        for c in labels
         for seed in seeds
     ]
 
     def draw(z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return family.sample(G, z, c, truncation_psi=psi, noise_mode=noise_mode)
 
-    return _Pictures(items, draw, rows=len(numbers) if several else None)
+    return _Pictures(items, draw, rows=len(labels) if several else None)
+
+
+def _each(G: torch.nn.Module, classes: Sequence[int] | str | None) -> list[int | str | None]:
+    """The values of --class one by one; a name may have commas in it."""
+    if isinstance(classes, str):
+        known = class_names.find(getattr(G, "class_names", None) or [], classes) is not None
+        parts = [classes] if known else [part.strip() for part in classes.split(",")]
+        classes = [int(part) if part.isdecimal() else part for part in parts] if len(parts) > 1 else parts
+    return list(classes or [None])[: None if G.c_dim else 1]
 
 
 def _of_latents(G: torch.nn.Module, path: str, noise_mode: str, device: torch.device) -> _Pictures:
@@ -185,9 +199,7 @@ def _check_grid(G: torch.nn.Module, count: int) -> None:
         )
 
 
-def _check_video(
-    path: str, seeds: Sequence[int] | None, classes: Sequence[int | str] | None, projected_w: str | None
-) -> None:
+def _check_video(path: str, seeds: Sequence[int] | None, projected_w: str | None) -> None:
     """Raises UserError, before any work, if a video cannot be made."""
     if not path.lower().endswith(".mp4"):
         raise UserError(f"--video={path} must end in .mp4.")
@@ -195,8 +207,6 @@ def _check_video(
         raise UserError(f"--video={path} is in a folder that does not exist.")
     if projected_w is None and len(seeds) < 2:
         raise UserError("--video goes from seed to seed: give two or more with --seeds.")
-    if projected_w is None and len(classes or []) > 1:
-        raise UserError("--video shows one class: give one number with --class.")
     if not ffmpeg_available():
         raise UserError(f"--video={path} needs the package imageio-ffmpeg: pip install imageio-ffmpeg")
 
@@ -236,7 +246,7 @@ def _save_video(
             for first in range(0, total, batch):
                 latents = torch.cat([point(index) for index in range(first, min(first + batch, total))])
                 torch.manual_seed(seed)
-                yield from images.to_uint8(draw(latents)).permute(0, 2, 3, 1).cpu().numpy()
+                yield from images.on_white(images.to_uint8(draw(latents))).permute(0, 2, 3, 1).cpu().numpy()
                 progress.update(len(latents))
 
         save_mp4(path, pixels(), fps)

@@ -89,11 +89,11 @@ def _no_half(name: str) -> Missing:
     return missing
 
 
-def onnx_file(subject: Subject, batch: int, folder: str) -> str:
-    """Path of the ONNX program of `batch` images in `folder`, made if it is not there."""
-    path = os.path.join(folder, f"{subject.snapshot.sha256[:16]}-{batch}.onnx")
+def onnx_file(subject: Subject, folder: str) -> str:
+    """Path of the ONNX program in `folder`, made if it is not there."""
+    path = os.path.join(folder, f"{subject.snapshot.sha256[:16]}.onnx")
     if not os.path.isfile(path):
-        export.export(subject.G, path, export.Settings(batch=batch))
+        export.export(subject.G, path, export.Settings())
     return path
 
 
@@ -102,10 +102,10 @@ def _onnx(subject: Subject, batch: int, device: torch.device, folder: str) -> ti
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = onnx_file(subject, batch, folder)
+    path = onnx_file(subject, folder)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    values = (tensor.numpy() for tensor in _inputs(subject.G, batch))
-    feed = {argument.name: value for argument, value in zip(session.get_inputs(), values)}
+    values = {**dict(zip("zc", _inputs(subject.G, batch))), "psi": torch.ones([1])}
+    feed = {argument.name: values[argument.name].numpy() for argument in session.get_inputs()}
     return lambda: session.run(None, feed)
 
 

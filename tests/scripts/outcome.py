@@ -7,6 +7,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from torch_utils import images
+from training import sampling
+
 
 def refused(result, *words: str) -> None:
     """Assert that `run_script` returned status 2, one sentence with `words`, and that nothing was created."""
@@ -39,3 +42,10 @@ class FakeVideo(list):
     def __exit__(self, *exc_info):
         with open(self.path, "wb") as file:
             file.write(b"video")
+
+
+def image_of(G, seed, label, trunc=None):
+    """uint8 [C, H, W] of a BigGAN's seed and class."""
+    z = sampling.truncated_z(np.random.RandomState(seed), (1, G.z_dim), trunc)
+    c = torch.eye(G.c_dim)[[label]]
+    return images.to_uint8(G(torch.from_numpy(z.astype(np.float32)), c))[0]

@@ -17,6 +17,7 @@ from dnnlib.files import write_text
 from dnnlib.text import printable
 from dnnlib.util import UserError
 from training import families
+from training.data import class_names
 from training.files import safetensors_io
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -50,7 +51,8 @@ def read(data: bytes, config: bytes, path: str) -> dict[str, Any]:
         ) from error
     if network is None:
         raise UserError(f"{path} cannot be read: {CONFIG} beside it is not one written by export.py")
-    return safetensors_io.read_one(data, "G_ema", network, path)
+    entries = safetensors_io.read_one(data, "G_ema", network, path)
+    return {**entries, class_names.KEY: described.get(class_names.KEY)}
 
 
 def write(folder: str, G: torch.nn.Module, network: str, license: str | None) -> None:
@@ -69,6 +71,7 @@ def write(folder: str, G: torch.nn.Module, network: str, license: str | None) ->
         "resolution": G.img_resolution,
         "channels": G.img_channels,
         "classes": G.c_dim,
+        class_names.KEY: getattr(G, class_names.KEY, None),
         "z_dim": G.z_dim,
         "range": [-1, 1],
         "license": license or "unknown",

@@ -141,11 +141,11 @@ class Snapshot(Mapping):
 def load_snapshot(url_or_path: str | os.PathLike, trust: bool = False) -> Snapshot:
     """Open a network pickle (file or URL) of this project or of NVIDIA's TensorFlow and PyTorch repositories.
 
-    Safetensors files written by export.py open the same way, and so do folders of the Hugging Face Hub's layout,
-    StyleGAN2 checkpoints in rosinality's layout, and those of BigGAN's public PyTorch implementation, by one of their
-    files or by their folder; the first bytes tell the formats apart. `trust` uses Python's own unpickler for pickles,
-    which runs the code in the file. Raises UserError, naming the file, if it does not exist, holds no networks, is
-    damaged, or asks for more than data.
+    Safetensors files written by export.py open the same way, and so do StyleGAN2 checkpoints in rosinality's layout,
+    those of BigGAN's public PyTorch implementation and folders of the Hugging Face Hub's layout, by one of their files
+    or by their folder; the first bytes tell the formats apart. `trust` uses Python's own unpickler for pickles, which
+    runs the code in the file. Raises UserError, naming the file, if it does not exist, holds no networks, is damaged,
+    or asks for more than data.
     """
     path = os.fspath(url_or_path)
     local = open_url(path, return_filename=True) if is_url(path, allow_file_urls=True) else path

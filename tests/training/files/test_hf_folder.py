@@ -33,6 +33,7 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize("family", NETWORKS)
 def test_a_folder_gives_the_same_network(tmp_path, family):
     G, folder = NETWORKS[family](), tmp_path / "model"
+    G.class_names = ["cat", "dog"]
     hf_folder.write(str(folder), G, "x.pkl", "mit")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -40,6 +41,7 @@ def test_a_folder_gives_the_same_network(tmp_path, family):
     for path in (folder, folder / "model.safetensors"):
         found = load_snapshot(path)
         assert list(found) == ["G_ema"] and found.path == str(folder / "model.safetensors")
+        assert found.class_names == ["cat", "dog"]
         assert type(found["G_ema"]) is type(G) and not found["G_ema"].training
         assert torch.equal(found["G_ema"](z, c, **extra(family)), G(z, c, **extra(family)))
     config = json.loads((folder / "config.json").read_text())
