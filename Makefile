@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-slow test-gpu fuzz lint format clean
+.PHONY: help setup demo bench test test-slow test-browser test-gpu fuzz lint format clean
 
 help:
 	@echo "make demo       compress the shipped teacher to a half and a quarter, compare in runs/demo/report.html"
 	@echo "make bench      fast path against reference path, to runs/bench/; see docs/benchmarks/README.md"
 	@echo "make test       the test suite        make test-slow, make test-gpu: the tests it omits"
+	@echo "make test-browser  the reports in Chromium (part of test-slow)"
 	@echo "make fuzz       2,000 damaged network files, each opened or refused (part of test-slow)"
 	@echo "make lint       style checks          make format: fix what can be fixed automatically"
 	@echo "make clean      remove .venv and caches, but not runs/"
@@ -44,6 +45,9 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(PYTEST) -m gpu
+
+test-browser: $(READY)
+	$(PYTEST) -m browser
 
 fuzz: $(READY)
 	$(PYTEST) -m slow tests/compat/test_fuzz.py -s

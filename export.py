@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write networks in other formats: safetensors, ONNX, PyTorch programs. `python export.py --help` lists the flags."""
+"""Write networks in other formats: safetensors, programs, a web page. `python export.py --help` lists the flags."""
 
 import os
 
@@ -13,14 +13,19 @@ _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--
 
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
-@click.option("--dest", help="File to write: .safetensors, .onnx or .pt2", metavar="FILE", required=True)
+@click.option("--dest", help="File to write: .safetensors, .onnx or .pt2; or a folder", metavar="FILE", required=True)
+@click.option(
+    "--format", "folder_format", help="Write a folder: web is a page for browsers", type=click.Choice(["web"])
+)
 @click.option("--dtype", help="Numbers in .onnx", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32")
 @click.option("--noise-mode", help="Per-pixel noise in programs", type=click.Choice(["const", "none"]), default="const")
 @click.option("--parts", help="Mapping and synthesis as two programs", is_flag=True)
 @click.option("--license", help="Licence of the network, stored in programs", metavar="NAME")
+@click.option("--teacher", help="Network pickle that the page shows beside --network", metavar="PKL")
+@click.option("--runtime", help="Unpacked npm package for the page", metavar="DIR", default="build/onnxruntime-web")
 @network_options.trust_pickle
 @click.pass_context
-def main(ctx, network, dest, trust_pickle, **program):
+def main(ctx, network, dest, folder_format, teacher, runtime, trust_pickle, **program):
     """Write the networks of a pickle in another format.
 
     \b
@@ -41,15 +46,32 @@ def main(ctx, network, dest, trust_pickle, **program):
     \b
     As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
       python export.py --network=ffhq.pkl --dest=ffhq.onnx --parts
+
+    \b
+    As a page that runs student and teacher in a browser, from a folder for any web server:
+      scripts/fetch_onnxruntime_web.sh
+      python export.py --network=student.pkl --teacher=ffhq.pkl --dest=web --format=web
     """
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
+    if folder_format == "web":
+        if "parts" in given:
+            raise click.UsageError("--parts has no effect on --format=web, whose page runs whole generators.")
+        from training import export, export_web
+
+        settings = export.Settings(**program)
+        export_web.export_page(network, dest, settings, teacher=teacher, runtime=runtime, trust=trust_pickle)
+        return
+    for name in ("teacher", "runtime"):
+        if name in given:
+            raise click.UsageError(f"--{name} has no effect without --format=web.")
     kind = os.path.splitext(dest)[1].lower()
     if kind == ".pt":
         raise click.UsageError(f"--dest={dest}: PyTorch has deprecated TorchScript (.pt); write .pt2 or .onnx.")
     if kind not in (".safetensors", ".onnx", ".pt2"):
         raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt2.")
-    given = [flag for name, flag in _PROGRAM_FLAGS.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT]
-    if kind == ".safetensors" and given:
-        raise click.UsageError(f"{given[0]} has no effect on a .safetensors file, which holds the networks unchanged.")
+    flags = [flag for name, flag in _PROGRAM_FLAGS.items() if name in given]
+    if kind == ".safetensors" and flags:
+        raise click.UsageError(f"{flags[0]} has no effect on a .safetensors file, which holds the networks unchanged.")
 
     from training.export import Settings, export_network
 
