@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write networks in other formats: safetensors, ONNX, PyTorch programs. `python export.py --help` lists the flags."""
+"""Write networks in other formats: safetensors, programs, a web page. `python export.py --help` lists the flags."""
 
 import os
 
@@ -11,15 +11,22 @@ _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--
 
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
-@click.option("--dest", help="File to write (.safetensors, .onnx or .pt2), or folder", metavar="PATH", required=True)
-@click.option("--format", "folder", help="Folder of this kind at --dest: hf, Hugging Face", type=click.Choice(["hf"]))
+@click.option("--dest", help="File to write: .safetensors, .onnx or .pt2; or a folder", metavar="PATH", required=True)
+@click.option(
+    "--format",
+    "folder",
+    help="Folder of this kind at --dest: hf is Hugging Face's, web a page for browsers",
+    type=click.Choice(["hf", "web"]),
+)
 @click.option("--dtype", help="Numbers in .onnx", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32")
 @click.option("--noise-mode", help="Per-pixel noise in programs", type=click.Choice(["const", "none"]), default="const")
 @click.option("--parts", help="Mapping and synthesis as two programs", is_flag=True)
 @click.option("--license", help="Licence of the network, stored in programs and cards", metavar="NAME")
+@click.option("--teacher", help="Network pickle that the page shows beside --network", metavar="PKL")
+@click.option("--runtime", help="Unpacked npm package for the page", metavar="DIR", default="build/onnxruntime-web")
 @network_options.trust_pickle
 @click.pass_context
-def main(ctx, network, dest, folder, trust_pickle, **program):
+def main(ctx, network, dest, folder, teacher, runtime, trust_pickle, **program):
     """Write the networks of a pickle in another format.
 
     \b
@@ -41,28 +48,44 @@ def main(ctx, network, dest, folder, trust_pickle, **program):
     Smaller, with a loss that is printed: half precision, or convolutions in int8, calibrated on 64 seeds:
       python export.py --network=ffhq.pkl --dest=ffhq.int8.onnx --dtype=int8
 
-    With --parts, two programs: ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img).
-    """
-    given = [name for name in _PROGRAM_FLAGS if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
-    if folder is not None:
-        for name in given:
-            if name != "license":
-                raise click.UsageError(f"{_PROGRAM_FLAGS[name]} has no effect with --format={folder}.")
-        from training.export import export_folder
+    \b
+    As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
+      python export.py --network=ffhq.pkl --dest=ffhq.onnx --parts
 
-        return export_folder(network, dest, program["license"], trust_pickle)
-    kind = os.path.splitext(dest)[1].lower()
+    \b
+    As a page that runs student and teacher in a browser, from a folder for any web server:
+      scripts/fetch_onnxruntime_web.sh
+      python export.py --network=student.pkl --teacher=ffhq.pkl --dest=web --format=web
+    """
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT}
+    flags = {name: flag for name, flag in _PROGRAM_FLAGS.items() if name in given}
+    if folder != "web":
+        for name in {"teacher", "runtime"} & given:
+            raise click.UsageError(f"--{name} has no effect without --format=web.")
+    useless = {"web": {"parts"}, "hf": flags.keys() - {"license"}}.get(folder, set())
+    for name in useless & flags.keys():
+        raise click.UsageError(f"{flags[name]} has no effect with --format={folder}.")
+    kind = os.path.splitext(dest)[1].lower() if folder is None else folder
     if kind == ".pt":
         raise click.UsageError(f"--dest={dest}: PyTorch has deprecated TorchScript (.pt); write .pt2 or .onnx.")
-    if kind not in (".safetensors", ".onnx", ".pt2"):
+    if kind not in ("hf", "web", ".safetensors", ".onnx", ".pt2"):
         raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt2.")
-    if kind == ".safetensors" and given:
-        flag = _PROGRAM_FLAGS[given[0]]
+    if kind == ".safetensors" and flags:
+        flag = next(iter(flags.values()))
         raise click.UsageError(f"{flag} has no effect on a .safetensors file, which holds the networks unchanged.")
 
-    from training.export import Settings, export_network
+    from training import export
 
-    return export_network(network, dest, None if kind == ".safetensors" else Settings(**program), trust_pickle)
+    if kind == "web":
+        from training import export_web
+
+        settings = export.Settings(**program)
+        export_web.export_page(network, dest, settings, teacher=teacher, runtime=runtime, trust=trust_pickle)
+    elif kind == "hf":
+        export.export_folder(network, dest, program["license"], trust_pickle)
+    else:
+        settings = None if kind == ".safetensors" else export.Settings(**program)
+        export.export_network(network, dest, settings, trust_pickle)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ class Difference(NamedTuple):
     largest: float
     mean: float
 
+    def __str__(self) -> str:
+        return f"difference to PyTorch max {self.largest:.2g}, mean {self.mean:.2g}"
+
 
 class _Program(torch.nn.Module):
     """A generator, or its 'mapping' or 'synthesis' alone, as a function of the tensors that it takes.
@@ -118,7 +121,7 @@ def export_network(network: str, dest: str, settings: Settings | None, trust: bo
         print(f"Exporting G_ema, {size}, {settings.dtype}", file=sys.stderr, flush=True)
         for path, found in export(G, dest, settings).items():
             size = f"{os.path.getsize(path) / 1e6:.3g} MB"
-            print(f"{path}: {size}, difference to PyTorch max {found.largest:.2g}, mean {found.mean:.2g}")
+            print(f"{path}: {size}, {found}")
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
 
@@ -195,13 +198,18 @@ def _reference(
     return (inputs, ws) if part == "mapping" else ({"ws": ws}, G.synthesis(ws, **kwargs))
 
 
+def has_psi(G: torch.nn.Module) -> bool:
+    """Whether programs of `G` take the truncation psi: they need a mean w."""
+    w_avg = getattr(getattr(G, "mapping", None), "w_avg", None)
+    return w_avg is not None and bool(w_avg.isfinite().all())
+
+
 def _inputs(G: torch.nn.Module, seeds: range, psi: float = 1) -> Inputs:
     """z [N, Z] of `seeds`; for a conditional network c [N, Y] with the classes in order; with a mean w psi [1]."""
     inputs = {"z": torch.cat([sampling.seed_to_z(seed, G.z_dim) for seed in seeds])}
     if G.c_dim:
         inputs["c"] = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim]
-    w_avg = getattr(getattr(G, "mapping", None), "w_avg", None)
-    if w_avg is not None and w_avg.isfinite().all():
+    if has_psi(G):
         inputs["psi"] = torch.tensor([float(psi)])
     return inputs
 
