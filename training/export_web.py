@@ -15,6 +15,7 @@ from typing import Any
 from dnnlib.files import write_text
 from dnnlib.util import UserError
 from training import export, families
+from training.data import class_names
 from training.files.snapshot import Snapshot, load_snapshot
 
 TESTED_RUNTIME = "1.30.0"  # of ONNX Runtime Web; scripts/fetch_onnxruntime_web.sh has the same
@@ -108,12 +109,7 @@ def _describe(snapshots: dict[str, Snapshot], settings: export.Settings, version
 
 def _class_names(snapshot: Snapshot, classes: int) -> list[str]:
     """Names of the classes in order, their numbers if the file does not name each."""
-    names = getattr(snapshot, "class_names", None)
-    if names is None:
-        names = (snapshot.get("training_set_kwargs") or {}).get("class_names")
-    if isinstance(names, list) and len(names) == classes:
-        return [str(name) for name in names]
-    return [str(number) for number in range(classes)]
+    return class_names.checked(snapshot.class_names, classes) or [str(number) for number in range(classes)]
 
 
 def _write(

@@ -96,6 +96,9 @@ def test_other_files_start_differently(data):
 
 
 class Harmful:
+    def __repr__(self):  # in the names of tests, which must be the same in every process
+        return "Harmful()"
+
     def __reduce__(self):
         return os.system, ("touch canary",)
 
