@@ -18,7 +18,7 @@ from training.files.snapshot import save_snapshot
 
 
 def save(path, G, **more):
-    save_snapshot(path, {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": more})
+    save_snapshot(path, {"G": None, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": {}, **more})
     return path
 
 
