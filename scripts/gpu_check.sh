@@ -111,7 +111,7 @@ stage benchmark 95 "python -m benchmarks --quick" \
 
 stage data 20 "the digits at 64x64" "$python" dataset_tool.py --source=data/mnist5k-32x32.zip \
   --dest="$work/digits64.zip" --width=64 --height=64 --max-images="$images"
-stage training 115 "the digits at 64x64 in each precision" "$python" -m scripts.precision_check \
+stage training 110 "the digits at 64x64 in each precision" "$python" -m scripts.precision_check \
   --outdir="$work/training" --data="$work/digits64.zip" --device="$device" --seeds=0 "${training[@]}"
 
 stage biggan 25 "a short BigGAN run on the digits" "$python" train.py --outdir="$work/biggan" --cfg=biggan-auto \

@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -89,20 +90,20 @@ def _no_half(name: str) -> Missing:
     return missing
 
 
-def onnx_file(subject: Subject, folder: str) -> str:
+def onnx_file(subject: Subject, folder: str, dtype: str = "fp32") -> str:
     """Path of the ONNX program in `folder`, made if it is not there."""
-    path = os.path.join(folder, f"{subject.snapshot.sha256[:16]}.onnx")
+    path = os.path.join(folder, f"{subject.snapshot.sha256[:16]}.{dtype}.onnx")
     if not os.path.isfile(path):
-        export.export(subject.G, path, export.Settings())
+        export.export(subject.G, path, export.Settings(dtype=dtype))
     return path
 
 
-def _onnx(subject: Subject, batch: int, device: torch.device, folder: str) -> timing.Work:
+def _onnx(subject: Subject, batch: int, device: torch.device, folder: str, dtype: str = "fp32") -> timing.Work:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = onnx_file(subject, folder)
+    path = onnx_file(subject, folder, dtype)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     values = {**dict(zip("zc", _inputs(subject.G, batch))), "psi": torch.ones([1])}
     feed = {argument.name: values[argument.name].numpy() for argument in session.get_inputs()}
@@ -122,6 +123,7 @@ RUNTIMES = (
     _pytorch("bf16", torch.bfloat16, _no_half("bf16")),
     _pytorch("fp16", torch.float16, _no_half("fp16")),
     Runtime("ONNX Runtime fp32", _onnx, _no_onnx),
+    Runtime("ONNX Runtime int8", functools.partial(_onnx, dtype="int8"), _no_onnx),
 )
 
 

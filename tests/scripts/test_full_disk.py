@@ -90,6 +90,8 @@ def is_whole(path: pathlib.Path) -> bool:
         return pixels(path).shape[0] == 1
     if path.suffix == ".npz":
         return len(np.load(path)) == 1
+    if path.suffix == ".html":
+        return path.read_text().rstrip().endswith("</html>")
     if path.suffix == ".json":
         return bool(json.loads(path.read_text()))
     if path.suffix == ".pt":

@@ -22,6 +22,7 @@ from metrics.reports import speed
 from tests.metrics import stand_ins
 from tests.scripts.outcome import FakeVideo
 from tests.support import ROOT
+from tests.training import test_export_web
 from tests.training.data.test_sources import write_mnist
 from tests.training.files import tensorflow_pickle
 from torch_utils import images
@@ -74,7 +75,9 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         return
     if script == "export":
         G = stand_ins.tiny_generator(resolution=4)  # compilation takes time for each layer
-        save_snapshot(folder / "ffhq.pkl", {"G": G, "D": None, "G_ema": G})
+        for name in ("ffhq.pkl", "student.pkl"):
+            save_snapshot(folder / name, {"G": G, "D": None, "G_ema": G})
+        test_export_web.write_runtime(folder / "build" / "onnxruntime-web")
         return
     labels = [i % 10 for i in range(100)]
     digits = ImageFolderDataset(ROOT / "data" / "mnist5k-32x32.zip")  # noise would be no digits for --detector=mnist
@@ -144,7 +147,9 @@ def test_help_is_quick(script):
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(script, marks=pytest.mark.slow if script == "export" else ()) for script in SCRIPTS]
+)
 def test_examples(script, folder, monkeypatch, capsys):
     assert run(script, ["--help"], monkeypatch) == 0
     commands = examples(capsys.readouterr().out)

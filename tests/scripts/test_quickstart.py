@@ -65,7 +65,11 @@ def test_datasets_of_ordinary_folders(run, tmp_path):
     assert len(made) == 2 * len(KINDS) and made.num_channels == 3 and made.label_dim == 2
 
 
-@pytest.mark.parametrize("flags", examples("train"), ids=lambda flags: " ".join(flags)[:60])
+@pytest.mark.parametrize(
+    "flags",
+    [flags for flags in examples("train") if "--resume" not in str(flags)],
+    ids=lambda flags: " ".join(flags)[:60],
+)
 def test_options_of_the_training_runs(run, tmp_path, flags):
     (tmp_path / "data").symlink_to(ROOT / "data")
     status, out, err = run("train", [*flags, "--dry-run"])

@@ -32,7 +32,9 @@ def make_generator(**kwargs):
     return G
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param("grey, conditional", marks=pytest.mark.slow), "colour"], ids=list(CASES)
+)
 def exported(request, tmp_path_factory):
     """(generator, settings, {extension: (path, reported difference)}) of one case."""
     kwargs, settings = CASES[request.param]
@@ -124,6 +126,7 @@ def test_smaller_types_state_their_loss(tmp_path, dtype, stored):
         assert {(4, 4, 3, 3), (3, 4, 1, 1)} <= {tuple(dims) for dims in of_type}
 
 
+@pytest.mark.slow
 def test_mapping_and_synthesis_as_two_programs(tmp_path):
     G = make_generator(c_dim=2)
     found = export.export(G, tmp_path / "x.onnx", export.Settings(parts=True, noise_mode="none"))

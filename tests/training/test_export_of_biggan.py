@@ -54,6 +54,7 @@ def test_onnxruntime_gives_the_images(generator, tmp_path):
     assert "Conv" in names and not names & {"ReduceL2", "Sqrt", "ReduceSum"}
 
 
+@pytest.mark.slow
 def test_pt2_gives_the_images_and_has_each_weight_once(tmp_path):
     G = stand_ins.tiny_biggan(ch=16, c_dim=3)
     (found,) = export.export(G, tmp_path / "x.pt2", export.Settings()).values()
@@ -84,6 +85,7 @@ def test_safetensors_hold_networks_that_go_on_training(generator, tmp_path):
     assert torch.equal(found["D"](images, c), D.eval()(images, c))
 
 
+@pytest.mark.slow
 def test_export_leaves_the_generator_as_it_is(tmp_path):
     G = stand_ins.tiny_biggan()
     export.export(G, tmp_path / "x.pt2", export.Settings())

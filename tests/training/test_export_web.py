@@ -22,15 +22,18 @@ def save(path, G, **more):
     return path
 
 
-@pytest.fixture
-def runtime(tmp_path):
+def write_runtime(package):
     """A stand-in for the unpacked npm package."""
-    package = tmp_path / "package"
     (package / "dist").mkdir(parents=True)
     (package / "package.json").write_text(json.dumps({"version": export_web.TESTED_RUNTIME}))
     for name in export_web.RUNTIME_FILES:
         (package / "dist" / name).write_text(f"content of {name}")
     return package
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    return write_runtime(tmp_path / "package")
 
 
 @pytest.fixture
