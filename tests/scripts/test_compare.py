@@ -169,4 +169,4 @@ def test_what_cannot_be_measured_is_named(tmp_path, monkeypatch):
     runtimes, reasons = speed.available(pair, torch.device("cpu"))
     assert [runtime.name for runtime in runtimes] == ["PyTorch fp32"]
     assert reasons["ONNX Runtime fp32"] == "not installed: pip install no_such_package"
-    assert set(reasons) == {"PyTorch bf16", "PyTorch fp16", "ONNX Runtime fp32"}
+    assert set(reasons) == {"PyTorch bf16", "PyTorch fp16", "ONNX Runtime fp32", "ONNX Runtime int8"}

@@ -27,7 +27,11 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("tables", marks=pytest.mark.slow), "hierarchical, with attention"],
+    ids=list(CASES),
+)
 def generator(request):
     """(generator, images per call) of one case."""
     kwargs, batch = CASES[request.param]
@@ -63,6 +67,7 @@ def test_pt2_gives_the_images_and_has_each_weight_once(tmp_path):
     assert weights < os.path.getsize(tmp_path / "x.pt2") < 1.5 * weights
 
 
+@pytest.mark.slow
 def test_int8_states_its_loss(tmp_path):
     (found,) = export.export(stand_ins.tiny_biggan(), tmp_path / "x.onnx", export.Settings(dtype="int8")).values()
     assert 1e-5 < found.mean < found.largest < 0.3

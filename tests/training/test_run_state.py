@@ -26,6 +26,8 @@ AUGMENT = {"class_name": "training.augment.AugmentPipe", "xflip": 1, "scale": 1,
 ADA = {"augment_kwargs": AUGMENT, "ada_target": -2, "ada_interval": 3, "ada_kimg": 0.5}
 ITERATIONS = 12
 
+ADAM = {"class_name": "torch.optim.Adam", "lr": 0.001, "betas": [0, 0.99]}  # of teachers that go on training
+
 
 class Interrupts:
     """Sends its process a signal in iteration `at`, from 0, of the first attempt."""
@@ -137,7 +139,7 @@ def test_workers_and_joint_phases_make_no_difference(tmp_path, data):
     assert differences(tmp_path / "straight", tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("update", [None, {"class_name": "torch.optim.Adam", "lr": 0.001, "betas": [0, 0.99]}])
+@pytest.mark.parametrize("update", [None, pytest.param(ADAM, marks=pytest.mark.slow)])
 def test_a_guided_run_goes_on_exactly(tmp_path, data, update):
     teacher = save_teacher(tmp_path)
     loss = {
@@ -161,7 +163,7 @@ def test_a_biggan_goes_on_exactly(tmp_path, data32):
     assert float(state["ranks"][0]["ada"]["p"]) > 0
 
 
-@pytest.mark.parametrize("update", [None, {"class_name": "torch.optim.Adam", "lr": 0.001, "betas": [0, 0.99]}])
+@pytest.mark.parametrize("update", [None, pytest.param(ADAM, marks=pytest.mark.slow)])
 def test_a_guided_biggan_goes_on_exactly(tmp_path, data32, update):
     loss = {
         "class_name": "dgl.loss_biggan.DGLBigGANLoss", "base_class": "training.loss_biggan.BigGANLoss", "dgl_weight": 1,
@@ -216,6 +218,7 @@ def run_in_group(rank: int, settings: dict, resume: bool) -> None:
     training_loop(rank=rank, resume=resume, **settings)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_exactly(tmp_path, data):
     runs = {name: made(tmp_path / name, data, num_gpus=2, batch_gpu=2, **ADA) for name in ("straight", "stopped")}
     distributed.launch(run_in_group, 2, runs["straight"], False)
