@@ -41,6 +41,20 @@ def biggan(tmp_path):
 
 
 @pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(script, flag=value, ...)` -> (exit status, stdout, stderr)."""
+
+    def call(script, **flags):
+        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *argv])
+        with pytest.raises(SystemExit) as exit_info:
+            dnnlib.cli.run(script.main)
+        return (exit_info.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
 def run_script(monkeypatch, capsys, tmp_path):
     """Run a command here: `run_script(command, flag=value, ...)` -> (exit status, stdout, stderr, outdir).
 

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of BigGAN's public implementation in the scripts: pictures, conversion, first weights, teachers."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import dnnlib.cli
 import export
 import generate
 import legacy
@@ -32,20 +29,6 @@ def networks():
 @pytest.fixture
 def folder(networks, tmp_path):
     return biggan_checkpoint.write(tmp_path / "weights", networks)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(script, flag=value, ...)` -> (exit status, stdout, stderr)."""
-
-    def call(script, **flags):
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *argv])
-        with pytest.raises(SystemExit) as exit_info:
-            dnnlib.cli.run(script.main)
-        return (exit_info.value.code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 """Checkpoints in rosinality's layout in the scripts: pictures, first weights, teachers, and files with code in them."""
 
 import argparse
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import dnnlib.cli
 import generate
 import legacy
 import train
@@ -27,20 +25,6 @@ TRAIN = {"cfg": "auto", "batch": 4, "batch_gpu": 4, "metrics": "none", "device":
 @pytest.fixture
 def path(tmp_path):
     return checkpoint.save(tmp_path / "x.pt", checkpoint.from_training("r32"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(script, flag=value, ...)` -> (exit status, stdout, stderr)."""
-
-    def call(script, **flags):
-        argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *argv])
-        with pytest.raises(SystemExit) as exit_info:
-            dnnlib.cli.run(script.main)
-        return (exit_info.value.code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

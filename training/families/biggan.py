@@ -58,8 +58,8 @@ PRESETS = {
 }
 # fmt: on
 _EMA_KIMG, _EMA_RAMPUP = 20, 0.05  # half-life of the average of biggan-auto
-_CHUNK = 20  # latents of each layer at 64x64 and above, and at 32x32 altogether:
-_SMALL_Z, _CLASS_VECTOR = 128, 128
+_CHUNK, _CLASS_VECTOR = 20, 128  # latents of each layer, and numbers of the class vector, above 32x32
+_SMALL_Z = 128  # latents at 32x32
 _FEW = 16  # images of a batch, below which its statistics are noise
 
 
