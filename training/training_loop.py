@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -116,9 +117,10 @@ class Trainer:
 
     def reset_reals(self, start: int) -> None:
         """Begin with batch `start` of the reals."""
-        opt = self.options
-        group = (opt.batch_size, self.rank, opt.num_gpus)
-        self.reals = Reals(self.training_set, self.device, opt.random_seed, *group, opt.data_loader_kwargs, start)
+        opt, of_run = self.options, (self.training_set, self.device, self.options.random_seed)
+        self.reals = Reals(*of_run, opt.batch_size, self.rank, opt.num_gpus, opt.data_loader_kwargs, start)
+        # A loader collected in a cycle cannot tell its workers to end and waits 20 s for them.
+        weakref.finalize(self, self.reals.close)
 
     def _build_networks(self, opened) -> None:
         opt, shape = self.options, initial.network_shape(self.training_set)

@@ -227,6 +227,7 @@ def test_peak_memory_counts_the_tensors_of_a_run(setting):
     assert 0.9 * size < measure.peak(Case("x", build, plan=1), setting, FP32) < 1.5 * size
 
 
+@pytest.mark.slow
 def test_peak_memory_is_measured_in_another_process(setting):
     case = find_case("memory/inference")
     assert measure.peak_in_subprocess(case, setting, REFERENCE) >= 0

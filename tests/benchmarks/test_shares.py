@@ -37,6 +37,7 @@ def test_an_iteration_is_the_weighted_sum_of_the_medians():
     assert last.split() == ["fp32", "iteration", "5.00", "9.00"]  # 2 + 4/4 + 1 + 16/16, 5 + 8/4 + 1 + 16/16
 
 
+@pytest.mark.slow
 def test_every_version_is_measured():
     result = CliRunner().invoke(shares.main, ["--res=8", "--batch=2", "--cbase=64", "--rounds=1"])
     assert result.exit_code == 0, result.output

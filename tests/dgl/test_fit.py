@@ -98,6 +98,7 @@ def test_settings_follow_the_run():
     assert settings(20, {**options, "num_gpus": 64}, least=2)["batch"] == 2
 
 
+@pytest.mark.slow
 def test_a_biggan_approaches_its_teacher_in_evaluation():
     """It is fitted with the statistics of its batches, and its running ones are made for what it has become."""
     source, D = tiny_biggan.make_G(7, ch=4), tiny_biggan.make_D(9, ch=4)

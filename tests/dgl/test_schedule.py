@@ -280,6 +280,7 @@ def two_processes(rank: int, folder: str) -> None:
     torch.save((cap.apply(100.0), starts), f"{folder}/{rank}.pt")
 
 
+@pytest.mark.slow
 def test_all_processes_agree(tmp_path):
     distributed.launch(two_processes, 2, str(tmp_path))
     for rank in range(2):

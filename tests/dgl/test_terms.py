@@ -265,6 +265,7 @@ def test_a_trained_term_pushes_g_and_leaves_d_alone():
     assert all(same(a, b) for a, b in zip(plain, others))
 
 
+@pytest.mark.slow
 def test_terms_are_the_same_in_all_processes(tmp_path, data):
     """The loss compares the processes' heads before each iteration."""
     made = head_options(tmp_path / "run", data, num_gpus=2, batch_gpu=4)

@@ -112,6 +112,7 @@ def test_no_data_for_an_unconditional_network_and_metrics_without_reals(run_cli,
     refused(run_cli(metrics="is50k,fid1k_full"), "net.pkl", "--data")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(run_cli, work):
     # Each process draws its own noise, so this network has none.
     G = stand_ins.tiny_generator(c_dim=2)

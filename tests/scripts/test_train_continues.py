@@ -20,6 +20,7 @@ from training.files.snapshot import load_snapshot
 
 SMALL = ["--cfg=cifar", "--cbase=64", "--z-dim=8", "--w-dim=8", "--batch=8", "--snap=1", "--device=cpu"]
 SMALL += ["--metrics=none", "--workers=1", "--precision=fp32", "--target=0.6", "--kimg=1"]
+OTHERS = (signal.SIGUSR1, signal.SIGINT)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -69,7 +70,7 @@ def no_process_of(group: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(tmp_path, data, signum):
     """Sent to the whole group, as schedulers and terminals do."""
     process = start(tmp_path / "runs", data, "--kimg=1000")
@@ -115,10 +116,6 @@ def check_equal(straight: pathlib.Path, killed: pathlib.Path) -> None:
     assert not list(killed.glob(".*.tmp"))
 
 
-def test_killed_and_restarted_by_the_same_command(tmp_path, data):
-    check_equal(*kill_and_restart(tmp_path, data, 2))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--gpus=2",)], ids=["one", "two"])
 def test_many_kills_at_random_moments(tmp_path, data, flags):
@@ -134,7 +131,7 @@ def run(*flags: str) -> subprocess.CompletedProcess:
 def finished(tmp_path_factory, data):
     """A run directory of a run that reached its end."""
     outdir = tmp_path_factory.mktemp("runs")
-    assert "Done." in start(outdir, data, "--kimg=1").communicate()[0]
+    assert "Done." in start(outdir, data, "--batch=64").communicate()[0]
     return next(outdir.iterdir())
 
 
@@ -142,7 +139,7 @@ def finished(tmp_path_factory, data):
     ("flag", "words"),
     [
         ("--gamma=5", ["--gamma", "only --kimg, --snap"]),
-        ("--batch=16", ["--batch", "has 8 and not 16"]),
+        ("--batch=16", ["--batch", "has 64 and not 16"]),
         ("--kimg=1", ["is finished at kimg 1", "larger --kimg"]),
     ],
 )
@@ -161,8 +158,8 @@ def test_a_finished_run_can_be_made_longer(finished):
     assert result.returncode == 0, result.stderr
     assert other.read_text().count("\n") == 1
     assert json.loads((finished / "training_options.json").read_text())["total_kimg"] == 2
-    assert checkpoint.load(finished)["cur_nimg"] == 2000
-    assert torch.load(finished / "training-state.pt", weights_only=True)["about"]["flags"]["batch"] == 8
+    assert checkpoint.load(finished)["cur_nimg"] == 2048
+    assert torch.load(finished / "training-state.pt", weights_only=True)["about"]["flags"]["batch"] == 64
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

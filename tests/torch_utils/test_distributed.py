@@ -175,6 +175,7 @@ def _threads_of_a_group(rank, folder):
     pathlib.Path(folder, f"{rank}.json").write_text(json.dumps([within, psutil.Process().num_threads()]))
 
 
+@pytest.mark.slow
 def test_no_thread_of_a_group_outlives_it(tmp_path):
     """A thread left to the end of the interpreter aborts the process now and then."""
     distributed.launch(_threads_of_a_group, 2, str(tmp_path))
@@ -190,12 +191,14 @@ def _without(rank, signum, minutes):
     distributed.barrier()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_others(monkeypatch):
     monkeypatch.setattr(distributed, "GRACE", 0.5)
     with pytest.raises(exchange.ProcessLost, match=r"one of 2 processes has not answered for --timeout=0\.03 minutes"):
         distributed.launch(_without, 2, signal.SIGSTOP, 0.03)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others():
     with pytest.raises(UserError, match="process 1 of 2 was ended by SIGKILL"):
         distributed.launch(_without, 2, signal.SIGKILL, 5)

@@ -188,6 +188,7 @@ def test_training_starts_from_the_teachers_images_and_scores(data, teacher, tmp_
     assert same(run.G_ema.state_dict(), run.G.state_dict()) and same(run.D.state_dict(), source["D"].state_dict())
 
 
+@pytest.mark.slow
 def test_whole_compression(data, teacher, tmp_path):
     """Pruned and fitted, with the teacher's D: the images are nearer to the teacher's than the pruned ones."""
     target = images(load_snapshot(teacher)["G_ema"], 64)

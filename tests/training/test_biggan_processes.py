@@ -21,6 +21,8 @@ from training.training_loop import Trainer, training_loop
 
 ITERATIONS = 4
 
+pytestmark = pytest.mark.slow
+
 
 def made(path: pathlib.Path, data, processes: int, sync_bn: bool = True) -> dict:
     """A run in which only rounding depends on how a batch is split: each step is a single pass."""

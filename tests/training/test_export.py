@@ -83,6 +83,7 @@ def test_onnx_is_standard_says_what_it_is_and_has_no_paths_of_this_machine(expor
     assert stored["license"] == (settings.license or "unknown") and stored["noise_mode"] == settings.noise_mode
 
 
+@pytest.mark.slow
 def test_pt2_gives_the_images_without_this_project(exported, tmp_path):
     G, settings, files = exported
     path, reported = files[".pt2"]

@@ -42,6 +42,7 @@ def inputs_of(G, batch):
     return rnd("fresh", (batch, G.z_dim)), torch.eye(G.c_dim)[[1, 2][:batch]]
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_the_images(generator, tmp_path):
     G, batch = generator
     (found,) = export.export(G, tmp_path / "x.onnx", export.Settings()).values()

@@ -94,6 +94,7 @@ def test_resume_starts_from_the_weights_of_the_file(toy, run, tmp_path, monkeypa
         assert torch.equal(trainers[0].G.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 def test_guidance_reaches_the_generator_of_the_family(toy, run, tmp_path):
     """The same run with a heavy teacher ends with other weights of G, and says so in its statistics."""
     data = make_image_zip(tmp_path / "grey.zip", resolution=16, num_images=8, channels=1)

@@ -82,6 +82,7 @@ def test_a_rollback_draws_other_numbers_and_goes_on(tmp_path, data, capsys):
     assert ticks == sorted(set(ticks)) and all(math.isfinite(line["Loss/G/loss"]["mean"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_state_saved_after_a_bad_report_is_good(tmp_path, data):
     """In mid-tick, before the report is noticed: going back to it must not find the report again."""
     settings = poisoned(tmp_path / "run", data, loss={"what": "loss"}, on_nan="rollback", save_every=0)
@@ -100,6 +101,7 @@ def test_a_lost_run_directory_is_a_sentence(tmp_path, data):
         training_loop(progress_fn=lose, **settings)
 
 
+@pytest.mark.slow
 def test_rollbacks_come_to_an_end(tmp_path, data):
     settings = poisoned(tmp_path / "run", data, on_nan="rollback", loss={"times": 100})
     with pytest.raises(guards.Diverged):

@@ -21,8 +21,8 @@ THEIRS = other_projects.__name__
 CASES = [
     ("auto", True, torch.bfloat16),
     ("auto", False, torch.float32),
-    ("fp32", True, torch.float32),
-    ("bf16", False, torch.bfloat16),
+    pytest.param("fp32", True, torch.float32, marks=pytest.mark.slow),
+    pytest.param("bf16", False, torch.bfloat16, marks=pytest.mark.slow),
 ]
 WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16 (lower resolutions in fp32)"}
 

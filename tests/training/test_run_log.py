@@ -66,7 +66,7 @@ def test_the_best_snapshot(tmp_path):
     assert metric_main.best_snapshot(str(tmp_path), "is50k") == ("a.pkl", 3.0)
 
 
-@pytest.mark.parametrize("at_start", [False, True])
+@pytest.mark.parametrize("at_start", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_metrics_begin_after_tick_0_and_the_best_is_kept(data, tmp_path, capsys, at_start):
     path = tmp_path / "run"
     detector = stand_ins.save_detector(stand_ins.Inception(), tmp_path / "small.pt")

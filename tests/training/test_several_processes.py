@@ -68,6 +68,7 @@ def test_two_processes_equal_one_up_to_rounding(tmp_path, data):
             torch.testing.assert_close(two["networks"][name][key], tensor, **tolerances.PROCESSES)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path, data):
     settings = made(tmp_path / "run", data, 2, iterations=1)
     straight = train(made(tmp_path / "straight", data, 1, iterations=3))
@@ -84,6 +85,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path, data):
             torch.testing.assert_close(state["networks"][name][key], tensor, **tolerances.PROCESSES)
 
 
+@pytest.mark.slow
 def test_a_failing_metric_does_not_end_a_run(tmp_path, data, capfd):
     names = {"metrics": ["fails_in_one", "works", "no_such_metric"], "network_snapshot_ticks": 100}
     state = train(made(tmp_path / "run", data, 2, iterations=2, **names))

@@ -228,6 +228,7 @@ def train_in_group(rank: int, settings: dict) -> None:
     training_loop(rank=rank, **settings)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(data, tmp_path):
     """The loop itself compares the processes' weights before each snapshot; statistics count the images of both."""
     path = tmp_path / "run"

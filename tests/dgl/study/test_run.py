@@ -142,6 +142,7 @@ def command(*arguments, cwd):
     return subprocess.run([sys.executable, "-c", starter, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_study_of_toy_networks(tmp_path):
     data = str(make_image_zip(tmp_path / "data.zip", resolution=16, num_images=24, num_labels=3))
     teacher = tiny.save_teacher(tmp_path)
