@@ -139,6 +139,8 @@ def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
 
 def check_dest(dest: str, overwrite: bool = False) -> None:
     """Raises UserError if `dest` exists already: a zip unless `overwrite`, a folder unless it is empty."""
+    if dest.lower().endswith((".tar", ".tgz", ".gz")):
+        raise UserError(f"--dest='{dest}': datasets are folders or files ending in .zip: choose such a name.")
     if _is_zip(dest):
         if os.path.isdir(dest):
             raise UserError(f"--dest='{dest}' is a folder: choose another name.")
@@ -225,7 +227,7 @@ def _add(item: SourceImage, transform: Transform, how: Output, summary: Summary,
     name = f"{summary.written // 1000:05d}/img{summary.written:08d}.{'jpg' if as_is else 'png'}"
     write(name, item.jpeg if as_is else _png(image, how))
     summary.labels.append([name, item.label])
-    summary.count(item.mode, image is not item.image, as_is)
+    summary.count(item.mode, image is not item.image, as_is, item.turned)
 
 
 def _check_shape(image: PIL.Image.Image, where: str, summary: Summary) -> None:
