@@ -91,6 +91,16 @@ def full_disk_is_a_user_error() -> Iterator[None]:
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
 
 
+def find_upwards(path: str, folder: str | os.PathLike) -> str:
+    """`path` as seen from `folder`, or else from the nearest folder above it that has it; `path` if there is none.
+
+    So a relative path is found from other folders too, if it lies beside what was made with it.
+    """
+    start = pathlib.Path(folder).absolute()
+    found = (str(place / path) for place in (start, *start.parents) if (place / path).exists())
+    return next(found, path)
+
+
 def parse_json(data: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, also if its lists are too deep."""
     try:

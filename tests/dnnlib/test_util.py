@@ -106,6 +106,14 @@ def test_logger_keeps_lines_rewritten_in_place_out_of_the_file(tmp_path, capsys)
     assert capsys.readouterr().err == "\r10%\r100%\n"
 
 
+def test_find_upwards_takes_the_nearest(tmp_path):
+    for folder in ("data", "a/data", "a/b/c"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    assert files.find_upwards("data", tmp_path / "a/b/c") == str(tmp_path / "a/data")
+    assert files.find_upwards("b/c", tmp_path / "a/b/c") == str(tmp_path / "a/b/c")
+    assert files.find_upwards("no such file", tmp_path / "a") == "no such file"
+
+
 def test_open_atomic_shows_the_file_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")

@@ -19,6 +19,7 @@ from dnnlib.util import UserError
 from training import families
 from training.data import class_names
 from training.files import safetensors_io
+from training.settings import OPTIONS_FILE
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _MOST_CONFIG_BYTES = 1 << 20
@@ -163,7 +164,7 @@ def _json_lines(path: str) -> list[dict[str, Any]]:
 
 def _teacher(network: str) -> str | None:
     """File name of the teacher in the options of the run that made the snapshot, if there was one."""
-    path = os.path.join(os.path.dirname(os.path.abspath(network)), "training_options.json")
+    path = os.path.join(os.path.dirname(os.path.abspath(network)), OPTIONS_FILE)
     try:
         with open(path, encoding="utf-8") as file:
             teachers = json.load(file)["loss_kwargs"]["teachers"]
