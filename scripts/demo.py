@@ -73,11 +73,9 @@ def quick(networks: list[Network]) -> list[Network]:
 
 def snapshot_of(network: Network, work: pathlib.Path) -> str:
     """The last network snapshot of a finished training, or the teacher's file."""
-    return (
-        str(ROOT / TEACHER)
-        if network.flags is None
-        else str(max((work / network.key).glob("*/network-snapshot-*.pkl")))
-    )
+    if network.flags is None:
+        return str(ROOT / TEACHER)
+    return str(max((work / network.key).glob("*/network-snapshot-*.pkl")))
 
 
 class Demo:
