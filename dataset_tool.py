@@ -46,13 +46,13 @@ def main(**flags):
 
     Training needs square images of one size, a power of two, all grey, all RGB or all RGBA, with 8 bits per channel.
     Images of every kind (palette, CMYK, 16-bit, transparent) are converted. Sizes are not: without --width and --height
-    the tool stops at the first image that does not fit and names it together with the option that helps. The output
-    appears only when it is complete; a summary says what became of the images. Classes get names, which train.py
-    stores in network files, for generate.py --class=NAME.
+    the tool stops at the first image that does not fit and names it together with the option that helps. Photos are
+    turned upright, as their EXIF orientation says. The output appears only when it is complete; a summary says what
+    became of the images. Classes get names, which train.py stores in network files, for generate.py --class=NAME.
 
     \b
     --source may be
-      a folder or zip             all images in it, in path order, labels from its dataset.json
+      a folder, zip or .tar       all images in it, in path order, labels from its dataset.json
       cifar-10-python.tar.gz      the 50,000 training images and their classes
       train-images-idx3-ubyte.gz  MNIST, padded from 28x28 to 32x32, with the classes in
                                   train-labels-idx1-ubyte.gz in the same folder

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from dnnlib import launcher
 from dnnlib.cli import BOOL, click, run
-from dnnlib.files import locked
-from dnnlib.util import Logger, UserError, open_atomic
+from dnnlib.files import locked, write_text
+from dnnlib.util import Logger, UserError
 from training.flags import BY_NAME, OPTIONS, SWITCH, Option
 from training.options import Opened, Plan, resolve
+from training.settings import OPTIONS_FILE
 
 
 class _Flag(click.Option):
@@ -94,7 +95,6 @@ def _continues(given: dict[str, Any]) -> bool:
     path = given.get("resume", "")
     if not os.path.isdir(path):
         return False
-    from training.continuing import OPTIONS_FILE
     from training.files.biggan_pth import file_in
 
     return os.path.exists(os.path.join(path, OPTIONS_FILE)) or file_in(path) is None
@@ -160,20 +160,20 @@ def _start(outdir: str, plan: Plan, given: dict, stack: contextlib.ExitStack) ->
     preflight(plan.options, plan.opened, outdir)
     options = {"run_dir": create_run_dir(outdir, plan.desc), **plan.options}
     stack.enter_context(locked(options["run_dir"]))
-    with open_atomic(os.path.join(options["run_dir"], "training_options.json"), "w") as file:
-        json.dump(options, file, indent=2)
+    file = os.path.join(options["run_dir"], OPTIONS_FILE)
+    write_text(file, json.dumps(options, indent=2))
     opened = plan.opened
     if options["num_gpus"] > 1:  # the others open the files themselves: they cannot be passed on
         opened.training_set.close()
         opened.release()
         opened = None
-    lines = ["Options:", json.dumps(options, indent=2), *plan.notices]
-    return Job(options, lines, _summary(options), opened, {"flags": given})
+    return Job(options, [f"Training options: {file}", *plan.notices], _summary(options), opened, {"flags": given})
 
 
 def _summary(options: dict[str, Any]) -> list[str]:
     """What a person wants to check before a long run."""
     data = options["training_set_kwargs"]
+    aug = f"ADA, target {options['ada_target']:g}" if "ada_target" in options else None
     rows = {
         "Run directory": options["run_dir"],
         "Training data": data["path"],
@@ -183,6 +183,10 @@ def _summary(options: dict[str, Any]) -> list[str]:
         "Resolution": data["resolution"],
         "Conditional": "yes" if data["use_labels"] else "no",
         "x-flips": "yes" if data["xflip"] else "no",
+        "Batch size": options["batch_size"],
+        "Augmentation": aug or (f"p = {options['augment_p']:g}" if "augment_p" in options else "none"),
+        "Metrics": ", ".join(options["metrics"]) or "none",
+        "Random seed": options["random_seed"],
     }
     return [f"{name + ':':<18s}{value}" for name, value in rows.items()]
 

@@ -4,9 +4,11 @@
 Scripts import click from here, so that without it they end with a sentence.
 """
 
+import contextlib
 import math
 import re
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from dnnlib import launcher
@@ -14,11 +16,21 @@ from dnnlib.errors import UserError, not_installed
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.text import printable
 
-try:
+
+@contextlib.contextmanager
+def missing_package_exits() -> Iterator[None]:
+    """Inside, an import of a required package that is not installed exits with status 2 and one sentence on stderr."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not_installed(error) is None:
+            raise
+        print(f"Error: {not_installed(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+with missing_package_exits():
     import click
-except ModuleNotFoundError as error:
-    print(f"Error: {not_installed(error)}", file=sys.stderr)
-    sys.exit(2)
 
 _MOST_NUMBERS = 1_000_000
 
@@ -30,15 +42,10 @@ def run(command: click.Command) -> NoReturn:
     sentence on stderr; 130 after Ctrl-C, without a message. Names of flags may be written with underscores for dashes.
     """
     try:
-        with full_disk_is_a_user_error():
+        with full_disk_is_a_user_error(), missing_package_exits():
             result = command.main(standalone_mode=False, token_normalize_func=lambda name: name.replace("_", "-"))
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if not_installed(error) is None:
-            raise
-        click.echo(f"Error: {not_installed(error)}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         place = launcher.place()

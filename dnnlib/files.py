@@ -80,6 +80,32 @@ def open_atomic(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 
 @contextlib.contextmanager
+def folder_atomic(path: str | os.PathLike, last: str | None = None) -> Iterator[pathlib.Path]:
+    """A new folder to fill, which becomes `path`, missing or empty so far, when the block ends without an exception.
+
+    With `last`, the name of a file, `path` may have files: those of the new folder replace them one by one, `last`
+    after the others. Otherwise nothing of the new folder is left, and `path` is as it was. Where `path` is a symbolic
+    link, the folder behind it is meant. Raises OSError if the parent is missing or not writable.
+    """
+    path = pathlib.Path(os.path.realpath(path))
+    draft = path.parent / f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    draft.mkdir()
+    try:
+        yield draft
+        if last is None or not path.is_dir():
+            if path.is_dir():
+                path.rmdir()
+            draft.rename(path)
+            return
+        files = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: str(file) == last):
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft / file, path / file)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def full_disk_is_a_user_error() -> Iterator[None]:
     """Inside this block, any write to a full disk raises UserError instead of OSError."""
     try:
@@ -89,6 +115,16 @@ def full_disk_is_a_user_error() -> Iterator[None]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{error.strerror}{where}: make room, or write to another disk (--outdir, --dest).") from error
+
+
+def find_upwards(path: str, folder: str | os.PathLike) -> str:
+    """`path` as seen from `folder`, or else from the nearest folder above it that has it; `path` if there is none.
+
+    So a relative path is found from other folders too, if it lies beside what was made with it.
+    """
+    start = pathlib.Path(folder).absolute()
+    found = (str(place / path) for place in (start, *start.parents) if (place / path).exists())
+    return next(found, path)
 
 
 def parse_json(data: str | bytes) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.files import find_upwards
 from dnnlib.text import printable
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, metric_utils, saved_stats
@@ -58,6 +59,9 @@ def of_network(
         kwargs = dict(snapshot["training_set_kwargs"])
         if not trust:
             _check_named_dataset(kwargs, network)
+        path = kwargs.get("path")
+        if isinstance(path, str) and not os.path.exists(path):  # a relative one, of a run begun in another folder
+            kwargs["path"] = find_upwards(path, os.path.dirname(os.path.abspath(network)))
     else:
         raise UserError(f"{network} does not name its training set: provide the images with --data.")
     kwargs |= {"resolution": G.img_resolution, "use_labels": G.c_dim > 0}

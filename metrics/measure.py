@@ -9,6 +9,7 @@ from dnnlib.util import UserError, is_url
 from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from torch_utils import distributed
 from training.files.snapshot import Snapshot, load_snapshot
+from training.settings import OPTIONS_FILE
 
 
 def measure(
@@ -127,5 +128,5 @@ def _run_dir(network: str | None) -> str | None:
     if network is None or is_url(network):
         return None
     folder = os.path.dirname(os.path.abspath(network))
-    is_run_dir = os.path.isfile(os.path.join(folder, "training_options.json"))
+    is_run_dir = os.path.isfile(os.path.join(folder, OPTIONS_FILE))
     return folder if is_run_dir and os.access(folder, os.W_OK) else None

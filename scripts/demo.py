@@ -10,14 +10,16 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import time
 from typing import Any
 
-import click
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for python scripts/demo.py
 
 from dnnlib import cli
+from dnnlib.cli import click
 from dnnlib.files import make_folder, write_text
-from dnnlib.jobs import LANES, Job, run_jobs
+from dnnlib.jobs import LANES, ROOT, Job, run_jobs
 from dnnlib.text import aligned, format_time
 
 TEACHER = "data/teachers/fashion.pkl"
@@ -71,7 +73,9 @@ def quick(networks: list[Network]) -> list[Network]:
 
 def snapshot_of(network: Network, work: pathlib.Path) -> str:
     """The last network snapshot of a finished training, or the teacher's file."""
-    return TEACHER if network.flags is None else str(max((work / network.key).glob("*/network-snapshot-*.pkl")))
+    if network.flags is None:
+        return str(ROOT / TEACHER)
+    return str(max((work / network.key).glob("*/network-snapshot-*.pkl")))
 
 
 class Demo:

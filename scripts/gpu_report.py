@@ -11,12 +11,13 @@ import pathlib
 import re
 import shutil
 import socket
+import sys
 import time
 from typing import Any
 
-import click
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for python scripts/gpu_report.py
 
-from dnnlib.cli import run
+from dnnlib.cli import click, run
 from dnnlib.files import write_text
 from dnnlib.text import markdown
 from dnnlib.util import UserError

@@ -9,12 +9,18 @@ import subprocess
 import sys
 import tempfile
 
-import click
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
+from dnnlib import cli
+from dnnlib.cli import click
 from dnnlib.text import markdown
-from torch_utils.ops import _plugin
+from dnnlib.util import UserError
 
-PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "kernels.md"
+with cli.missing_package_exits():
+    from torch_utils.ops import _plugin
+
+PAGE = ROOT / "docs" / "benchmarks" / "kernels.md"
 
 # Flags that PyTorch adds to every extension: no implicit conversions or operators of half-precision types.
 PYTORCH_FLAGS = [
@@ -51,7 +57,7 @@ def compile_kernels(source: pathlib.Path, arch: str, folder: pathlib.Path) -> di
     target = folder / f"{source.stem}.sm_{arch}.o"
     result = subprocess.run(command_line(str(source), arch, str(target)), capture_output=True, text=True)
     if result.returncode != 0:
-        raise click.ClickException(f"nvcc could not compile {source.name} for sm_{arch}:\n{result.stderr.strip()}")
+        raise UserError(f"nvcc could not compile {source.name} for sm_{arch}:\n{result.stderr.strip()}")
     parts = re.split(r"(?=ptxas info\s+: Compiling entry function)", result.stderr)[1:]
     names = "\n".join(KERNEL.search(part)[1] for part in parts)
     readable = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -103,7 +109,7 @@ def main(out: str, archs: str) -> None:
     Exits with status 1 if a kernel spills registers.
     """
     if shutil.which("nvcc") is None:
-        raise click.ClickException("There is no nvcc on the PATH: install the CUDA toolkit.")
+        raise UserError("There is no nvcc on the PATH: install the CUDA toolkit.")
     results: dict[str, dict[str, Uses]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for arch in archs.split(","):
@@ -119,4 +125,4 @@ def main(out: str, archs: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

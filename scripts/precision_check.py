@@ -10,14 +10,19 @@ import json
 import math
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
-import click
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for python scripts/precision_check.py
 
-from dnnlib import charts, cli, network_options
+from dnnlib import cli, network_options
+from dnnlib.cli import click
 from dnnlib.files import make_folder, write_text
 from dnnlib.text import markdown
+
+with cli.missing_package_exits():
+    from dnnlib import charts
 
 TICKS = 20  # points of a loss curve
 CLOCK_IMAGES = 320  # images between looks at the clock, with --seconds

@@ -5,19 +5,20 @@ import os
 import pathlib
 import sys
 
-import click
-import numpy as np
-import torch
-import torch.nn.functional as F
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # for python scripts/train_detector.py
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from dnnlib import cli
+from dnnlib.cli import click
+from dnnlib.progress import Progress
+from dnnlib.util import UserError, open_atomic
 
-from dnnlib import cli  # noqa: E402
-from dnnlib.progress import Progress  # noqa: E402
-from dnnlib.util import UserError, open_atomic  # noqa: E402
-from metrics import detector_record, small_detector  # noqa: E402
-from training.dataset import ImageFolderDataset  # noqa: E402
+with cli.missing_package_exits():
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from metrics import detector_record, small_detector
+    from training.dataset import ImageFolderDataset
 
 BATCH = 256  # images in memory at full size
 

@@ -22,6 +22,7 @@ RANKS = [  # first prefix that matches
     ("training.projection_files", 4),
     ("training.training_loop", 5),
     ("training.initial", 5),
+    ("training.run_networks", 5),
     ("training.run_state", 5),
     ("training.options", 6),
     ("training.continuing", 6),

@@ -12,10 +12,10 @@ from dnnlib.util import UserError
 from training import checkpoint, families
 from training.flags import BY_NAME, Flags
 from training.options import put
+from training.settings import OPTIONS_FILE
 
 # Flags that change nothing about what is learned; all others have to stay as they were.
 MAY_CHANGE = ("kimg", "snap", "metrics", "keep", "workers", "gpus", "save_every", "on_nan", "timeout")
-OPTIONS_FILE = "training_options.json"
 
 
 def read_options(run_dir: str) -> dict[str, Any]:

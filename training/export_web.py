@@ -5,14 +5,12 @@ The page calls ONNX Runtime Web, whose files are copied into the folder: it asks
 """
 
 import json
-import os
 import pathlib
 import shutil
 import sys
-import tempfile
 from typing import Any
 
-from dnnlib.files import write_text
+from dnnlib.files import folder_atomic, write_text
 from dnnlib.util import UserError
 from training import export, families
 from training.data import class_names
@@ -20,6 +18,7 @@ from training.files.snapshot import Snapshot, load_snapshot
 
 TESTED_RUNTIME = "1.30.0"  # of ONNX Runtime Web; scripts/fetch_onnxruntime_web.sh has the same
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+INDEX = "index.html"
 PAGE = pathlib.Path(__file__).with_suffix(".html")
 _CHANNELS = (1, 3, 4)  # that the page can draw
 
@@ -43,9 +42,8 @@ def export_page(
     snapshots = {role: load_snapshot(path, trust=trust) for role, path in paths.items()}
     described = _describe(snapshots, settings, version)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.absolute().parent) as made:
-            _write(pathlib.Path(made), snapshots, described, settings, runtime)
-            _move(pathlib.Path(made), folder)
+        with folder_atomic(folder, last=INDEX) as draft:
+            _write(draft, snapshots, described, settings, runtime)
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
     print(f"To see it, run  python -m http.server --directory={dest}  and open http://localhost:8000 in a browser.")
@@ -130,12 +128,4 @@ def _write(
         shutil.copyfile(pathlib.Path(runtime, "dist", name), folder / "runtime" / name)
     # Nothing in the networks' names can end the script element.
     content = json.dumps(described).replace("<", "\\u003c")
-    write_text(folder / "index.html", PAGE.read_text(encoding="utf-8").replace("__PAGE__", content))
-
-
-def _move(source: pathlib.Path, dest: pathlib.Path) -> None:
-    """Move the files of `source` into `dest`, which may exist, the page last."""
-    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == "index.html"):
-        (dest / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source / path, dest / path)
+    write_text(folder / INDEX, PAGE.read_text(encoding="utf-8").replace("__PAGE__", content))

@@ -177,8 +177,12 @@ class _KimgOrAuto(click.FloatRange):
         return value if value == "auto" else super().convert(value, param, ctx)
 
 
-COUNT, SHARE, POSITIVE = click.IntRange(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
-INDEX, SWITCH = click.IntRange(min=0), "a flag without a value"
+class _Integer(click.IntRange):
+    name = "integer"  # click says of 0.5 that it "is not a valid" this
+
+
+COUNT, SHARE, POSITIVE = _Integer(min=1), click.FloatRange(0, 1), click.FloatRange(min=0)
+INDEX, SWITCH = _Integer(min=0), "a flag without a value"
 _OUT, _DATA, _BASE, _AUG = "Output", "Data", "Base configuration", "Augmentation"
 _FROM, _DGL, _RUN = "Transfer learning", "Narrow and guided students (DGL)", "Machine and speed"
 _GUIDE = {"needs": "dgl_teacher", "always": True}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of the training loop, as `training_options.json` stores them."""
+"""The settings of the training loop, as OPTIONS_FILE stores them."""
 
 import dataclasses
+
+OPTIONS_FILE = "training_options.json"  # in each run directory
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """All settings of a run; the names are the keys of `training_options.json`."""
+    """All settings of a run; the names are the keys in OPTIONS_FILE."""
 
     run_dir: str = "."
     training_set_kwargs: dict = dataclasses.field(default_factory=dict)  # for the dataset's constructor

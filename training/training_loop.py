@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: set up a run, then train until `total_kimg` thousand images have been shown."""
 
-import copy
 import io
 import math
 import os
-import re
 import sys
 import time
 import weakref
@@ -20,8 +18,7 @@ from dnnlib.progress import Progress
 from metrics import detectors, in_training, metric_main, metric_utils
 from metrics.reports.run_page import RunPage
 from torch_utils import distributed, misc, precision
-from torch_utils.ops import layout
-from training import families, guards, initial, randomness, run_state
+from training import families, guards, initial, randomness, run_networks, run_state
 from training.ada import AdaController
 from training.data import class_names
 from training.ema import ema_beta, update_ema
@@ -123,66 +120,26 @@ class Trainer:
         weakref.finalize(self, self.reals.close)
 
     def _build_networks(self, opened) -> None:
-        opt, shape = self.options, initial.network_shape(self.training_set)
-        self.G = dnnlib.util.construct_class_by_name(**opt.G_kwargs, **shape).train().requires_grad_(False)
-        self.D = dnnlib.util.construct_class_by_name(**opt.D_kwargs, **shape).train().requires_grad_(False)
-        self.family = families.of(self.G)
-        if self.resumed:
-            initial.check_groups(self.family, self.D, opt)
-        layout.prepare(self.G, self.device)
-        layout.prepare(self.D, self.device)
-        self.G_ema = copy.deepcopy(self.G).eval()
-        self.networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
-        averaged = re.compile(self.family.differs_by_process or "")
-        named = ((f"{type(self.G).__name__}.{name}", tensor) for name, tensor in self.G.named_buffers())
-        self.own_statistics = [tensor for name, tensor in named if averaged.fullmatch(name)]
+        opt = self.options
         load = snapshot.load_snapshot if opened is None else opened.snapshot
-        if not self.resumed:
-            self._start_networks(load)
-        if self.rank == 0:
-            self._print_networks()
-        if self.family.place is not None:
-            self.family.place(self.G, opt)
-        if not self.resumed:
-            self._fit(load)
+        self.networks = run_networks.build(
+            opt, self.training_set, self.device, self.rank, None if self.resumed else load
+        )
+        self.G, self.D, self.G_ema = (self.networks[name] for name in ("G", "D", "G_ema"))
+        self.family = families.of(self.G)
+        self.own_statistics = run_networks.own_statistics(self.G, self.family)
+        if not self.resumed and opt.init_kwargs is not None and "fit" in opt.init_kwargs:
+            teacher = load(opt.init_kwargs["path"], opt.trust_pickle)
+            self._seed(randomness.SETUP, 1, self.rank, 0)
+            initial.fit_to_teacher(opt.init_kwargs["fit"], teacher, self.networks, self._draw)
         for module in (self.G, self.D):  # not G_ema, which keeps the precision of generate.py and the metrics
             precision.set_half_dtype(module, self.half_dtype)
-
-    def _start_networks(self, load: Callable) -> None:
-        """Weights from the files that the options name, equal in all processes."""
-        opt, networks = self.options, self.networks
-        if opt.resume_pkl is not None and self.rank == 0:
-            distributed.print0(f"Resuming from {opt.resume_pkl}")
-            for line in initial.from_snapshot(load(opt.resume_pkl, opt.trust_pickle), networks):
-                distributed.print0(line)
-        if opt.init_kwargs is not None and self.rank == 0:
-            distributed.print0(f"Starting from the weights of {opt.init_kwargs['path']}")
-            initial.from_teacher(opt.init_kwargs, load(opt.init_kwargs["path"], opt.trust_pickle), networks)
-        for module in networks.values():  # every process starts from the weights of the first
-            for tensor in misc.params_and_buffers(module):
-                distributed.broadcast_(tensor)
-
-    def _fit(self, load: Callable) -> None:
-        """Fit G to the teacher's, if the options say so."""
-        opt = self.options
-        if opt.init_kwargs is not None and "fit" in opt.init_kwargs:
-            snap = load(opt.init_kwargs["path"], opt.trust_pickle)
-            self._seed(randomness.SETUP, 1, self.rank, 0)
-            initial.fit_to_teacher(opt.init_kwargs["fit"], snap, self.networks, self._draw)
 
     def _draw(self, count: int, share: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """The `share` of `count` latents [*, Z] and labels [*, K], distributed as those of the reals."""
         z = torch.randn([count, self.G.z_dim], device=self.device)[share]
         picks = np.random.randint(len(self.training_set), size=count)[share]
         return z, self._to_device(np.stack([self.training_set.get_label(i) for i in picks]))
-
-    def _print_networks(self) -> None:
-        z = torch.zeros([1, self.G.z_dim], device=self.device)
-        c = torch.zeros([1, self.G.c_dim], device=self.device)
-        with torch.no_grad():
-            img = misc.print_module_summary(self.G_ema, [z, c])
-            misc.print_module_summary(self.D.eval(), [img, c])  # in training mode it might change, in this process
-        self.D.train()
 
     def _build_loss(self, opened_arguments: dict) -> None:
         """`opened_arguments` replace the arguments of the loss that name files to open."""

@@ -14,10 +14,11 @@ from PIL import Image
 
 from dnnlib.charts import Series, chart
 from metrics import metric_main
+from training.settings import OPTIONS_FILE
 
 Points = list[tuple[float, float]]  # (thousand images shown to D, value)
 
-STATS, OPTIONS = "stats.jsonl", "training_options.json"
+STATS = "stats.jsonl"
 _MOST_POINTS = 400  # of a series; a chart has fewer pixels than a long run has ticks
 # Title of a chart -> statistics in it, each with its name in the legend
 _CHARTS = {
@@ -47,7 +48,7 @@ class Curves:
 def run_dir_of(network: str) -> str | None:
     """The run directory that the file `network` lies in, or None."""
     folder = os.path.dirname(os.path.abspath(network))
-    return folder if os.path.isfile(os.path.join(folder, OPTIONS)) else None
+    return folder if os.path.isfile(os.path.join(folder, OPTIONS_FILE)) else None
 
 
 def read(run_dir: str | os.PathLike) -> Curves:

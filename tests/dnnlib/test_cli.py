@@ -60,11 +60,42 @@ def test_other_missing_modules_are_faults_of_the_code(monkeypatch):
         cli.run(click.command()(_import_of("training.nonsense")))
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
-def test_each_script_says_it_without_click(script):
-    done = subprocess.run([sys.executable, "-S", script], cwd=ROOT, env={}, capture_output=True, text=True)
+SCRIPTS = sorted(path.stem for path in ROOT.glob("scripts/*.py") if "__main__" in path.read_text(encoding="utf-8"))
+COMMANDS = [
+    *([path.name] for path in sorted(ROOT.glob("*.py"))),
+    *([f"scripts/{name}.py"] for name in SCRIPTS),
+    *(["-m", f"scripts.{name}"] for name in SCRIPTS),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_script_says_it_without_click(command):
+    """Also those under scripts/, as files and as modules: they find dnnlib either way."""
+    done = subprocess.run([sys.executable, "-S", *command], cwd=ROOT, env={}, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Error: The package click is not installed for ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train_detector", "--data=x.zip", "--dest=x.pt"],
+        ["gpu_report", "facts", "facts.json"],
+        ["precision_check", "--outdir=out"],
+        ["kernel_report"],
+    ],
+    ids=" ".join,
+)
+def test_scripts_that_need_torch_say_so(command, tmp_path):
+    name, *arguments = command
+    path = str(ROOT / "scripts" / f"{name}.py")
+    program = (
+        "import runpy, sys; sys.modules['torch'] = None; "
+        f"sys.argv = {[path, *arguments]!r}; runpy.run_path({path!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: The package torch is not installed for ") and done.stderr.count("\n") == 1
 
 
 def test_a_user_error_sends_no_commands_to_the_terminal(monkeypatch, capsys):

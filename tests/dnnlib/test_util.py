@@ -106,6 +106,14 @@ def test_logger_keeps_lines_rewritten_in_place_out_of_the_file(tmp_path, capsys)
     assert capsys.readouterr().err == "\r10%\r100%\n"
 
 
+def test_find_upwards_takes_the_nearest(tmp_path):
+    for folder in ("data", "a/data", "a/b/c"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    assert files.find_upwards("data", tmp_path / "a/b/c") == str(tmp_path / "a/data")
+    assert files.find_upwards("b/c", tmp_path / "a/b/c") == str(tmp_path / "a/b/c")
+    assert files.find_upwards("no such file", tmp_path / "a") == "no such file"
+
+
 def test_open_atomic_shows_the_file_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
@@ -123,6 +131,43 @@ def test_open_atomic_shows_the_file_whole_or_not_at_all(tmp_path):
         pass
     with pytest.raises(ValueError, match="mode"), util.open_atomic(path, "rb"):
         pass
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    for name in ("new", "link"):
+        with pytest.raises(KeyboardInterrupt), files.folder_atomic(tmp_path / name) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+        assert sorted(os.listdir(tmp_path)) == ["empty", "link", *["new"] * (name == "link")]
+        with files.folder_atomic(tmp_path / name) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").touch()
+            assert not list((tmp_path / name).glob("*"))
+        assert os.listdir(tmp_path / name / "deep") == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "link", "new"] and (tmp_path / "link").is_symlink()
+    with pytest.raises(OSError), files.folder_atomic(tmp_path / "new") as folder:
+        (folder / "other").touch()
+    assert os.listdir(tmp_path / "new") == ["deep"] and len(os.listdir(tmp_path)) == 3
+
+
+def test_files_of_a_folder_are_replaced_one_by_one_the_last_after_the_others(tmp_path, monkeypatch):
+    for name in ("a", "mine"):
+        files.write_text(tmp_path / name, "old")
+    with pytest.raises(ZeroDivisionError), files.folder_atomic(tmp_path, last="a") as folder:
+        files.write_text(folder / "a", str(1 // 0))
+    assert (tmp_path / "a").read_text() == "old"
+    with files.folder_atomic(tmp_path, last="a") as folder:
+        (folder / "b").mkdir()
+        for name in ("a", "b/c", "d"):
+            files.write_text(folder / name, "new")
+        moved, replace = [], os.replace
+        monkeypatch.setattr(
+            os, "replace", lambda old, new: (moved.append(os.path.relpath(new, tmp_path)), replace(old, new))
+        )
+    assert sorted(moved[:2]) == ["b/c", "d"] and moved[2] == "a"
+    assert (tmp_path / "a").read_text() == "new" and sorted(os.listdir(tmp_path)) == ["a", "b", "d", "mine"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")

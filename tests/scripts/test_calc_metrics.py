@@ -74,6 +74,13 @@ def test_measures_against_the_training_set(run_cli, work):
     assert not list(work.glob("metric-*"))
 
 
+def test_the_training_set_is_found_from_another_folder(run_cli, work, monkeypatch):
+    (work / "runs" / "0").mkdir(parents=True)
+    save(work / "runs" / "0", training_set_kwargs=stand_ins.dataset_options("data.zip", use_labels=True))
+    monkeypatch.chdir(work / "runs")
+    assert run_cli(network="0/net.pkl")[0] == 0
+
+
 def test_results_are_appended_in_a_run_directory(run_cli, work):
     (work / "training_options.json").write_text("{}")
     _, out, err = run_cli(verbose="no")

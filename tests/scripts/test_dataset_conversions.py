@@ -6,6 +6,7 @@ import shlex
 import zipfile
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
@@ -73,6 +74,17 @@ def test_examples_of_the_quickstart_work_on_ordinary_folders(tmp_path, monkeypat
     assert "flowers.zip: 128x128 RGB, 2 classes\n  0 Sun rose (4)\n  1 daisy (4)\n" in out
     assert "Wrote 50 images to data/cifar10.zip: 32x32 RGB, 10 classes\n  0 airplane (5)\n" in out
     assert len(commands) == 3 and out.count("Cropped or resized: 8") == 2
+
+
+def test_the_summary_counts_images_turned_upright(tmp_path, capsys):
+    """And --keep-jpeg does not keep these."""
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 3
+    save(tmp_path / "d" / "a.jpg", pixels(0, 8, 8, 3), exif=exif)
+    save(tmp_path / "d" / "b.jpg", pixels(1, 8, 8, 3))
+    tool(tmp_path / "d", tmp_path / "d.zip", keep_jpeg=True)
+    out = capsys.readouterr().out
+    assert "EXIF orientation says: 1\n" in out and "byte for byte: 1\n" in out
 
 
 def test_the_background_can_be_black(tmp_path):

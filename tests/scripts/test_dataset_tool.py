@@ -133,6 +133,26 @@ def test_pictures_in_other_formats_are_left_out_with_a_notice(photos, tmp_path, 
     assert len(images_of(tmp_path / "d.zip")) == 5
 
 
+def test_pictures_of_phones_are_left_out_with_what_to_do(photos, tmp_path, capsys):
+    (photos / "c.HEIC").write_bytes(b"")
+    tool(photos, tmp_path / "d.zip")
+    message = capsys.readouterr().err
+    assert "1 files such as 'c.HEIC' are left out" in message and "magick mogrify -format png" in message
+
+
+@pytest.mark.parametrize(("name", "fix"), [("a.heic", "folder"), ("a.png", "folder"), ("a.tar.gz", "gunzip")])
+def test_files_of_other_kinds_are_refused_with_what_to_do(tmp_path, name, fix):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{name}.*{fix}"):
+        tool(tmp_path / name, tmp_path / "d.zip")
+
+
+def test_a_tar_is_no_destination(photos, tmp_path):
+    with pytest.raises(UserError, match=r"--dest=.*d\.tar.* \.zip"):
+        tool(photos, tmp_path / "d.tar")
+    assert not (tmp_path / "d.tar").exists()
+
+
 def test_labels_from_folders_numbers_sorted_folders(photos, tmp_path):
     save(photos / "c" / "deep" / "4.png", pixels(5, 8, 8, 3))
     tool(photos, tmp_path / "d.zip", labels_from="folders")

@@ -79,6 +79,7 @@ def test_golden_refusals(case, run_cli, outdir, datasets):  # noqa: F811
         ({"batch_gpu": 0}, "--batch-gpu"),
         ({"keep": 0}, "--keep"),
         ({"seed": -1}, "--seed"),
+        ({"kimg": 0.5}, "Invalid value for '--kimg': '0.5' is not a valid integer."),
         ({"dgl_weight": -0.1}, "--dgl-weight"),
         ({"dgl_weighting": "both"}, "--dgl-weighting"),
         ({"cbase": 10}, "--cbase"),
@@ -186,8 +187,9 @@ def test_an_unknown_detector_needs_trust(run_cli, outdir, datasets, monkeypatch)
     refused(run_cli(**flags), outdir, "unknown.pt", "--trust-detector")
     monkeypatch.setattr(train, "train_process", lambda *_: None)
     monkeypatch.setattr("torch_utils.distributed.launch", lambda *_: None)
-    status, out, err = run_cli(**flags, trust_detector=True)
-    assert status == 0 and "WARNING: --trust-detector" in err and '"trust_detector": true' in out
+    status, _out, err = run_cli(**flags, trust_detector=True)
+    assert status == 0 and "WARNING: --trust-detector" in err
+    assert '"trust_detector": true' in next(outdir.glob("*/training_options.json")).read_text()
 
 
 @pytest.mark.parametrize("teacher", ["", ","])
@@ -242,13 +244,20 @@ def test_dry_run_prints_the_options_and_creates_nothing(run_cli, outdir, dataset
 
 
 def summary(err: str) -> list[str]:
-    """The values of the eight lines for a person."""
+    """The values of the first eight lines for a person, which are those of StyleGAN2-ADA."""
     lines = err.splitlines()
     (first,) = (i for i, line in enumerate(lines) if line.startswith("Run directory:"))
     names = "Run directory|Training data|Training length|Processes .GPUs.|Images|Resolution|Conditional|x-flips"
     found = [re.fullmatch(rf"({names}): +(.*)", line) for line in lines[first : first + 8]]
     assert [match[1] for match in found] == names.replace(".GPUs.", "(GPUs)").split("|")
     return [match[2] for match in found]
+
+
+def test_the_summary_goes_on_with_what_one_wants_to_check(datasets):  # noqa: F811
+    for flags, aug in [({}, "ADA, target 0.6"), ({"aug": "fixed", "p": 0.25}, "p = 0.25"), ({"aug": "noaug"}, "none")]:
+        options = build(data=datasets["toy32"], metrics=["fid5k_full", "kid5k_full"], batch=16, seed=3, **flags)[1]
+        values = [line.split(":", 1)[1].strip() for line in train._summary({"run_dir": "x", **options})[8:]]
+        assert values == ["16", aug, "fid5k_full, kid5k_full", "3"]
 
 
 def test_help_without_torch():
@@ -327,6 +336,7 @@ def test_run_directory(run_cli, outdir, datasets, loop_calls):  # noqa: F811
         assert calls[-1] == {"rank": 0, "about": about, "resume": False, **expected}
         log = (run_dir / "log.txt").read_text()
         assert log.count("training now") == 1 and str(run_dir) in log
+        assert f"Training options: {run_dir / 'training_options.json'}\n" in out and len(log.splitlines()) < 20
         assert "training now" in out
 
 

@@ -19,7 +19,7 @@ from training.families import biggan_pruning
 from training.files.snapshot import load_snapshot, save_snapshot
 from training.networks import Generator
 from training.options import build, resolve
-from training.settings import TrainingOptions
+from training.settings import OPTIONS_FILE, TrainingOptions
 from training.training_loop import Trainer, training_loop
 
 COMMON = {"cond": True, "batch": 4, "d_steps": 2, "metrics": [], "device": "cpu", "workers": 1}
@@ -169,7 +169,7 @@ def test_small_batches_of_a_norm_are_noted(data):
 def test_a_run_does_not_continue_with_too_many_processes(data, tmp_path):
     settings = run_options(tmp_path / "run", data, iterations=1)
     training_loop(**settings)
-    file = tmp_path / "run" / continuing.OPTIONS_FILE
+    file = tmp_path / "run" / OPTIONS_FILE
     file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"--batch-gpu: batch norm needs 16 images or more .* or fewer --gpus"):
         continuing.resume(settings["run_dir"], {"gpus": 8, "kimg": 1})

@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 from tests.metrics import stand_ins
 from tests.support import make_image_zip
 from torch_utils import images
-from training import options
+from training import options, run_networks
 from training.networks_biggan import BigGANDiscriminator, BigGANGenerator
 from training.training_loop import Trainer, TrainingOptions
 
@@ -64,7 +64,7 @@ def test_which_network_runs_in_which_mode(trainer, monkeypatch, tmp_path):
 
 def test_the_table_of_networks_moves_nothing(trainer):
     before = {name: tensor.clone() for name, tensor in trainer.D.state_dict().items()}
-    trainer._print_networks()
+    run_networks.print_tables(trainer.networks)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.D.state_dict().items())
     assert trainer.D.training and not trainer.G_ema.training
 

@@ -14,6 +14,7 @@ from tests.support import make_image_zip
 from tests.training.test_training_loop import options
 from torch_utils import distributed
 from training import checkpoint, continuing
+from training.settings import OPTIONS_FILE
 from training.training_loop import training_loop
 
 
@@ -72,7 +73,7 @@ def test_two_processes_equal_one_up_to_rounding(tmp_path, data):
 def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path, data):
     settings = made(tmp_path / "run", data, 2, iterations=1)
     straight = train(made(tmp_path / "straight", data, 1, iterations=3))
-    with open(tmp_path / "run" / continuing.OPTIONS_FILE, "w") as file:
+    with open(tmp_path / "run" / OPTIONS_FILE, "w") as file:
         json.dump(settings, file)
     train(settings)
     for processes, iterations in ((1, 2), (2, 3)):
@@ -98,7 +99,7 @@ def test_a_failing_metric_does_not_end_a_run(tmp_path, data, capfd):
 def test_the_newest_run_of_the_same_flags_is_found_whatever_the_preset_says(tmp_path, data):
     """--cfg=auto chooses by --gpus, so a restart with fewer machines resolves to other options."""
     settings = made(tmp_path / "00003-toy", data, 1, iterations=1)
-    with open(tmp_path / "00003-toy" / continuing.OPTIONS_FILE, "w") as file:
+    with open(tmp_path / "00003-toy" / OPTIONS_FILE, "w") as file:
         json.dump(settings, file)
     flags = {"data": str(data), "cfg": "auto", "gpus": 2, "kimg": 1}
     training_loop(**settings, about={"flags": flags})

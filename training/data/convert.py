@@ -7,8 +7,6 @@ import itertools
 import json
 import math
 import os
-import secrets
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -17,6 +15,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageColor
 
+from dnnlib.files import folder_atomic
 from dnnlib.progress import Progress
 from dnnlib.util import UserError, open_atomic
 from training.data import class_names
@@ -139,6 +138,8 @@ def _center_crop(image: PIL.Image.Image, aspect: float) -> PIL.Image.Image:
 
 def check_dest(dest: str, overwrite: bool = False) -> None:
     """Raises UserError if `dest` exists already: a zip unless `overwrite`, a folder unless it is empty."""
+    if dest.lower().endswith((".tar", ".tgz", ".gz")):
+        raise UserError(f"--dest='{dest}': datasets are folders or files ending in .zip: choose such a name.")
     if _is_zip(dest):
         if os.path.isdir(dest):
             raise UserError(f"--dest='{dest}' is a folder: choose another name.")
@@ -225,7 +226,7 @@ def _add(item: SourceImage, transform: Transform, how: Output, summary: Summary,
     name = f"{summary.written // 1000:05d}/img{summary.written:08d}.{'jpg' if as_is else 'png'}"
     write(name, item.jpeg if as_is else _png(image, how))
     summary.labels.append([name, item.label])
-    summary.count(item.mode, image is not item.image, as_is)
+    summary.count(item.mode, image is not item.image, as_is, item.turned)
 
 
 def _check_shape(image: PIL.Image.Image, where: str, summary: Summary) -> None:
@@ -278,22 +279,12 @@ def _zip_writer(dest: str) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _folder_writer(dest: str) -> Iterator[Write]:
-    dest = os.path.realpath(dest)  # an empty folder behind a link is filled, and the link stays
-    os.makedirs(os.path.dirname(dest), exist_ok=True)
-    partial = f"{dest}.{secrets.token_hex(4)}.partial"
+    os.makedirs(os.path.dirname(os.path.realpath(dest)), exist_ok=True)
+    with folder_atomic(dest) as folder:
 
-    def write(name: str, data: bytes) -> None:
-        path = os.path.join(partial, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(data)
+        def write(name: str, data: bytes) -> None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            with open(folder / name, "wb") as file:
+                file.write(data)
 
-    try:
-        os.mkdir(partial)
         yield write
-        if os.path.isdir(dest):
-            os.rmdir(dest)
-        os.rename(partial, dest)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

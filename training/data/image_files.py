@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files in a folder or zip: list them, read them, and describe what is wrong with them.
+"""Image files in a folder, zip or tar: list them, read them, and describe what is wrong with them.
 
 Shared by the dataset and dataset_tool.py, so PyTorch, which is slow to import, is not used here. Files may come from
 anywhere: whatever is wrong with one becomes a DatasetError, and none takes more memory than a large picture does.
@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.archives import open_zip, read_member
-from dnnlib.files import open_regular, read_regular
+from dnnlib.files import check_regular, open_regular, read_regular
 from dnnlib.text import printable
 from dnnlib.util import UserError
 
@@ -33,8 +34,10 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 HEAD_SIZE = 33  # signature and IHDR chunk of a PNG
 TAIL_SIZE = len(PNG_END)
+EXIF_CHUNK = b"eXIf"  # of a PNG
 # Pillow goes by the content, not the name, and knows formats that start other programs, such as PostScript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_CAMERA_EXTENSIONS = frozenset((".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef"))
 MOST_PIXELS = 2 * 89_478_485  # of one picture: where Pillow refuses, too
 MOST_BYTES = 1 << 30  # of an image file: MOST_PIXELS with four channels and all kinds of notes
 
@@ -167,12 +170,61 @@ def _stored_ends(raw, info: zipfile.ZipInfo) -> tuple[bytes, bytes]:
     return head, raw.read(tail)
 
 
-def open_files(path: str) -> FolderFiles | ZipFiles:
-    """Files in the folder or zip `path`. Raises DatasetError if it is missing or neither of the two."""
+class TarFiles:
+    """All regular files in an uncompressed tar, read in place: nothing in it is made on this machine."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._places = {}
+        try:
+            check_regular(path)
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    if member.size < 0:
+                        raise ValueError("it leads back to what was read before")
+                    # A sparse file can have any size, of which nothing but a number is in the archive.
+                    if member.isreg() and not member.issparse():
+                        self._places[member.name.removeprefix("./")] = member.offset_data, member.size
+                archive.fileobj.seek(archive.offset)
+                if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise ValueError("tarfile takes a damaged header for the end")
+        except Exception as err:  # damaged archives raise exceptions of any type
+            raise DatasetError(f"'{path}' is not an intact, uncompressed tar file.") from err
+
+    def names(self) -> list[str]:
+        """Sorted paths of all files."""
+        return sorted(self._places)
+
+    def read(self, name: str, limit: int = MOST_BYTES) -> bytes:
+        """Contents of one file. Raises DatasetError where it cannot be read or exceeds `limit` bytes."""
+        offset, size = self._places[name]
+        with _reading(name, self.path), open_regular(self.path) as file:
+            if size > limit:
+                raise ValueError(f"larger than {limit >> 20} MiB")
+            file.seek(offset)
+            return file.read(size)
+
+    def ends(self, names: list[str]) -> Iterator[tuple[bytes, bytes]]:
+        """First HEAD_SIZE and last TAIL_SIZE bytes of each file."""
+        for name in names:
+            data = self.read(name)
+            yield data[:HEAD_SIZE], data[-TAIL_SIZE:]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+Files = FolderFiles | ZipFiles | TarFiles
+
+
+def open_files(path: str) -> Files:
+    """Files in the folder, zip or `*.tar` at `path`. Raises DatasetError if it is missing or none of these."""
     if os.path.isdir(path):
         return FolderFiles(path)
     if not os.path.exists(path):
         raise DatasetError(f"There is no dataset at '{path}': use the path of a folder or zip of images.")
+    if path.lower().endswith(".tar"):
+        return TarFiles(path)
     files = ZipFiles(path)
     files.names()
     return files
@@ -184,13 +236,13 @@ def image_names(names: list[str]) -> list[str]:
 
 
 def other_image_names(names: list[str]) -> list[str]:
-    """The `names` with the extension of any other format that Pillow knows to read."""
+    """The `names` of pictures in other formats: those that Pillow knows to read, and those of cameras."""
     PIL.Image.init()
-    return _names_of(names, set(PIL.Image.OPEN) - set(FORMATS))
+    return _names_of(names, set(PIL.Image.OPEN) - set(FORMATS), _CAMERA_EXTENSIONS)
 
 
-def _names_of(names: list[str], formats: set[str]) -> list[str]:
-    extensions = {ext for ext, kind in PIL.Image.registered_extensions().items() if kind in formats}
+def _names_of(names: list[str], formats: set[str], others: frozenset[str] = frozenset()) -> list[str]:
+    extensions = {ext for ext, kind in PIL.Image.registered_extensions().items() if kind in formats} | others
     return [
         name
         for name in names

@@ -8,7 +8,7 @@ import numpy as np
 from dnnlib.files import parse_json
 from dnnlib.text import printable
 from training.data import class_names
-from training.data.image_files import LABEL_FILE, DatasetError, FolderFiles, ZipFiles
+from training.data.image_files import LABEL_FILE, DatasetError, Files
 
 # The labels of a large dataset may lie beside a few of its images, and a vector may have thousands of digits. An empty
 # list takes thirty times as much memory as text.
@@ -17,7 +17,7 @@ _MOST_LISTS, _MOST_LISTS_PER_IMAGE = 1 << 22, 4
 _MOST_CLASSES = 1 << 16  # unless there are more images: each takes memory in the networks
 
 
-def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[list | None, Any]:
+def read_labels(files: Files, names: list[str]) -> tuple[list | None, Any]:
     """Labels of the images `names` and names of classes from `dataset.json`, as parsed JSON; None if there are none.
 
     Raises DatasetError if the file is malformed or has no label for an image, which it names.
@@ -46,7 +46,7 @@ def read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[list |
     return [by_name[name] for name in names], content.get(class_names.KEY)
 
 
-def load_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[np.ndarray | None, list[str] | None]:
+def load_labels(files: Files, names: list[str]) -> tuple[np.ndarray | None, list[str] | None]:
     """Labels of the images `names`: int64 [N] class numbers, float32 [N, L] vectors, or None; and names of the classes.
 
     Names are None for vectors, and where there are none for all classes. Raises DatasetError as `read_labels` and
@@ -105,5 +105,5 @@ def _are_numbers(values: list[Any]) -> bool:
     return set(map(type, values)) <= {int, float}
 
 
-def _where(files: FolderFiles | ZipFiles) -> str:
+def _where(files: Files) -> str:
     return f"'{LABEL_FILE}' in '{files.path}'"

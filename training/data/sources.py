@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image sources of dataset_tool.py: folders, zips, MNIST, CIFAR-10 and LSUN files."""
+"""Image sources of dataset_tool.py: folders, zips, tars, MNIST, CIFAR-10 and LSUN files."""
 
 import contextlib
 import functools
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 from dnnlib.archives import open_gzip
@@ -19,13 +20,13 @@ from dnnlib.files import check_regular
 from dnnlib.text import printable
 from training.data import cifar10, class_names
 from training.data.image_files import (
+    EXIF_CHUNK,
     FORMATS,
     JPEG_SIGNATURE,
     LABEL_FILE,
     PNG_SIGNATURE,
     DatasetError,
-    FolderFiles,
-    ZipFiles,
+    Files,
     decode_image,
     image_names,
     open_files,
@@ -36,6 +37,18 @@ from training.data.image_files import (
 from training.data.labels import label_array, read_labels
 
 MNIST_PADDING = 2  # 28x28 -> 32x32
+# How to show an image whose EXIF data have this orientation. PIL.ImageOps.exif_transpose also rewrites the EXIF data,
+# which fails where they are damaged.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MOST_IDX_BYTES = 1 << 31
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "LA;16", "F")
 _CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -48,7 +61,8 @@ _FASHION_NAMES = [
 class SourceImage(NamedTuple):
     """One image: its name in error messages, its pixels or why there are none, its label as in `dataset.json`, or None.
 
-    `mode` is that of the file (see `read_header`), `jpeg` the file itself if it is a JPEG with the same channels.
+    `mode` is that of the file (see `read_header`), `jpeg` the file itself if it is a JPEG with the same pixels;
+    `turned`: it was rotated or mirrored as its EXIF data say.
     """
 
     where: str
@@ -56,6 +70,7 @@ class SourceImage(NamedTuple):
     label: int | list[float] | None
     mode: str = ""
     jpeg: bytes | None = None
+    turned: bool = False
 
 
 class Source(NamedTuple):
@@ -76,9 +91,10 @@ def open_source(
     """Images at `path`; its name decides the kind of source.
 
     Args:
-        path: A folder, zip, `*_lmdb` folder (LSUN), `cifar-10-python.tar.gz`, or `*-images-idx3-ubyte.gz` (MNIST).
+        path: A folder, zip, `*.tar`, `*_lmdb` folder (LSUN), `cifar-10-python.tar.gz`, or
+            `*-images-idx3-ubyte.gz` (MNIST).
         channels: 1, 3 or 4 converts every image to 8-bit grey, RGB or RGBA; None chooses grey if all are, else RGB.
-        labels_from: 'folders' uses the top-level folders of a folder or zip as classes, instead of its `dataset.json`.
+        labels_from: 'folders' uses the top-level folders in a folder, zip or tar as classes, not its `dataset.json`.
         background: Colour under transparent parts, if not RGBA is wanted.
         max_images: Only so many images count for the choice of channels; the source has all.
 
@@ -91,9 +107,10 @@ def open_source(
         "-images-idx3-ubyte.gz": _open_mnist,
     }
     if not name.endswith(("_lmdb", *openers)):
+        _check_kind(path)
         return _open_files(path, channels, labels_from, background, max_images)
     if labels_from is not None:
-        raise DatasetError(f"--labels-from={labels_from} needs a folder or zip as --source, not '{name}'.")
+        raise DatasetError(f"--labels-from={labels_from} needs a folder, zip or tar as --source, not '{name}'.")
     if not os.path.exists(path):
         raise DatasetError(f"There is no '{path}'.")
     if name.endswith("_lmdb"):
@@ -103,6 +120,20 @@ def open_source(
     if source.count == 0:
         raise DatasetError(f"'{path}' contains no images.")
     return source
+
+
+def _check_kind(path: str) -> None:
+    """Raises DatasetError if `path` is a file of a kind for which there is more to say than that it is not read."""
+    if not os.path.isfile(path):
+        return
+    name = path.lower()
+    if name.endswith(_COMPRESSED_TARS):
+        raise DatasetError(
+            f"'{path}' is a compressed tar, in which images cannot be found one by one: unpack the compression, for "
+            f"example with gunzip, and use the .tar as --source, or unpack it all and use the folder."
+        )
+    if image_names([path]) or other_image_names([path]):
+        raise DatasetError(f"'{path}' is one image: use the folder of your images as --source.")
 
 
 def _convert(image: PIL.Image.Image, channels: int | None, background: str = "white") -> PIL.Image.Image:
@@ -121,12 +152,29 @@ def _convert(image: PIL.Image.Image, channels: int | None, background: str = "wh
 
 
 def decode(data: bytes, where: str, channels: int, background: str = "white") -> PIL.Image.Image:
-    """Decode an image file to 1 (grey), 3 (RGB) or 4 (RGBA) `channels`. Errors name it as `where`."""
-    if read_header(data, where)[0] in ("L", "RGB", "RGBA"):
+    """Decode an image file to 1 (grey), 3 (RGB) or 4 (RGBA) `channels`, upright. Errors name it as `where`."""
+    return _decode(data, where, channels, background)[0]
+
+
+def _decode(data: bytes, where: str, channels: int, background: str) -> tuple[PIL.Image.Image, bool]:
+    """As `decode`, and whether it was turned to be upright."""
+    png = data.startswith(PNG_SIGNATURE) and EXIF_CHUNK not in data
+    if png and read_header(data, where)[0] in ("L", "RGB", "RGBA"):  # decode_image is faster than Pillow
         pixels = _without_single_channel(decode_image(data, where))
-        return _convert(PIL.Image.fromarray(pixels), channels, background)
+        return _convert(PIL.Image.fromarray(pixels), channels, background), False
     with open_picture(data, where) as image:
-        return _convert(image, channels, background)
+        turn = _turn(image)
+        image = _convert(image, channels, background)
+        return (image, False) if turn is None else (image.transpose(turn), True)
+
+
+def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """What makes the image upright, None if nothing is to be done."""
+    image.load()  # after which those that Pillow turns itself have no orientation any more
+    try:
+        return _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data raise exceptions of any type; the picture is intact
+        return None
 
 
 def _read_image(
@@ -135,11 +183,11 @@ def _read_image(
     try:
         data = read()
         mode = read_header(data, where)[0]
-        image = decode(data, where, channels, background)
+        image, turned = _decode(data, where, channels, background)
     except DatasetError as error:
         return SourceImage(where, error, label)
-    same = data.startswith(JPEG_SIGNATURE) and mode == image.mode
-    return SourceImage(where, image, label, mode, data if same else None)
+    same = data.startswith(JPEG_SIGNATURE) and mode == image.mode and not turned
+    return SourceImage(where, image, label, mode, data if same else None, turned)
 
 
 def _choose_channels(headers: Iterable[Callable[[], bytes]]) -> int:
@@ -165,7 +213,7 @@ def _open_files(
     if left_out:
         print(
             f"Note: {len(left_out)} files such as '{printable(left_out[0])}' are left out: only {', '.join(FORMATS)} "
-            f"images are read.",
+            f"images are read, so convert them first, for example with ImageMagick: magick mogrify -format png FILE",
             file=sys.stderr,
         )
     if not names:
@@ -189,7 +237,7 @@ def _open_files(
     return Source(len(names), images(), named)
 
 
-def _header(files: FolderFiles | ZipFiles, name: str) -> bytes:
+def _header(files: Files, name: str) -> bytes:
     head = next(files.ends([name]))[0]
     return head if head.startswith(PNG_SIGNATURE) else files.read(name)
 

@@ -30,6 +30,7 @@ class Summary:
     broken: list[str] = dataclasses.field(default_factory=list)  # sentences
     modes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     resized: int = 0
+    turned: int = 0
     kept_jpeg: int = 0
 
     @property
@@ -37,12 +38,13 @@ class Summary:
         """Number of images in the dataset."""
         return len(self.labels)
 
-    def count(self, mode: str, resized: bool, kept_jpeg: bool) -> None:
+    def count(self, mode: str, resized: bool, kept_jpeg: bool, turned: bool) -> None:
         """Count one image written, whose file has this mode ('' where that is unknown)."""
         if mode and CHANNELS.get(mode) != self.shape[0]:
             self.modes[_MODES.get(mode, mode)] += 1
         self.resized += resized
         self.kept_jpeg += kept_jpeg
+        self.turned += turned
 
     def lines(self, dest: str, background: str) -> list[str]:
         """Lines to print about the dataset `dest`, with this colour under transparent parts."""
@@ -62,6 +64,8 @@ class Summary:
             found.append(f"Converted to {KINDS[channels]}: {listed}{under}")
         if self.resized:
             found.append(f"Cropped or resized: {self.resized}")
+        if self.turned:
+            found.append(f"Rotated or mirrored as their EXIF orientation says: {self.turned}")
         if self.kept_jpeg:
             found.append(f"Kept as JPEG, byte for byte: {self.kept_jpeg}")
         if self.broken:

@@ -8,17 +8,17 @@ form of the header of this project's safetensors files. Needs the package `safet
 import glob
 import json
 import os
-import shutil
 from typing import Any
 
 import torch
 
-from dnnlib.files import write_text
+from dnnlib.files import folder_atomic, write_text
 from dnnlib.text import printable
 from dnnlib.util import UserError
 from training import families
 from training.data import class_names
 from training.files import safetensors_io
+from training.settings import OPTIONS_FILE
 
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _MOST_CONFIG_BYTES = 1 << 20
@@ -76,19 +76,10 @@ def write(folder: str, G: torch.nn.Module, network: str, license: str | None) ->
         "range": [-1, 1],
         "license": license or "unknown",
     }
-    folder = os.path.abspath(folder)
-    draft = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.{os.getpid()}")
-    os.mkdir(draft)
-    try:
-        safetensors_io.write_one(os.path.join(draft, MODEL), G)
-        write_text(os.path.join(draft, CONFIG), json.dumps(described, indent=2) + "\n")
-        write_text(os.path.join(draft, CARD), card(G, os.path.basename(folder), network, license))
-        if os.path.isdir(folder):
-            os.rmdir(folder)
-        os.rename(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    with folder_atomic(folder) as draft:
+        safetensors_io.write_one(draft / MODEL, G)
+        write_text(draft / CONFIG, json.dumps(described, indent=2) + "\n")
+        write_text(draft / CARD, card(G, os.path.basename(os.path.abspath(folder)), network, license))
 
 
 def card(G: torch.nn.Module, name: str, network: str, license: str | None) -> str:
@@ -163,7 +154,7 @@ def _json_lines(path: str) -> list[dict[str, Any]]:
 
 def _teacher(network: str) -> str | None:
     """File name of the teacher in the options of the run that made the snapshot, if there was one."""
-    path = os.path.join(os.path.dirname(os.path.abspath(network)), "training_options.json")
+    path = os.path.join(os.path.dirname(os.path.abspath(network)), OPTIONS_FILE)
     try:
         with open(path, encoding="utf-8") as file:
             teachers = json.load(file)["loss_kwargs"]["teachers"]

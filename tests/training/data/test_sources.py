@@ -10,6 +10,7 @@ import sys
 import tarfile
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
@@ -29,6 +30,80 @@ def read(path, **kwargs) -> tuple[np.ndarray, list]:
     items = list(source.images)
     assert len(items) == source.count
     return np.stack([np.asarray(item.image) for item in items]), [item.label for item in items]
+
+
+def write_tar(path, files: dict, *others: tarfile.TarInfo) -> None:
+    """A tar of images given as pixels, of bytes, and of members without content."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in files.items():
+            member, file = tarfile.TarInfo(name), io.BytesIO(content if isinstance(content, bytes) else b"")
+            if not isinstance(content, bytes):
+                PIL.Image.fromarray(content).save(file, format="png")
+            member.size = len(file.getvalue())
+            file.seek(0)
+            archive.addfile(member, file)
+        for member in others:
+            archive.addfile(member)
+
+
+def test_a_tar_is_read_like_a_folder(tmp_path):
+    images = {f"./{name}.png": pixels(seed, 8, 8, 3) for seed, name in enumerate(("b/1", "a/2", "a/1"))}
+    link = tarfile.TarInfo("a/0.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "1.png"
+    write_tar(tmp_path / "x.tar", images, link)
+    got, labels = read(tmp_path / "x.tar", labels_from="folders")
+    assert labels == [0, 0, 1] and np.array_equal(got, [images[f"./{name}.png"] for name in ("a/1", "a/2", "b/1")])
+    write_tar(
+        tmp_path / "y.tar", {**images, "dataset.json": b'{"labels": [["a/1.png",3],["a/2.png",4],["b/1.png",5]]}'}
+    )
+    assert read(tmp_path / "y.tar")[1] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("fault", ["a damaged header", "a size below 0", "cut", "no tar", "compressed"])
+def test_bad_tars_are_named(tmp_path, fault):
+    path, backwards = tmp_path / "x.tar", tarfile.TarInfo("c.png")
+    backwards.size = -tarfile.BLOCKSIZE
+    write_tar(path, {"a.png": pixels(0, 8, 8), "b.png": pixels(1, 8, 8)}, *[backwards] * (fault == "a size below 0"))
+    data = path.read_bytes()
+    if fault == "a damaged header":
+        path.write_bytes(data.replace(b"b.png", b"c.png"))
+    elif fault == "cut":
+        path.write_bytes(data[: data.index(b"b.png") + tarfile.BLOCKSIZE + 1])
+    elif fault == "no tar":
+        path.write_bytes(b"no tar")
+    elif fault == "compressed":
+        path.write_bytes(gzip.compress(data))
+    with pytest.raises(UserError, match=r"x\.tar' is not an intact, uncompressed tar"):
+        read(path)
+
+
+def turned(image: np.ndarray, orientation: int, kind: str) -> bytes:
+    """An image file that is to be shown as `image`, stored as `orientation` in its EXIF data says."""
+    stored = {2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 6: np.rot90, 8: lambda x: np.rot90(x, -1)}
+    picture = PIL.Image.fromarray(np.ascontiguousarray(stored[orientation](image)))
+    exif = picture.getexif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    picture.save(file, format=kind, exif=exif, **{"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_images_are_upright(tmp_path, orientation, kind):
+    """Those that Pillow turns itself, too, are turned once."""
+    image = np.repeat(np.repeat(pixels(0, 2, 3, 1), 8, axis=0), 8, axis=1).repeat(3, axis=2)
+    (tmp_path / f"a.{kind.lower()}").write_bytes(turned(image, orientation, kind))
+    (item,) = open_source(str(tmp_path)).images
+    assert np.abs(np.asarray(item.image).astype(int) - image).max() <= 8
+    assert item.turned == (kind != "TIFF") and item.jpeg is None
+
+
+def test_damaged_exif_data_do_not_spoil_a_picture(tmp_path):
+    picture = PIL.Image.fromarray(pixels(0, 8, 8, 3))
+    picture.save(tmp_path / "a.png", exif=b"Exif\0\0damaged")
+    (item,) = open_source(str(tmp_path)).images
+    assert np.array_equal(item.image, picture) and not item.turned
 
 
 def write_mnist(folder, n=12, size=28):
@@ -276,5 +351,5 @@ def test_without_lmdb_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_labels_from_folders_needs_a_folder_or_zip(tmp_path):
     source, _images, _labels = write_mnist(tmp_path / "mnist")
-    with pytest.raises(UserError, match="--labels-from=folders needs a folder or zip"):
+    with pytest.raises(UserError, match="--labels-from=folders needs a folder, zip or tar"):
         read(source, labels_from="folders")
