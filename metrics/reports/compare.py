@@ -12,13 +12,14 @@ import torch
 
 from dnnlib.files import make_folder
 from dnnlib.progress import Progress
-from dnnlib.util import UserError
+from dnnlib.util import UserError, construct_class_by_name
 from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from metrics.reports import compare_page, curves, samples, speed
 from metrics.reports.found import Found
 from metrics.reports.subjects import Subject, open_all
 from torch_utils import distributed, machine
 from training import families
+from training.data import class_names
 
 PROGRESS_INTERVAL = 10.0  # seconds between progress lines where the output is not a terminal
 SPEED_BUDGET = 8.0  # seconds of timing
@@ -91,6 +92,19 @@ def _check_metrics(
     return compared
 
 
+def _class_names(subjects: Sequence[Subject], compared: dict[str, Any]) -> list[str] | None:
+    """Of the first network whose file has them, else of the dataset."""
+    for subject in subjects:
+        names = class_names.checked(subject.snapshot.class_names, subject.G.c_dim)
+        if names is not None:
+            return names
+    if not compared.get("dataset_kwargs"):
+        return None
+    dataset = construct_class_by_name(**compared["dataset_kwargs"])
+    dataset.close()
+    return class_names.of(dataset)
+
+
 class Comparison:
     """The measurements of a comparison, with one progress line over all of them."""
 
@@ -107,7 +121,8 @@ class Comparison:
         self.subjects, self.metrics, self.device, self.trust = subjects, metrics, device, trust
         self.compared, self.common = compared, {"detector": detector, "trunc": trunc, "device": device}
         self.runtimes, unmeasured = speed.available(subjects, device)
-        self.found = Found(subjects, machine.describe(device), trunc, samples.classes_shown(subjects))
+        classes = samples.classes_shown(subjects)
+        self.found = Found(subjects, machine.describe(device), trunc, classes, _class_names(subjects, compared[0]))
         self.found.unmeasured = unmeasured
 
     def run(self) -> Found:
@@ -157,7 +172,7 @@ class Comparison:
         on_share = self._step("pictures", _PICTURES_PLAN * len(self.subjects))
         placed = {subject.name: subject.placed(self.device) for subject in self.subjects}
         found, classes = self.found, self.found.classes
-        found.side_by_side = samples.side_by_side(placed, classes, found.trunc, self.device)
+        found.side_by_side = samples.side_by_side(placed, classes, found.class_names, found.trunc, self.device)
         on_share(0.3)
         found.sweeps, notes = samples.truncation_sweeps(placed, classes, self.device)
         found.notes += notes
