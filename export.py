@@ -22,11 +22,26 @@ _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--
 @click.option("--noise-mode", help="Per-pixel noise in programs", type=click.Choice(["const", "none"]), default="const")
 @click.option("--parts", help="Mapping and synthesis as two programs", is_flag=True)
 @click.option("--license", help="Licence of the network, stored in programs and cards", metavar="NAME")
+@click.option(
+    "--check-fid",
+    help="Measure the program and PyTorch with this many images  [default: 5000]",
+    type=click.IntRange(min=2),
+    is_flag=False,
+    flag_value=5000,
+    metavar="N",
+)
+@click.option(
+    "--data", help="Reals for --check-fid, as in calc_metrics.py  [default: the training set]", metavar="PATH"
+)
+@click.option("--detector", help="Feature network for --check-fid, as in calc_metrics.py")
+@network_options.trust_detector
 @click.option("--teacher", help="Network pickle that the page shows beside --network", metavar="PKL")
 @click.option("--runtime", help="Unpacked npm package for the page", metavar="DIR", default="build/onnxruntime-web")
 @network_options.trust_pickle
 @click.pass_context
-def main(ctx, network, dest, folder, teacher, runtime, trust_pickle, **program):
+def main(
+    ctx, network, dest, folder, check_fid, data, detector, trust_detector, teacher, runtime, trust_pickle, **program
+):
     """Write the networks of a pickle in another format.
 
     \b
@@ -47,6 +62,10 @@ def main(ctx, network, dest, folder, teacher, runtime, trust_pickle, **program):
     \b
     Smaller, with a loss that is printed: half precision, or convolutions in int8, calibrated on 64 seeds:
       python export.py --network=ffhq.pkl --dest=ffhq.int8.onnx --dtype=int8
+
+    \b
+    A program, and its FID beside PyTorch's of the same seeds, with the flags of calc_metrics.py:
+      python export.py --network=digits.pkl --dest=digits.onnx --check-fid --data=digits.zip --detector=mnist
 
     \b
     As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
@@ -74,6 +93,12 @@ def main(ctx, network, dest, folder, teacher, runtime, trust_pickle, **program):
         flag = next(iter(flags.values()))
         raise click.UsageError(f"{flag} has no effect on a .safetensors file, which holds the networks unchanged.")
 
+    if check_fid is None:
+        for name in {"data", "detector", "trust_detector"} & given:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect without --check-fid.")
+    elif kind not in (".onnx", ".pt2"):
+        raise click.UsageError("--check-fid measures programs: name an .onnx or .pt2 file with --dest.")
+
     from training import export
 
     if kind == "web":
@@ -83,6 +108,11 @@ def main(ctx, network, dest, folder, teacher, runtime, trust_pickle, **program):
         export_web.export_page(network, dest, settings, teacher=teacher, runtime=runtime, trust=trust_pickle)
     elif kind == "hf":
         export.export_folder(network, dest, program["license"], trust_pickle)
+    elif check_fid is not None:
+        from metrics import exported
+
+        check = exported.Check(check_fid, data, detector, trust_detector)
+        exported.export_and_measure(network, dest, export.Settings(**program), check, trust_pickle)
     else:
         settings = None if kind == ".safetensors" else export.Settings(**program)
         export.export_network(network, dest, settings, trust_pickle)

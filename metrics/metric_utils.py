@@ -26,12 +26,14 @@ __all__ = [
     "LatentSampler",
     "MetricOptions",
     "ProgressMonitor",
+    "add_features",
     "broadcast_results",
     "compute_feature_stats_for_dataset",
     "compute_feature_stats_for_generator",
     "compute_feature_stats_of_both",
     "evaluation_copy",
     "get_feature_detector",
+    "images_at_once",
     "require_fakes",
 ]
 
@@ -200,6 +202,11 @@ def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
     return sampling.freeze(G)
 
 
+def images_at_once(G: torch.nn.Module, most: int = 64) -> int:
+    """Number of images of its resolution that `G` generates together."""
+    return max(1, min(most, _PIXELS_PER_BATCH // G.img_resolution**2))
+
+
 def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:
     """The results of rank 0, in every process."""
     values = [float(value) for value in results.values()]
@@ -210,7 +217,7 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
     return dict(zip(results, values))
 
 
-def _detect(
+def add_features(
     opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
 ) -> None:
     """Add to `stats` the features of uint8 images [n, C, h, w]; grey ones are repeated to RGB, RGBA ones get white."""
@@ -251,7 +258,7 @@ def _stats_of_images(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
     for batch, _labels in batches:
-        _detect(opts, stats, detector, batch.to(opts.device), detector_kwargs)
+        add_features(opts, stats, detector, batch.to(opts.device), detector_kwargs)
         progress.update(stats.num_items)
     return stats
 
@@ -352,7 +359,7 @@ def compute_feature_stats_for_generator(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     G = evaluation_copy(opts)
     if batch_gen is None:
-        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
+        batch_gen = images_at_once(G, batch_size)
     sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
     family = families.of(G)
@@ -365,7 +372,7 @@ def compute_feature_stats_for_generator(
             for first in range(0, batch_size, batch_gen):
                 z, c = sampler.items(min(batch_gen, batch_size - first))
                 batch.append(images.to_uint8(family.sample(G, z, c, **G_kwargs)))
-            _detect(opts, stats, detector, torch.cat(batch), detector_kwargs)
+            add_features(opts, stats, detector, torch.cat(batch), detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats
