@@ -11,7 +11,7 @@ from metrics import catalogue, detectors, inputs, metric_utils, suitability
 from metrics.feature_stats import FeatureStats
 from metrics.frechet_inception_distance import frechet_distance
 from torch_utils import distributed, images
-from training import export, families
+from training import export, families, sampling
 from training.files.snapshot import Snapshot, load_snapshot
 
 _METRIC = catalogue.find("fid50k_full")
@@ -91,7 +91,7 @@ def fids(opts: metric_utils.MetricOptions, program: Sample, noise_mode: str, cou
     detector = metric_utils.get_feature_detector(spec, opts.device)
     latents = metric_utils.LatentSampler(opts, G)
     stats = [FeatureStats(capture_mean_cov=True, max_items=count) for _ in samples]
-    batch = metric_utils.images_at_once(G)
+    batch = sampling.images_at_once(G)
     with Progress(count, "Images of the program and of PyTorch", "img") as progress:
         for first in range(0, count, batch):
             z, c = latents.items(min(batch, count - first))

@@ -33,12 +33,9 @@ __all__ = [
     "compute_feature_stats_of_both",
     "evaluation_copy",
     "get_feature_detector",
-    "images_at_once",
     "require_fakes",
 ]
 
-# Pixels that G generates at once: large enough for a full batch of small images, small enough for 1024x1024.
-_PIXELS_PER_BATCH = 2**22
 STANDING_BATCH = 64  # latents of a pass for standing statistics, which depend on it
 
 
@@ -61,6 +58,7 @@ class MetricOptions:
         trunc: Truncation of the fakes, the value of `--trunc`; None for none.
         standing_passes: Batches of `STANDING_BATCH` latents whose statistics a `G` with batch norm is measured with; 0
             for its running ones.
+        shared: Statistics of the features of fakes, kept for other metrics with the same options; None keeps none.
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class MetricOptions:
         real_stats: str | None = None,
         trunc: float | None = None,
         standing_passes: int = 0,
+        shared: dict | None = None,
     ):
         assert 0 <= rank < num_gpus
         if device is None:
@@ -97,6 +96,7 @@ class MetricOptions:
         self.real_stats = real_stats
         self.trunc = trunc
         self.standing_passes = standing_passes
+        self.shared = shared
         self.provenance = EasyDict(
             resolution=getattr(G, "img_resolution", self.fakes_kwargs.get("resolution")),
             seed=seed,
@@ -200,11 +200,6 @@ def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
         sampler = LatentSampler(whole, G, first_stream=3)
         standing_stats.accumulate(G, (sampler.items(STANDING_BATCH) for _ in range(opts.standing_passes)))
     return sampling.freeze(G)
-
-
-def images_at_once(G: torch.nn.Module, most: int = 64) -> int:
-    """Number of images of its resolution that `G` generates together."""
-    return max(1, min(most, _PIXELS_PER_BATCH // G.img_resolution**2))
 
 
 def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[str, float]:
@@ -359,7 +354,7 @@ def compute_feature_stats_for_generator(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     G = evaluation_copy(opts)
     if batch_gen is None:
-        batch_gen = images_at_once(G, batch_size)
+        batch_gen = sampling.images_at_once(G, batch_size)
     sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
     family = families.of(G)
@@ -384,12 +379,19 @@ def compute_feature_stats_of_both(
     """Statistics of the features of at most `max_real` reals (None: all) and of `num_gen` fakes.
 
     The detector is that of `opts`, or the default of `kind`. Progress runs up to the share `rel_hi` of the metric.
-    `stats_kwargs` are those of `FeatureStats`. Raises UserError as the functions for reals and fakes do.
+    `stats_kwargs` are those of `FeatureStats`; those of the fakes collect everything if they are shared. Raises
+    UserError as the functions for reals and fakes do.
     """
     spec = detectors.resolve(opts.detector, kind)
     kwargs = {"return_features": True}
     real = compute_feature_stats_for_dataset(opts, spec, kwargs, rel_hi=rel_hi / 2, max_items=max_real, **stats_kwargs)
-    fake = compute_feature_stats_for_generator(
-        opts, spec, kwargs, rel_lo=rel_hi / 2, rel_hi=rel_hi, max_items=num_gen, **stats_kwargs
-    )
+    shared, key = {}, (spec.sha256, num_gen, repr(sorted(opts.dataset_kwargs.items())))  # labels depend on the data
+    if opts.shared is not None:
+        shared, stats_kwargs = opts.shared, {"capture_all": True, "capture_mean_cov": True}
+    if key not in shared:
+        shared[key] = compute_feature_stats_for_generator(
+            opts, spec, kwargs, rel_lo=rel_hi / 2, rel_hi=rel_hi, max_items=num_gen, **stats_kwargs
+        )
+    fake, facts = shared[key], {"fakes": opts.fakes_kwargs["path"]} if opts.fakes_kwargs else {}
+    opts.record(spec, num_fakes=fake.num_items, **facts)
     return real, fake

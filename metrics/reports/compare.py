@@ -131,7 +131,7 @@ class Comparison:
         interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
         with Progress(plan, "comparing", "units", min_interval=interval) as self.progress:
             self._speed(plan)
-            metric_plans = [self._metric_plan(subject, name) for subject in self.subjects for name in self.metrics]
+            metric_plans = [plan for subject in self.subjects for plan in self._metric_plans(subject)]
             self.progress.total += sum(metric_plans) + _PICTURES_PLAN * len(self.subjects)
             self._quality(iter(metric_plans))
             self._pictures()
@@ -153,13 +153,23 @@ class Comparison:
             )
         self.found.unmeasured |= failed
 
-    def _metric_plan(self, subject: Subject, metric: str) -> int:
+    def _metric_plans(self, subject: Subject) -> list[int]:
+        """Units of progress of each metric: its images take nearly all of the time, and equal ones are made once."""
         pace = min(t.seconds.median / t.batch for t in self.found.timings if t.network == subject.name)
-        return _OVERHEAD_PLAN + math.ceil((catalogue.find(metric).num_fakes or 50_000) * pace * 1.5)
+        plans, made = [], set()
+        for metric in map(catalogue.find, self.metrics):
+            images = (metric.name,)
+            if metric.reals is not None and metric.detector is not None:
+                images = (detectors.resolve(self.common["detector"], metric.detector.kind).sha256, metric.num_fakes)
+            count = 0 if images in made else metric.num_fakes or 50_000
+            plans.append(_OVERHEAD_PLAN + math.ceil(count * pace * 1.5))
+            made.add(images)
+        return plans
 
     def _quality(self, plans) -> None:
         for subject, options in zip(self.subjects, self.compared):
             results = self.found.results.setdefault(subject.name, {})
+            options = {**options, "shared": {} if len(self.metrics) > 1 else None}
             for metric in self.metrics:
                 on_share = self._step(f"{metric} of {subject.name}", next(plans))
                 progress = metric_utils.ProgressMonitor(progress_fn=lambda at, total, to=on_share: to(at / total))
