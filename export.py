@@ -9,6 +9,31 @@ from dnnlib.cli import click
 _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--parts", "license": "--license"}
 
 
+def _kind(dest: str, folder: str | None, given: set[str]) -> str:
+    """'hf', 'web' or the ending of `dest`. Raises UsageError if `given` names flags that have no effect on it."""
+    flags = {name: flag for name, flag in _PROGRAM_FLAGS.items() if name in given}
+    if folder != "web":
+        for name in {"teacher", "runtime"} & given:
+            raise click.UsageError(f"--{name} has no effect without --format=web.")
+    useless = {"web": {"parts"}, "hf": flags.keys() - {"license"}}.get(folder, set())
+    for name in useless & flags.keys():
+        raise click.UsageError(f"{flags[name]} has no effect with --format={folder}.")
+    kind = os.path.splitext(dest)[1].lower() if folder is None else folder
+    if kind == ".pt":
+        raise click.UsageError(f"--dest={dest}: PyTorch has deprecated TorchScript (.pt); write .pt2 or .onnx.")
+    if kind not in ("hf", "web", ".safetensors", ".onnx", ".pt2"):
+        raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt2.")
+    if kind == ".safetensors" and flags:
+        flag = next(iter(flags.values()))
+        raise click.UsageError(f"{flag} has no effect on a .safetensors file, which holds the networks unchanged.")
+    if "check_fid" not in given:
+        for name in {"data", "detector", "trust_detector"} & given:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect without --check-fid.")
+    elif kind not in (".onnx", ".pt2"):
+        raise click.UsageError("--check-fid measures programs: name an .onnx or .pt2 file with --dest.")
+    return kind
+
+
 @click.command(context_settings=network_options.SETTINGS)
 @network_options.network
 @click.option("--dest", help="File to write: .safetensors, .onnx or .pt2; or a folder", metavar="PATH", required=True)
@@ -24,7 +49,7 @@ _PROGRAM_FLAGS = {"dtype": "--dtype", "noise_mode": "--noise-mode", "parts": "--
 @click.option("--license", help="Licence of the network, stored in programs and cards", metavar="NAME")
 @click.option(
     "--check-fid",
-    help="Measure the program and PyTorch with this many images  [default: 5000]",
+    help="FID of the program and of PyTorch from N images, 5000 without a number",
     type=click.IntRange(min=2),
     is_flag=False,
     flag_value=5000,
@@ -65,7 +90,7 @@ def main(
 
     \b
     A program, and its FID beside PyTorch's of the same seeds, with the flags of calc_metrics.py:
-      python export.py --network=digits.pkl --dest=digits.onnx --check-fid --data=digits.zip --detector=mnist
+      python export.py --network=ffhq.pkl --dest=ffhq.onnx --check-fid=5000 --data=ffhq.zip
 
     \b
     As two programs, ffhq.mapping.onnx (z, c, psi -> ws) and ffhq.synthesis.onnx (ws -> img):
@@ -77,27 +102,7 @@ def main(
       python export.py --network=student.pkl --teacher=ffhq.pkl --dest=web --format=web
     """
     given = {name for name in ctx.params if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT}
-    flags = {name: flag for name, flag in _PROGRAM_FLAGS.items() if name in given}
-    if folder != "web":
-        for name in {"teacher", "runtime"} & given:
-            raise click.UsageError(f"--{name} has no effect without --format=web.")
-    useless = {"web": {"parts"}, "hf": flags.keys() - {"license"}}.get(folder, set())
-    for name in useless & flags.keys():
-        raise click.UsageError(f"{flags[name]} has no effect with --format={folder}.")
-    kind = os.path.splitext(dest)[1].lower() if folder is None else folder
-    if kind == ".pt":
-        raise click.UsageError(f"--dest={dest}: PyTorch has deprecated TorchScript (.pt); write .pt2 or .onnx.")
-    if kind not in ("hf", "web", ".safetensors", ".onnx", ".pt2"):
-        raise click.UsageError(f"--dest={dest} must end in .safetensors, .onnx or .pt2.")
-    if kind == ".safetensors" and flags:
-        flag = next(iter(flags.values()))
-        raise click.UsageError(f"{flag} has no effect on a .safetensors file, which holds the networks unchanged.")
-
-    if check_fid is None:
-        for name in {"data", "detector", "trust_detector"} & given:
-            raise click.UsageError(f"--{name.replace('_', '-')} has no effect without --check-fid.")
-    elif kind not in (".onnx", ".pt2"):
-        raise click.UsageError("--check-fid measures programs: name an .onnx or .pt2 file with --dest.")
+    kind = _kind(dest, folder, given)
 
     from training import export
 
