@@ -222,7 +222,7 @@ def _inputs(G: torch.nn.Module, seeds: range, psi: float = 1) -> Inputs:
 
 
 def inputs_of(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor | None, psi: float = 1) -> Inputs:
-    """Of programs of `G`, those that they take among z [N, Z], labels c [N, Y] and psi [1]."""
+    """Inputs of programs of `G`: those that they take among z [N, Z], labels c [N, Y] and psi [1]."""
     inputs = {"z": z}
     if G.c_dim:
         inputs["c"] = c
@@ -337,7 +337,8 @@ def load(path: str | os.PathLike) -> Run:
     path = os.fspath(path)
     if path.lower().endswith(".onnx"):
         return export_onnx.load(path)
-    module = torch.export.load(path).module()
+    with _quiet():
+        module = torch.export.load(path).module()
     return lambda inputs: module(**inputs)
 
 

@@ -101,8 +101,9 @@ def _class_names(subjects: Sequence[Subject], compared: dict[str, Any]) -> list[
     if not compared.get("dataset_kwargs"):
         return None
     dataset = construct_class_by_name(**compared["dataset_kwargs"])
+    names = class_names.of(dataset)
     dataset.close()
-    return class_names.of(dataset)
+    return names
 
 
 class Comparison:

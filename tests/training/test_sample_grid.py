@@ -107,8 +107,8 @@ def test_names_are_for_classes_alone(tmp_path):
     dataset.has_labels, dataset.label_dim, dataset.class_names = True, 2, ["a", "b"]
     dataset.get_details = lambda index: types.SimpleNamespace(raw_label=np.full(2, 0.5))
     assert SampleGrid(dataset, z_dim=8)._captions == []
-    assert class_names.caption(["Caf\u00e9", "\u732b"], 0) == "Cafe"
-    assert class_names.caption(["Caf\u00e9", "\u732b"], 1) == "class 1"
+    names = ["Caf\u00e9", "\u732b", "two\nlines \u202e"]
+    assert [class_names.caption(names, k) for k in range(3)] == ["Cafe", "class 1", r"two\nlines \u202e"]
 
 
 def test_reals_do_not_depend_on_the_seed_of_the_run(classes):

@@ -41,7 +41,7 @@ def listing(names: Sequence[str], images: Sequence[int] | None = None, most: int
 
 def caption(names: Sequence[str], number: int) -> str:
     """The name of a class for a picture, 'class NUMBER' if its letters cannot be drawn."""
-    return charts.drawable(names[number]) or f"class {number}"
+    return charts.drawable(printable(names[number], 60)) or f"class {number}"
 
 
 def find(names: Sequence[str], name: str) -> int | None:
