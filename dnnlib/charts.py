@@ -4,6 +4,7 @@
 import dataclasses
 import math
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,7 +179,8 @@ def grid(
     picture = Image.new("RGB", (left + most * (cell + 1), head + len(rows) * (cell + 1) + (groups - 1) * gap), PAPER)
     draw = ImageDraw.Draw(picture)
     for number, label in enumerate(columns):
-        draw.text((left + number * (cell + 1) + cell / 2, 2), label, FAINT, font, anchor="ma")
+        shown = fitted(label, font, cell - 2)
+        draw.text((left + number * (cell + 1) + cell / 2, 2), shown, FAINT, font, anchor="ma")
     for index, (label, images) in enumerate(rows):
         y = head + index * (cell + 1) + index // group * gap
         draw.text((left - 8, y + cell / 2), label, INK, font, anchor="rm")
@@ -187,6 +189,51 @@ def grid(
             method = Image.Resampling.NEAREST if shown.width <= cell else Image.Resampling.LANCZOS
             picture.paste(shown.resize((cell, cell), method).convert("RGB"), (left + number * (cell + 1), y))
     return picture
+
+
+def captioned(
+    picture: Image.Image, captions: Sequence[Sequence[tuple[str, int]]], cell: tuple[int, int]
+) -> Image.Image:
+    """A grid of images of the size `cell` with captions, in the mode of `picture`: for each row, (text, columns).
+
+    They stand to the left of the rows if no row has several, else above their columns, shortened to fit.
+    """
+    width, height = cell
+    font = _font(max(12, height // 6))
+    single = all(len(row) == 1 for row in captions)
+    texts = [
+        [(fitted(text, font, font.size * 16 if single else span * width - 4), span) for text, span in row]
+        for row in captions
+    ]
+    left = int(max(font.getlength(row[0][0]) for row in texts)) + font.size if single else 0
+    head = 0 if single else round(font.size * 1.4)
+    whole = Image.new(picture.mode, (left + picture.width, picture.height + head * len(texts)), "white")
+    draw, ink = ImageDraw.Draw(whole), "#{:02x}{:02x}{:02x}".format(*INK)
+    for index, row in enumerate(texts):
+        y, x = index * (height + head), left
+        whole.paste(picture.crop((0, index * height, picture.width, (index + 1) * height)), (left, y + head))
+        for text, span in row:
+            if single:
+                draw.text((left - font.size // 2, y + height // 2), text, ink, font, anchor="rm")
+            else:
+                draw.text((x + 2, y + head // 2), text, ink, font, anchor="lm")
+            x += span * width
+    return whole
+
+
+def fitted(text: str, font: Any, width: float) -> str:
+    """`text`, shortened with '…' to at most `width` pixels in `font`."""
+    if font.getlength(text) <= width:
+        return text
+    return next((cut for end in range(len(text) - 1, 0, -1) if font.getlength(cut := f"{text[:end]}…") <= width), "")
+
+
+def drawable(text: str) -> str | None:
+    """`text` in the letters of the font, if need be without accents; None if it has other letters."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    font = _font(12)
+    unknown = bytes(font.getmask("\U0010ffff"))
+    return None if any(bytes(font.getmask(c)) == unknown for c in set(plain)) else plain
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike) -> None:

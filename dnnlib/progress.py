@@ -3,6 +3,7 @@
 
 import abc
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -120,3 +121,43 @@ class Progress(StatusLine):
         if self.total:
             return f"{text}/{self.total} {self.unit} ({self.count / self.total:.0%})"
         return f"{text} {self.unit}"
+
+
+class Stage(StatusLine):
+    """Prints '<desc> ... 12s' while the block it manages runs, which cannot say how much of it is done.
+
+    A thread renews the line.
+
+    Args:
+        desc: what is being done.
+        stream, min_interval: as for StatusLine.
+    """
+
+    def __init__(self, desc: str, stream: TextIO | None = None, min_interval: float | None = None):
+        super().__init__(stream, min_interval)
+        self.desc = desc
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def line(self, elapsed: float) -> str:
+        """What is being done, and for how long."""
+        return f"{self.desc} ... {format_time(elapsed)}"
+
+    def last_line(self, elapsed: float) -> str:
+        """What was done, and the time taken."""
+        return f"{self.desc}, {format_time(elapsed)}"
+
+    def close(self) -> None:
+        """Stop renewing and print the last line. Further calls have no effect."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        super().close()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._min_interval):
+            self.refresh(force=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self

@@ -107,7 +107,7 @@ def _process(
     device = distributed.resolve_device(device_name, distributed.local_rank(rank))
     distributed.configure_device(device)
     distributed.init(rank=rank, world_size=options["num_gpus"], device=device)
-    options = {**options, "rank": rank, "device": device}
+    options = {**options, "rank": rank, "device": device, "shared": {} if len(metrics) > 1 else None}
     if trusted["detector"]:
         detectors.trust(options["detector"])
     if save_stats is not None:

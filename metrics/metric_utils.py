@@ -26,6 +26,7 @@ __all__ = [
     "LatentSampler",
     "MetricOptions",
     "ProgressMonitor",
+    "add_features",
     "broadcast_results",
     "compute_feature_stats_for_dataset",
     "compute_feature_stats_for_generator",
@@ -35,8 +36,6 @@ __all__ = [
     "require_fakes",
 ]
 
-# Pixels that G generates at once: large enough for a full batch of small images, small enough for 1024x1024.
-_PIXELS_PER_BATCH = 2**22
 STANDING_BATCH = 64  # latents of a pass for standing statistics, which depend on it
 
 
@@ -59,6 +58,7 @@ class MetricOptions:
         trunc: Truncation of the fakes, the value of `--trunc`; None for none.
         standing_passes: Batches of `STANDING_BATCH` latents whose statistics a `G` with batch norm is measured with; 0
             for its running ones.
+        shared: Statistics of the features of fakes, kept for other metrics with the same options; None keeps none.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class MetricOptions:
         real_stats: str | None = None,
         trunc: float | None = None,
         standing_passes: int = 0,
+        shared: dict | None = None,
     ):
         assert 0 <= rank < num_gpus
         if device is None:
@@ -95,6 +96,7 @@ class MetricOptions:
         self.real_stats = real_stats
         self.trunc = trunc
         self.standing_passes = standing_passes
+        self.shared = shared
         self.provenance = EasyDict(
             resolution=getattr(G, "img_resolution", self.fakes_kwargs.get("resolution")),
             seed=seed,
@@ -210,7 +212,7 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
     return dict(zip(results, values))
 
 
-def _detect(
+def add_features(
     opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
 ) -> None:
     """Add to `stats` the features of uint8 images [n, C, h, w]; grey ones are repeated to RGB, RGBA ones get white."""
@@ -251,7 +253,7 @@ def _stats_of_images(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
     for batch, _labels in batches:
-        _detect(opts, stats, detector, batch.to(opts.device), detector_kwargs)
+        add_features(opts, stats, detector, batch.to(opts.device), detector_kwargs)
         progress.update(stats.num_items)
     return stats
 
@@ -352,7 +354,7 @@ def compute_feature_stats_for_generator(
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     G = evaluation_copy(opts)
     if batch_gen is None:
-        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
+        batch_gen = sampling.images_at_once(G, batch_size)
     sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
     family = families.of(G)
@@ -365,7 +367,7 @@ def compute_feature_stats_for_generator(
             for first in range(0, batch_size, batch_gen):
                 z, c = sampler.items(min(batch_gen, batch_size - first))
                 batch.append(images.to_uint8(family.sample(G, z, c, **G_kwargs)))
-            _detect(opts, stats, detector, torch.cat(batch), detector_kwargs)
+            add_features(opts, stats, detector, torch.cat(batch), detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats
@@ -377,12 +379,19 @@ def compute_feature_stats_of_both(
     """Statistics of the features of at most `max_real` reals (None: all) and of `num_gen` fakes.
 
     The detector is that of `opts`, or the default of `kind`. Progress runs up to the share `rel_hi` of the metric.
-    `stats_kwargs` are those of `FeatureStats`. Raises UserError as the functions for reals and fakes do.
+    `stats_kwargs` are those of `FeatureStats`; those of the fakes collect everything if they are shared. Raises
+    UserError as the functions for reals and fakes do.
     """
     spec = detectors.resolve(opts.detector, kind)
     kwargs = {"return_features": True}
     real = compute_feature_stats_for_dataset(opts, spec, kwargs, rel_hi=rel_hi / 2, max_items=max_real, **stats_kwargs)
-    fake = compute_feature_stats_for_generator(
-        opts, spec, kwargs, rel_lo=rel_hi / 2, rel_hi=rel_hi, max_items=num_gen, **stats_kwargs
-    )
+    shared, key = {}, (spec.sha256, num_gen, repr(sorted(opts.dataset_kwargs.items())))  # labels depend on the data
+    if opts.shared is not None:
+        shared, stats_kwargs = opts.shared, {"capture_all": True, "capture_mean_cov": True}
+    if key not in shared:
+        shared[key] = compute_feature_stats_for_generator(
+            opts, spec, kwargs, rel_lo=rel_hi / 2, rel_hi=rel_hi, max_items=num_gen, **stats_kwargs
+        )
+    fake, facts = shared[key], {"fakes": opts.fakes_kwargs["path"]} if opts.fakes_kwargs else {}
+    opts.record(spec, num_fakes=fake.num_items, **facts)
     return real, fake

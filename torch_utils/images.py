@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dnnlib import charts
 from dnnlib.util import open_atomic
 
 
@@ -62,11 +63,22 @@ def save_png(img: np.ndarray | torch.Tensor, path: str | os.PathLike) -> None:
 
 
 def save_image_grid(
-    img: np.ndarray | torch.Tensor, fname: str | os.PathLike, drange: Sequence[float], grid_size: tuple[int, int]
+    img: np.ndarray | torch.Tensor,
+    fname: str | os.PathLike,
+    drange: Sequence[float],
+    grid_size: tuple[int, int],
+    captions: Sequence[Sequence[tuple[str, int]]] = (),
 ) -> None:
-    """Write images [N, C, H, W] as one PNG grid; `drange` has the values of black and white."""
+    """Write images [N, C, H, W] as one PNG grid; `drange` has the values of black and white.
+
+    `captions`: for each row the texts, and how many images each is about; none leave the images alone.
+    """
     array, (low, high) = _as_array(img), drange
     if array.dtype != np.uint8 or (low, high) != (0, 255):  # large grids take no copies that they do not need
         array = (array.astype(np.float32) - low) * (255 / (high - low))
         array = np.rint(array).clip(0, 255).astype(np.uint8)
-    save_png(make_grid(array, grid_size), fname)
+    grid = make_grid(array, grid_size)
+    if captions:
+        picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+        grid = np.asarray(charts.captioned(picture, captions, (array.shape[3], array.shape[2])))
+    save_png(grid, fname)

@@ -22,14 +22,14 @@ from typing import NamedTuple
 
 import torch
 
-from dnnlib.progress import Progress
+from dnnlib.progress import Progress, Stage
 from dnnlib.text import printable
 from dnnlib.util import UserError, open_atomic
 from torch_utils import misc
 from training import export_onnx, families, sampling
 from training.export_onnx import Inputs
 from training.files import hf_folder, safetensors_io
-from training.files.snapshot import KEYS, load_snapshot
+from training.files.snapshot import KEYS, Snapshot, load_snapshot
 
 TOLERANCE = 1e-3  # largest accepted difference of an fp32 program to PyTorch, in images of nominal range [-1, 1]
 DTYPES = ("fp32", "fp16", "int8")
@@ -104,26 +104,36 @@ def export_folder(network: str, dest: str, license: str | None = None, trust: bo
 
 
 def export_network(network: str, dest: str, settings: Settings | None, trust: bool = False) -> None:
-    """Write the networks of a pickle as safetensors (`settings` None), or its G_ema as a program with `settings`.
+    """`export_snapshot` of the file `network`, after a check of `dest`."""
+    check_dest(dest)
+    export_snapshot(load_snapshot(network, trust=trust), dest, settings)
+
+
+def check_dest(dest: str) -> None:
+    """Raises UserError if the folder of `dest` does not exist."""
+    if not os.path.isdir(os.path.dirname(os.path.abspath(dest))):
+        raise UserError(f"--dest={dest} is in a folder that does not exist.")
+
+
+def export_snapshot(snapshot: Snapshot, dest: str, settings: Settings | None) -> list[str]:
+    """Write networks as safetensors (`settings` None), or G_ema as a program with `settings`; returns the files.
 
     Prints one line about each file. Raises UserError if `dest` cannot be written, and as `export` does.
     """
-    if not os.path.isdir(os.path.dirname(os.path.abspath(dest))):
-        raise UserError(f"--dest={dest} is in a folder that does not exist.")
-    snapshot = load_snapshot(network, trust=trust)
     try:
         if settings is None:
             safetensors_io.write(dest, {key: snapshot.get(key) for key in KEYS} | snapshot.notes)
             print(f"{dest}: {', '.join(key for key in snapshot if key in KEYS[:-1])}")
-            return
+            return [dest]
         G = snapshot["G_ema"]
         size = f"{G.img_resolution}x{G.img_resolution}"
         print(f"Exporting G_ema, {size}, {settings.dtype}", file=sys.stderr, flush=True)
-        for path, found in export(G, dest, settings).items():
-            size = f"{os.path.getsize(path) / 1e6:.3g} MB"
-            print(f"{path}: {size}, {found}")
+        files = export(G, dest, settings)
     except OSError as error:
         raise UserError(f"--dest={dest} cannot be written: {error.strerror or error}.") from error
+    for path, found in files.items():
+        print(f"{path}: {os.path.getsize(path) / 1e6:.3g} MB, {found}")
+    return list(files)
 
 
 def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> dict[str, Difference]:
@@ -154,7 +164,8 @@ def export(G: torch.nn.Module, path: str | os.PathLike, settings: Settings) -> d
     return {name: difference for name, (_, difference) in files.items()}
 
 
-_Make = Callable[[torch.nn.Module, str, Settings], tuple[bytes, Callable[[Inputs], torch.Tensor]]]
+Run = Callable[[Inputs], torch.Tensor]
+_Make = Callable[[torch.nn.Module, str, Settings], tuple[bytes, Run]]
 
 
 def _checked(G: torch.nn.Module, part: str, settings: Settings, name: str, make: _Make) -> tuple[bytes, Difference]:
@@ -170,7 +181,7 @@ def _checked(G: torch.nn.Module, part: str, settings: Settings, name: str, make:
     return data, found
 
 
-def _compare(G: torch.nn.Module, part: str, settings: Settings, run: Callable[[Inputs], torch.Tensor]) -> Difference:
+def _compare(G: torch.nn.Module, part: str, settings: Settings, run: Run) -> Difference:
     differences, first = [], 0
     sizes = _COMPARED[settings.dtype]
     with Progress(sum(sizes), "Comparing", "img") as progress:
@@ -206,9 +217,15 @@ def has_psi(G: torch.nn.Module) -> bool:
 
 def _inputs(G: torch.nn.Module, seeds: range, psi: float = 1) -> Inputs:
     """z [N, Z] of `seeds`; for a conditional network c [N, Y] with the classes in order; with a mean w psi [1]."""
-    inputs = {"z": torch.cat([sampling.seed_to_z(seed, G.z_dim) for seed in seeds])}
+    c = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim] if G.c_dim else None
+    return inputs_of(G, torch.cat([sampling.seed_to_z(seed, G.z_dim) for seed in seeds]), c, psi)
+
+
+def inputs_of(G: torch.nn.Module, z: torch.Tensor, c: torch.Tensor | None, psi: float = 1) -> Inputs:
+    """Inputs of programs of `G`: those that they take among z [N, Z], labels c [N, Y] and psi [1]."""
+    inputs = {"z": z}
     if G.c_dim:
-        inputs["c"] = torch.eye(G.c_dim)[torch.tensor(seeds) % G.c_dim]
+        inputs["c"] = c
     if has_psi(G):
         inputs["psi"] = torch.tensor([float(psi)])
     return inputs
@@ -284,27 +301,45 @@ def metadata(G: torch.nn.Module, part: str, settings: Settings) -> dict[str, str
     return {name: str(value) for name, value in described.items()}
 
 
-def _pt2(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Callable[[Inputs], torch.Tensor]]:
-    graph, inputs = _traced(copy.deepcopy(G), part, settings)
-    graph = _record(_with_used_tensors(graph.module()), inputs)
+def _pt2(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Run]:
+    with Stage("Tracing"):
+        graph, inputs = _traced(copy.deepcopy(G), part, settings)
+        graph = _record(_with_used_tensors(graph.module()), inputs)
     buffer = io.BytesIO()
-    torch.export.save(graph, buffer, extra_files={"metadata.json": json.dumps(metadata(G, part, settings), indent=1)})
-    buffer.seek(0)
-    loaded = torch.export.load(buffer).module()
+    with Stage("Packing"):
+        described = json.dumps(metadata(G, part, settings), indent=1)
+        torch.export.save(graph, buffer, extra_files={"metadata.json": described})
+        buffer.seek(0)
+        loaded = torch.export.load(buffer).module()
     return buffer.getvalue(), lambda inputs: loaded(**inputs)
 
 
-def _onnx(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Callable[[Inputs], torch.Tensor]]:
+def _onnx(G: torch.nn.Module, part: str, settings: Settings) -> tuple[bytes, Run]:
     prepared, family = copy.deepcopy(G), families.of(G)
     if settings.dtype == "fp16" and family.prepare_fp16 is not None:
         family.prepare_fp16(prepared)
-    model = export_onnx.convert(*_traced(prepared, part, settings), "ws" if part == "mapping" else "img")
+    with Stage("Tracing"):
+        traced = _traced(prepared, part, settings)
+    with Stage("Converting to ONNX"):
+        model = export_onnx.convert(*traced, "ws" if part == "mapping" else "img")
     if settings.dtype == "fp16":
-        model = export_onnx.to_fp16(model)
+        with Stage("Converting to fp16"):
+            model = export_onnx.to_fp16(model)
     elif settings.dtype == "int8":
         model = export_onnx.to_int8(model, _calibration(G, part, settings))
-    data = export_onnx.to_bytes(model, metadata(G, part, settings))
-    return data, export_onnx.load(data)
+    with Stage("Packing"):
+        data = export_onnx.to_bytes(model, metadata(G, part, settings))
+        return data, export_onnx.load(data)
+
+
+def load(path: str | os.PathLike) -> Run:
+    """A function that runs the program in the file `path` on the CPU."""
+    path = os.fspath(path)
+    if path.lower().endswith(".onnx"):
+        return export_onnx.load(path)
+    with _quiet():
+        module = torch.export.load(path).module()
+    return lambda inputs: module(**inputs)
 
 
 def _calibration(G: torch.nn.Module, part: str, settings: Settings) -> Iterator[Inputs]:

@@ -4,6 +4,7 @@
 The packages onnx, onnxruntime and onnxscript are optional dependencies, used only here.
 """
 
+import contextlib
 import graphlib
 import importlib
 import os
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dnnlib.progress import Stage
 from dnnlib.util import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +123,11 @@ def to_int8(model: "onnx.ModelProto", calls: Iterable[Inputs]) -> "onnx.ModelPro
             self.calls: Iterator[Inputs] = iter(calls)
 
         def get_next(self):
-            return {name: x.numpy() for name, x in inputs.items()} if (inputs := next(self.calls, None)) else None
+            inputs = next(self.calls, None)
+            if inputs is None:
+                stages.enter_context(Stage("Quantising"))
+                return None
+            return {name: x.numpy() for name, x in inputs.items()}
 
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
@@ -129,7 +135,7 @@ def to_int8(model: "onnx.ModelProto", calls: Iterable[Inputs]) -> "onnx.ModelPro
     kept = [node.name for node in convolutions if min(shapes.get(node.input[1], [0])[:2]) <= channels]
     if len(kept) == len(convolutions):
         return model
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stages:
         source, dest = (os.path.join(scratch, name) for name in ("fp32.onnx", "int8.onnx"))
         onnx.save(model, source)
         quantization.quantize_static(
@@ -155,8 +161,8 @@ def to_bytes(model: "onnx.ModelProto", metadata: dict[str, str]) -> bytes:
     return model.SerializeToString()
 
 
-def load(data: bytes) -> Callable[[Inputs], torch.Tensor]:
-    """A function that runs the .onnx file with the content `data`."""
+def load(data: bytes | str) -> Callable[[Inputs], torch.Tensor]:
+    """A function that runs the .onnx file with the content, or at the path, `data`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

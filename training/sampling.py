@@ -23,6 +23,8 @@ from training import families
 from training.data import class_names
 from training.files.snapshot import Snapshot, load_snapshot
 
+# Large enough for a full batch of small images, small enough for 1024x1024.
+_PIXELS_AT_ONCE = 2**22
 MOST_GRID_BYTES = 1 << 32  # of a grid, whose images are kept in memory
 
 
@@ -91,6 +93,11 @@ def _style_grid(drawn: dict[tuple[int, int], torch.Tensor], rows: Sequence[int],
 def seed_to_ws(G: torch.nn.Module, seed: int, c: torch.Tensor, psi: float) -> torch.Tensor:
     """ws [1, L, D] of `seed` with label `c` [1, Y], truncated to `psi`."""
     return G.mapping(seed_to_z(seed, G.z_dim).to(c.device), c, truncation_psi=psi)
+
+
+def images_at_once(G: torch.nn.Module, most: int = 64) -> int:
+    """Number of images of its resolution that `G` generates together, `most` at most."""
+    return max(1, min(most, _PIXELS_AT_ONCE // G.img_resolution**2))
 
 
 def synthesize(G: torch.nn.Module, ws: torch.Tensor, noise_mode: str) -> torch.Tensor:

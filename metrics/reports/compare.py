@@ -12,13 +12,14 @@ import torch
 
 from dnnlib.files import make_folder
 from dnnlib.progress import Progress
-from dnnlib.util import UserError
+from dnnlib.util import UserError, construct_class_by_name
 from metrics import catalogue, detectors, inputs, metric_main, metric_utils, suitability
 from metrics.reports import compare_page, curves, samples, speed
 from metrics.reports.found import Found
 from metrics.reports.subjects import Subject, open_all
 from torch_utils import distributed, machine
 from training import families
+from training.data import class_names
 
 PROGRESS_INTERVAL = 10.0  # seconds between progress lines where the output is not a terminal
 SPEED_BUDGET = 8.0  # seconds of timing
@@ -91,6 +92,20 @@ def _check_metrics(
     return compared
 
 
+def _class_names(subjects: Sequence[Subject], compared: dict[str, Any]) -> list[str] | None:
+    """Of the first network whose file has them, else of the dataset."""
+    for subject in subjects:
+        names = class_names.checked(subject.snapshot.class_names, subject.G.c_dim)
+        if names is not None:
+            return names
+    if not compared.get("dataset_kwargs"):
+        return None
+    dataset = construct_class_by_name(**compared["dataset_kwargs"])
+    names = class_names.of(dataset)
+    dataset.close()
+    return names
+
+
 class Comparison:
     """The measurements of a comparison, with one progress line over all of them."""
 
@@ -107,7 +122,8 @@ class Comparison:
         self.subjects, self.metrics, self.device, self.trust = subjects, metrics, device, trust
         self.compared, self.common = compared, {"detector": detector, "trunc": trunc, "device": device}
         self.runtimes, unmeasured = speed.available(subjects, device)
-        self.found = Found(subjects, machine.describe(device), trunc, samples.classes_shown(subjects))
+        classes = samples.classes_shown(subjects)
+        self.found = Found(subjects, machine.describe(device), trunc, classes, _class_names(subjects, compared[0]))
         self.found.unmeasured = unmeasured
 
     def run(self) -> Found:
@@ -116,7 +132,7 @@ class Comparison:
         interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
         with Progress(plan, "comparing", "units", min_interval=interval) as self.progress:
             self._speed(plan)
-            metric_plans = [self._metric_plan(subject, name) for subject in self.subjects for name in self.metrics]
+            metric_plans = [plan for subject in self.subjects for plan in self._metric_plans(subject)]
             self.progress.total += sum(metric_plans) + _PICTURES_PLAN * len(self.subjects)
             self._quality(iter(metric_plans))
             self._pictures()
@@ -138,13 +154,23 @@ class Comparison:
             )
         self.found.unmeasured |= failed
 
-    def _metric_plan(self, subject: Subject, metric: str) -> int:
+    def _metric_plans(self, subject: Subject) -> list[int]:
+        """Units of progress of each metric: its images take nearly all of the time, and equal ones are made once."""
         pace = min(t.seconds.median / t.batch for t in self.found.timings if t.network == subject.name)
-        return _OVERHEAD_PLAN + math.ceil((catalogue.find(metric).num_fakes or 50_000) * pace * 1.5)
+        plans, made = [], set()
+        for metric in map(catalogue.find, self.metrics):
+            images = (metric.name,)
+            if metric.reals is not None and metric.detector is not None:
+                images = (detectors.resolve(self.common["detector"], metric.detector.kind).sha256, metric.num_fakes)
+            count = 0 if images in made else metric.num_fakes or 50_000
+            plans.append(_OVERHEAD_PLAN + math.ceil(count * pace * 1.5))
+            made.add(images)
+        return plans
 
     def _quality(self, plans) -> None:
         for subject, options in zip(self.subjects, self.compared):
             results = self.found.results.setdefault(subject.name, {})
+            options = {**options, "shared": {} if len(self.metrics) > 1 else None}
             for metric in self.metrics:
                 on_share = self._step(f"{metric} of {subject.name}", next(plans))
                 progress = metric_utils.ProgressMonitor(progress_fn=lambda at, total, to=on_share: to(at / total))
@@ -157,7 +183,7 @@ class Comparison:
         on_share = self._step("pictures", _PICTURES_PLAN * len(self.subjects))
         placed = {subject.name: subject.placed(self.device) for subject in self.subjects}
         found, classes = self.found, self.found.classes
-        found.side_by_side = samples.side_by_side(placed, classes, found.trunc, self.device)
+        found.side_by_side = samples.side_by_side(placed, classes, found.class_names, found.trunc, self.device)
         on_share(0.3)
         found.sweeps, notes = samples.truncation_sweeps(placed, classes, self.device)
         found.notes += notes

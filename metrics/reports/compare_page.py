@@ -10,7 +10,7 @@ from PIL import Image
 
 from dnnlib import charts
 from dnnlib.files import write_text
-from dnnlib.text import aligned
+from dnnlib.text import aligned, printable
 from metrics.reports.found import Found
 from metrics.reports.speed import Timing
 from metrics.reports.subjects import Subject
@@ -180,7 +180,10 @@ def _about_samples(found: Found) -> str:
     columns = (
         "a column is a class, a group of rows a seed" if found.classes else "a cell of each group of rows is a seed"
     )
-    return f"The same seeds for each network: {columns}; {trunc}."
+    text = f"The same seeds for each network: {columns}; {trunc}."
+    if found.class_names is None:
+        return text
+    return f"{text} Classes: {', '.join(f'{k} {printable(found.class_names[k], 60)}' for k in found.classes)}."
 
 
 def _bars(found: Found) -> Image.Image:

@@ -25,6 +25,7 @@ class Found:
         machine: What it was measured on.
         trunc: Truncation of samples and metrics; None for none.
         classes: Numbers of the classes in the columns of the samples; empty without classes.
+        class_names: Names of all classes, if a network or the dataset has them.
         side_by_side, sweeps, nearest: Pictures; of the nearest reals by network.
         charts: Of the training runs, by title.
         notes: Sentences about what is missing.
@@ -34,6 +35,7 @@ class Found:
     machine: dict[str, Any]
     trunc: float | None
     classes: list[int]
+    class_names: list[str] | None
     results: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     timings: list[Timing] = dataclasses.field(default_factory=list)

@@ -17,6 +17,7 @@ from metrics import catalogue, detectors, metric_utils
 from metrics.reports.subjects import Subject
 from torch_utils import images
 from training import families, sampling
+from training.data import class_names
 
 COLUMNS, ROWS = 10, 4  # classes (without any: seeds), and rows of them for each network
 SWEEP_SEEDS = 3
@@ -59,14 +60,24 @@ def cell_size(resolution: int) -> int:
 
 
 def side_by_side(
-    placed: Mapping[str, torch.nn.Module], classes: Sequence[int], trunc: float | None, device: torch.device
+    placed: Mapping[str, torch.nn.Module],
+    classes: Sequence[int],
+    names: Sequence[str] | None,
+    trunc: float | None,
+    device: torch.device,
 ) -> Image.Image:
-    """Rows of the same seeds for each network, one below the other; a column is a class, or without any a seed."""
+    """Rows of the same seeds for each network, one below the other; a column is a class, or without any a seed.
+
+    `names` of all classes, if they have any, are above the columns.
+    """
     rows = []
     for row in range(ROWS):
         columns = [(row, number) for number in classes] or [(row * COLUMNS + i, None) for i in range(COLUMNS)]
         rows += [(name, draw(G, columns, trunc, device)) for name, G in placed.items()]
-    heads = [f"class {number}" if len(classes) < 6 else f"{number}" for number in classes]
+    if names is None:
+        heads = [f"class {number}" if len(classes) < 6 else f"{number}" for number in classes]
+    else:
+        heads = [class_names.caption(names, number) for number in classes]
     return _grid(rows, heads, placed)
 
 

@@ -87,6 +87,13 @@ def test_a_grid_takes_grey_and_colour_images_of_any_size(shape):
     assert (np.asarray(picture) == 7).all(axis=2).sum() == 256
 
 
+def test_text_is_shortened_to_its_width():
+    font = charts._font(12)
+    assert charts.fitted("short", font, 100) == "short" and charts.fitted("short", font, 1) == ""
+    shown = charts.fitted("a rather long name", font, 60)
+    assert shown.endswith("…") and "a rather long name".startswith(shown[:-1]) and 40 < font.getlength(shown) <= 60
+
+
 def test_a_table_has_a_line_for_each_row():
     rows = [["a", "b"], ["1", "2"], ["3", "4"]]
     ruled = pixels(charts.table(rows), charts.RULE).all(axis=1)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import threading
 
 import pytest
 
@@ -85,3 +86,25 @@ def test_standard_error_is_the_default(capsys):
     with progress.Progress(1) as bar:
         bar.update()
     assert "1/1 it (100%)" in capsys.readouterr().err
+
+
+def test_a_stage_shows_its_time_while_its_block_runs(clock):
+    stream, shown, threads = io.StringIO(), threading.Event(), threading.active_count()
+    write = stream.write
+    stream.write = lambda text: (write(text), shown.set())
+    with progress.Stage("Tracing", stream=stream, min_interval=0.001):
+        clock[0] += 75
+        for _ in range(2):  # the first may have been on its way before
+            shown.clear()
+            assert shown.wait(10)
+    clock[0] += 75
+    lines = stream.getvalue().splitlines()
+    assert "Tracing ... 1m 15s" in lines and lines[-1] == "Tracing, 1m 15s"
+    assert threading.active_count() == threads
+
+
+def test_a_stage_ends_with_its_block_whatever_happens(clock):
+    stream = io.StringIO()
+    with pytest.raises(ValueError, match="no"), progress.Stage("Tracing", stream=stream):
+        raise ValueError("no")
+    assert stream.getvalue() == "Tracing, 0s\n"

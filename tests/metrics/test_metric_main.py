@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dnnlib.util import UserError
-from metrics import detectors, metric_main
+from metrics import catalogue, detectors, metric_main, metric_utils
 from tests.dnnlib.disk import no_file_above
 from tests.metrics import stand_ins
 
@@ -30,6 +30,30 @@ def test_the_default_detector_does_not_change_the_name(options, cache_folder):
     result = metric_main.calc_metric("kid1k_full", **{**options, "detector": None})
     assert result.metric == "kid1k_full" and list(result.results) == ["kid1k_full"]
     assert result.provenance.detector == "inception-2015-12-05"
+
+
+@pytest.mark.parametrize("source", ["G", "fakes"])
+def test_metrics_share_the_images_of_a_network(options, tmp_path, monkeypatch, source):
+    """Those of equal number, detector and data are made once; values and provenance are those of each metric alone."""
+    if source == "fakes":
+        fakes = stand_ins.write_zip(tmp_path / "fakes.zip", stand_ins.make_images(20, seed=1))
+        options = {**options, "G": None, "fakes_kwargs": stand_ins.dataset_options(fakes)}
+    counts = {"fid1k_full": 20, "kid1k_full": 20, "pr1k3_full": 20, "fid2k_full": 10, "fid50k": 20}
+    for name, count in counts.items():
+        monkeypatch.setitem(catalogue.METRICS, name, stand_ins.smaller(name, num_fakes=count))
+    alone = [metric_main.calc_metric(name, **options) for name in counts]
+    counted, compute = [], metric_utils.compute_feature_stats_for_generator
+
+    def counting(*args, max_items, **kwargs):
+        counted.append(max_items)
+        return compute(*args, max_items=max_items, **kwargs)
+
+    monkeypatch.setattr(metric_utils, "compute_feature_stats_for_generator", counting)
+    shared = {}
+    together = [metric_main.calc_metric(name, shared=shared, **options) for name in counts]
+    assert counted == [20, 10, 20]
+    for one, other in zip(alone, together):
+        assert (one.results, one.provenance) == (other.results, other.provenance)
 
 
 def test_unknown_metric(options):

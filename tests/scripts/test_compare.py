@@ -12,18 +12,21 @@ from PIL import Image
 
 import compare
 import dnnlib.cli
+from dnnlib import charts
 from dnnlib.util import UserError
+from metrics.reports import compare as comparison
 from metrics.reports import speed, subjects
 from tests.metrics import stand_ins
 from tests.metrics.reports.test_curves import metric_line, stats_line
+from tests.support import make_image_zip
 from tests.torch_utils.test_pages import Balance
 from training.files.snapshot import save_snapshot
 
 NAMES = ["index.html", "compare.json", "compare.png"]
 
 
-def save(path, G) -> str:
-    save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": None})
+def save(path, G, **notes) -> str:
+    save_snapshot(path, {"G": G, "D": None, "G_ema": G, "augment_pipe": None, "training_set_kwargs": None, **notes})
     return str(path)
 
 
@@ -92,6 +95,28 @@ def test_figures_are_those_of_the_metrics_and_the_reference_is_the_first(tmp_pat
     ]  # fmt: skip
     assert all(0 < t["seconds"]["low"] <= t["seconds"]["median"] <= t["seconds"]["high"] for t in found["timings"])
     assert list(found["nearest_reals"]) == ["Second"] and found["machine"]["threads"] > 0
+
+
+def test_classes_have_their_names_from_a_network_or_the_data(tmp_path, monkeypatch, report):
+    seen, grid = [], charts.grid
+
+    def recorded(rows, heads, *args, **kwargs):
+        seen.append(heads)
+        return grid(rows, heads, *args, **kwargs)
+
+    monkeypatch.setattr(charts, "grid", recorded)
+    G = stand_ins.tiny_generator(c_dim=2)
+    plain, named = save(tmp_path / "a.pkl", G), save(tmp_path / "b.pkl", G, class_names=["cat", "dog & bone"])
+    status, _out, err, folder = report(f"{plain},{named}", metrics="none")
+    assert status == 0 and ["cat", "dog & bone"] in seen, err
+    assert "Classes: 0 cat, 1 dog &amp; bone." in (folder / "index.html").read_text(encoding="utf-8")
+    pair = subjects.open_all([plain, plain], None, False)
+    data = make_image_zip(tmp_path / "named.zip", 8, 4, 2, class_names=["x", "y"])
+    assert comparison._class_names(pair, {"dataset_kwargs": stand_ins.dataset_options(data, use_labels=True)}) == [
+        "x",
+        "y",
+    ]
+    assert comparison._class_names(pair, {}) is None
 
 
 def test_without_metrics_no_reals_are_needed(tmp_path, report):

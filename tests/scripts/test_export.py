@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """export.py: output files and messages, combinations of flags, refusals."""
 
+import re
 import sys
 
 import pytest
@@ -84,6 +85,7 @@ def test_flags_reach_the_program_and_the_difference_is_printed(network, run_cli,
 def test_a_program_is_written(network, run_cli, tmp_path):
     status, out, err = run_cli(export.main, network=network, dest=tmp_path / "net.pt2")
     assert status == 0 and "difference to PyTorch max" in out and "Comparing 4/4 img" in err
+    assert re.search(r"^Tracing, \d+s\nPacking, \d+s\n", err, re.MULTILINE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pkl", "net.pt2"]
 
 

@@ -77,6 +77,7 @@ def make_files(script: str, folder: pathlib.Path) -> None:
         G = stand_ins.tiny_generator(resolution=4)  # compilation takes time for each layer
         for name in ("ffhq.pkl", "student.pkl"):
             save_snapshot(folder / name, {"G": G, "D": None, "G_ema": G})
+        stand_ins.write_zip(folder / "ffhq.zip", stand_ins.make_images(20, 4))
         test_export_web.write_runtime(folder / "build" / "onnxruntime-web")
         return
     labels = [i % 10 for i in range(100)]

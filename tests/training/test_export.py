@@ -63,6 +63,7 @@ def test_onnxruntime_gives_the_images(exported, batch, psi):
     path, reported = files[".onnx"]
     inputs, images = inputs_and_images(G, settings, batch, psi)
     img = run_onnx(path, inputs)
+    assert np.array_equal(export.load(path)(inputs).numpy(), img)
     assert img.dtype == np.float32 and img.shape == (batch, G.img_channels, 8, 8)
     assert np.abs(img - images.numpy()).max() < tolerances.EXPORTED
     assert 0 <= reported.mean <= reported.largest < tolerances.EXPORTED
@@ -97,6 +98,7 @@ def test_pt2_gives_the_images_without_this_project(exported, tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code, path], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "") and 0 <= reported.largest < tolerances.EXPORTED
+    assert (export.load(path)(inputs) - images).abs().max() < tolerances.EXPORTED
     with zipfile.ZipFile(path) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("metadata.json"))
         assert json.loads(archive.read(name)) == export.metadata(G, "generator", settings)

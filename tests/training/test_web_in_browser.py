@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dgl import prune
 from tests import devtools
 from tests.browser import needs_browser
 from tests.metrics import stand_ins
@@ -25,11 +26,11 @@ pytestmark = [
     pytest.mark.skipif(not RUNTIME.is_dir(), reason="no ONNX Runtime Web: run scripts/fetch_onnxruntime_web.sh"),
 ]
 # Of a copy: Chromium warns of a canvas that is read often.
-PIXELS = """(([canvas]) => {
+PIXELS = """((canvas) => {
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
   copy.drawImage(canvas, 0, 0);
   return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
-})(document.querySelectorAll("canvas"))"""
+})(document.querySelectorAll("canvas")[%d])"""
 
 
 def write(dest: pathlib.Path, network, teacher: str | None = None) -> None:
@@ -47,9 +48,9 @@ def move(page: devtools.Tab, **controls) -> None:
     page.wait(f"document.body.dataset.frames > {frames} && !drawing")
 
 
-def drawn(page: devtools.Tab) -> np.ndarray:
-    """The first image [R, R, 4]."""
-    flat = np.array(page.run(PIXELS), dtype=np.uint8)
+def drawn(page: devtools.Tab, number: int = 0) -> np.ndarray:
+    """The image [R, R, 4] of the network with this number."""
+    flat = np.array(page.run(PIXELS % number), dtype=np.uint8)
     size = round((len(flat) / 4) ** 0.5)
     return flat.reshape(size, size, 4)
 
@@ -74,27 +75,42 @@ def opened(folder, dest, **window):
 
 
 @pytest.fixture(scope="module")
-def fashion(tmp_path_factory):
-    """The page of the repository's teacher beside itself."""
-    dest = tmp_path_factory.mktemp("fashion") / "web"
-    write(dest, TEACHER, teacher=str(TEACHER))
-    return dest
+def networks():
+    """The repository's teacher, and a student of half its width that inherits from it, as `--dgl-init` makes it."""
+    teacher = load_snapshot(TEACHER)["G_ema"]
+    kwargs = teacher.init_kwargs
+    kwargs.synthesis_kwargs.channel_base //= 2
+    student = type(teacher)(**kwargs).eval().requires_grad_(False)
+    prune.check_source(teacher, student, str(TEACHER))
+    prune.inherit(teacher, student)
+    return teacher, student
 
 
-def assert_close(page, G, label, psi):
+@pytest.fixture(scope="module")
+def fashion(networks, tmp_path_factory):
+    """The page of the teacher and the student."""
+    folder = tmp_path_factory.mktemp("fashion")
+    save_snapshot(folder / "student.pkl", {"G_ema": networks[1], "training_set_kwargs": {}})
+    write(folder / "web", folder / "student.pkl", teacher=str(TEACHER))
+    return folder / "web"
+
+
+def assert_close(page, G, label, psi, number=0):
     wanted = expected(G, page, label, psi)
-    found = drawn(page)
+    found = drawn(page, number)
     assert (found[..., 3] == 255).all()
     assert np.abs(found[..., : wanted.shape[2]] - wanted).max() < 1.5  # rounding to whole values
 
 
-def test_images_are_pytorchs(fashion, tmp_path):
-    G = load_snapshot(TEACHER)["G_ema"]
+def test_images_are_pytorchs(fashion, networks, tmp_path):
+    G, student = networks
     with opened(tmp_path, fashion) as page:
         assert_close(page, G, 0, 1)
         first = drawn(page)
         move(page, seed=7, truncation=0.5, **{"class": 8})
         assert_close(page, G, 8, 0.5)
+        assert_close(page, student, 8, 0.5, number=1)
+        assert not np.array_equal(drawn(page), drawn(page, 1))
         move(page, between=0.5)
         assert_close(page, G, 8, 0.5)
         lengths = page.run("[0, 0.5, 1].map(t => Math.hypot(...interpolated(latent(7), latent(1), t)))")
@@ -107,13 +123,16 @@ def test_playing_takes_frame_times(fashion, tmp_path):
     with opened(tmp_path, fashion) as page:
         before = drawn(page)
         page.run("document.getElementById('play').click()")
-        page.wait("page.networks[1].times.length === FRAMES")
+        page.wait("page.networks.every(network => network.times.length === FRAMES)")
         page.run("document.getElementById('play').click()")
         page.wait("!playing && !drawing")
         assert not np.array_equal(drawn(page), before)
         times = page.run("[...document.querySelectorAll('.time')].map(x => x.textContent)")
         assert len(times) == 2 and all(float(text.removesuffix(" ms")) > 0 for text in times)
-        assert "times the speed of the teacher" in page.run("document.getElementById('ratio').textContent")
+        ratio = page.run("document.getElementById('ratio').textContent")
+        assert ratio.startswith("Student: ") and "times the speed of the teacher" in ratio
+        captions = page.run("[...document.querySelectorAll('figcaption')].map(x => x.textContent)")
+        assert "teacher" in captions[0].lower() and "student" in captions[1].lower()
 
 
 def test_latents_are_normal_and_within_the_bound(tmp_path):

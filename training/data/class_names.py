@@ -8,6 +8,7 @@ type; so names that cannot be used are the same as none.
 from collections.abc import Sequence
 from typing import Any
 
+from dnnlib import charts
 from dnnlib.text import printable
 
 KEY = "class_names"
@@ -36,6 +37,11 @@ def listing(names: Sequence[str], images: Sequence[int] | None = None, most: int
     if images is not None:
         lines = [f"{line} ({count})" for line, count in zip(lines, images)]
     return lines if len(names) <= most else [*lines, f"... and {len(names) - most} more"]
+
+
+def caption(names: Sequence[str], number: int) -> str:
+    """The name of a class for a picture, 'class NUMBER' if its letters cannot be drawn."""
+    return charts.drawable(printable(names[number], 60)) or f"class {number}"
 
 
 def find(names: Sequence[str], name: str) -> int | None:
