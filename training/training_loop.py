@@ -17,7 +17,7 @@ import dnnlib
 from dnnlib.progress import Progress
 from metrics import detectors, in_training, metric_main, metric_utils
 from metrics.reports.run_page import RunPage
-from torch_utils import distributed, misc, precision
+from torch_utils import distributed, memory, misc, precision
 from training import families, guards, initial, randomness, run_networks, run_state
 from training.ada import AdaController
 from training.data import class_names
@@ -99,6 +99,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = self.options.cudnn_benchmark
             precision.allow_tf32(self.options.allow_tf32)
+        else:
+            memory.keep_freed()
 
     def _open_data(self, training_set) -> None:
         opt = self.options

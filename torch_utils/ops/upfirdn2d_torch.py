@@ -25,7 +25,9 @@ def resample(
 ) -> torch.Tensor:
     """`upfirdn2d_ref.resample_ref`, with derivatives in `f` only if `f` requires them."""
     N, C = x.shape[:2]
-    few = C < FEW_CHANNELS and isinstance(N, int)  # an exported program leaves N open
+    # A CPU's depthwise convolution of images that are already channels-last suits 8 channels as well.
+    enough = 8 if on_cpu and x.is_contiguous(memory_format=torch.channels_last) else FEW_CHANNELS
+    few = C < enough and isinstance(N, int)  # an exported program leaves N open
     if few:
         # Here, outside of the autograd function, whose result must not be a view: callers may change it in place.
         x = x.reshape(1, N * C, *x.shape[2:])
