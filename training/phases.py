@@ -120,11 +120,14 @@ def run_phase(phase: Phase, loss, micro_batches: Iterable[dict], count: int | No
     """
     count = len(micro_batches) if count is None else count
     phase.optimizer.zero_grad(set_to_none=True)
-    phase.module.requires_grad_(True)
+    parameters = list(phase.module.parameters())  # once: to walk through all modules takes a while
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     for i, micro_batch in enumerate(micro_batches):
         loss.accumulate_gradients(phase=phase.name, sync=i == count - 1, gain=phase.interval / count, **micro_batch)
-    phase.module.requires_grad_(False)
-    grads = [p.grad for p in phase.module.parameters() if p.grad is not None]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if grads:
         average_over_processes(grads)
         if phase.regularise is not None:

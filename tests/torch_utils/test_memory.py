@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+import ctypes
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+from torch_utils import memory
+
+# Page faults of 20 blocks of 8 MiB, one after the other, as tensors come and go
+CODE = """
+import resource, sys
+import torch
+from torch_utils import memory
+if sys.argv[1] == "keep":
+    assert memory.keep_freed()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21), torch.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_freed_memory_is_used_again():
+    keep, leave = (
+        int(subprocess.run([sys.executable, "-c", CODE, how], cwd=ROOT, capture_output=True, text=True).stdout)
+        for how in ("keep", "leave")
+    )
+    pages = 20 * 2**25 // resource.getpagesize()
+    assert keep < 0.1 * pages < leave
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_other_c_libraries_stay_as_they_are(monkeypatch, error):
+    def load(_name):
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert memory.keep_freed() is False
