@@ -26,8 +26,8 @@ def resample(
     """`upfirdn2d_ref.resample_ref`, with derivatives in `f` only if `f` requires them."""
     N, C = x.shape[:2]
     # A CPU's depthwise convolution of images that are already channels-last suits 8 channels as well.
-    enough = 8 if on_cpu and x.is_contiguous(memory_format=torch.channels_last) else FEW_CHANNELS
-    few = C < enough and isinstance(N, int)  # an exported program leaves N open
+    suits = C >= FEW_CHANNELS or (C >= 8 and on_cpu and x.is_contiguous(memory_format=torch.channels_last))
+    few = not suits and isinstance(N, int)  # an exported program leaves N open
     if few:
         # Here, outside of the autograd function, whose result must not be a view: callers may change it in place.
         x = x.reshape(1, N * C, *x.shape[2:])
