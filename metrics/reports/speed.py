@@ -2,9 +2,11 @@
 """How fast networks generate and how much memory that takes, in each of the ways to run them (`RUNTIMES`)."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import io
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -94,7 +96,8 @@ def onnx_file(subject: Subject, folder: str, dtype: str = "fp32") -> str:
     """Path of the ONNX program in `folder`, made if it is not there."""
     path = os.path.join(folder, f"{subject.snapshot.sha256[:16]}.{dtype}.onnx")
     if not os.path.isfile(path):
-        export.export(subject.G, path, export.Settings(dtype=dtype))
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress would overwrite the caller's
+            export.export(subject.G, path, export.Settings(dtype=dtype))
     return path
 
 
