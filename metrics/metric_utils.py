@@ -7,11 +7,12 @@ gathered, so all processes end with the same statistics, in the order in which o
 
 import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
+from dnnlib import background
 from dnnlib.util import EasyDict, UserError, construct_class_by_name
 from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
@@ -210,6 +211,7 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
     return dict(zip(results, values))
 
 
+@torch.inference_mode()
 def _detect(
     opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
 ) -> None:
@@ -250,9 +252,10 @@ def _stats_of_images(
     """Statistics of the features of `batches` of (images, labels), gathered from all processes."""
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
-    for batch, _labels in batches:
-        _detect(opts, stats, detector, batch.to(opts.device), detector_kwargs)
-        progress.update(stats.num_items)
+    with background.ahead(batches, opts.device.type == "cpu") as loaded:
+        for batch, _labels in loaded:
+            _detect(opts, stats, detector, batch.to(opts.device), detector_kwargs)
+            progress.update(stats.num_items)
     return stats
 
 
@@ -319,6 +322,24 @@ def require_fakes(dataset, num_items: int) -> None:
         )
 
 
+def _fakes(opts: MetricOptions, count: int, batch_size: int, batch_gen: int | None) -> Iterator[torch.Tensor]:
+    """`count` batches of this process's fakes, uint8 [batch_size, C, R, R]; see below for `batch_gen`."""
+    G = evaluation_copy(opts)
+    if batch_gen is None:
+        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
+    sampler = LatentSampler(opts, G)
+    family = families.of(G)
+    G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
+    G_kwargs |= opts.G_kwargs
+
+    @torch.inference_mode()
+    def batch() -> torch.Tensor:
+        parts = [sampler.items(min(batch_gen, batch_size - first)) for first in range(0, batch_size, batch_gen)]
+        return torch.cat([images.to_uint8(family.sample(G, z, c, **G_kwargs)) for z, c in parts])
+
+    return (batch() for _ in range(count))
+
+
 @torch.no_grad()
 def compute_feature_stats_for_generator(
     opts: MetricOptions,
@@ -350,22 +371,13 @@ def compute_feature_stats_for_generator(
         opts.record(spec, num_fakes=stats.num_items, fakes=opts.fakes_kwargs["path"])
         return stats
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
-    G = evaluation_copy(opts)
-    if batch_gen is None:
-        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
-    sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
-    family = families.of(G)
-    G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
-    G_kwargs |= opts.G_kwargs
     progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
-    with misc.own_random_streams(opts.device, opts.seed + opts.rank):
-        while not stats.is_full():
-            batch = []
-            for first in range(0, batch_size, batch_gen):
-                z, c = sampler.items(min(batch_gen, batch_size - first))
-                batch.append(images.to_uint8(family.sample(G, z, c, **G_kwargs)))
-            _detect(opts, stats, detector, torch.cat(batch), detector_kwargs)
+    fakes = _fakes(opts, -(-max_items // (batch_size * opts.num_gpus)), batch_size, batch_gen)
+    random = misc.own_random_streams(opts.device, opts.seed + opts.rank)
+    with random, background.ahead(fakes, opts.device.type == "cpu") as batches:
+        for batch in batches:
+            _detect(opts, stats, detector, batch, detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats
