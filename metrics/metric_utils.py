@@ -325,8 +325,7 @@ def require_fakes(dataset, num_items: int) -> None:
 def _fakes(opts: MetricOptions, count: int, batch_size: int, batch_gen: int | None) -> Iterator[torch.Tensor]:
     """`count` batches of this process's fakes, uint8 [batch_size, C, R, R]; see below for `batch_gen`."""
     G = evaluation_copy(opts)
-    if batch_gen is None:
-        batch_gen = max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
+    batch_gen = batch_gen or max(1, min(batch_size, _PIXELS_PER_BATCH // G.img_resolution**2))
     sampler = LatentSampler(opts, G)
     family = families.of(G)
     G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
@@ -375,6 +374,7 @@ def compute_feature_stats_for_generator(
     progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
     fakes = _fakes(opts, -(-max_items // (batch_size * opts.num_gpus)), batch_size, batch_gen)
     random = misc.own_random_streams(opts.device, opts.seed + opts.rank)
+    # On a GPU no thread is needed: the host is ahead of the device anyway.
     with random, background.ahead(fakes, opts.device.type == "cpu") as batches:
         for batch in batches:
             _detect(opts, stats, detector, batch, detector_kwargs)

@@ -32,7 +32,7 @@ from training.sampling import (
 )
 
 # Files written at once, and images that wait for it: a disk takes longer to confirm a small file than a CPU to make it.
-_WRITERS, _MOST_WAITING = 8, 32
+_WRITERS, _MOST_WAITING = 4, 32
 
 
 class _Picture(NamedTuple):
@@ -124,11 +124,12 @@ def _of_seeds(
     family = families.of(G)
     labels = [class_label(G, k, device) for k in _each(G, classes)]
     several = len(labels) > 1
+    rnd = np.random.RandomState()
     items = [
         _Picture(
             f"seed{seed:04d}-class{int(c.argmax())}.png" if several else f"seed{seed:04d}.png",
             seed if noise_mode == "random" else None,
-            lambda seed=seed, c=c: (seed_to_z(seed, G.z_dim, bound).to(device), c),
+            lambda seed=seed, c=c: (seed_to_z(seed, G.z_dim, bound, rnd).to(device), c),
         )
         for c in labels
         for seed in seeds
