@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all metrics: options, and the features of reals and fakes.
+"""Shared by all metrics: the features of reals and fakes.
 
 Legend: n items, d feature dimensions. With several processes each works on a share of the items. The features are
 gathered, so all processes end with the same statistics, in the order in which one process computes them.
@@ -7,16 +7,18 @@ gathered, so all processes end with the same statistics, in the order in which o
 
 import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from dnnlib.util import EasyDict, UserError, construct_class_by_name
+from dnnlib import background
+from dnnlib.util import UserError, construct_class_by_name
 from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
+from metrics.options import STANDING_BATCH, MetricOptions
 from metrics.progress_monitor import ProgressMonitor
-from torch_utils import distributed, images, misc
+from torch_utils import distributed, images, memory, misc
 from torch_utils.ops import layout
 from training import families, sampling, standing_stats
 from training.dataset import Dataset
@@ -35,86 +37,6 @@ __all__ = [
     "get_feature_detector",
     "require_fakes",
 ]
-
-STANDING_BATCH = 64  # latents of a pass for standing statistics, which depend on it
-
-
-class MetricOptions:
-    """What to measure and how.
-
-    Args:
-        G: Generator to be measured. It is copied and never changed.
-        G_kwargs: Extra arguments of its forward call.
-        dataset_kwargs: Class name and arguments of the dataset of reals (and labels).
-        num_gpus: Number of processes.
-        rank: Index of this process.
-        device: Device to compute on; by default the CUDA device of this rank, or the CPU without CUDA.
-        progress: A `ProgressMonitor`; silent by default.
-        cache: Whether to cache the statistics of the reals.
-        detector: Value of `--detector`: a name, path or URL; None for the metric's own detector. See `detectors.trust`.
-        seed: Seed of latents, labels, noise and subsets. The global random generators are not used.
-        fakes_kwargs: Class name and arguments of a dataset of fakes, used instead of `G`.
-        real_stats: File of saved statistics, used instead of the dataset of reals (and labels).
-        trunc: Truncation of the fakes, the value of `--trunc`; None for none.
-        standing_passes: Batches of `STANDING_BATCH` latents whose statistics a `G` with batch norm is measured with; 0
-            for its running ones.
-        shared: Statistics of the features of fakes, kept for other metrics with the same options; None keeps none.
-    """
-
-    def __init__(
-        self,
-        G: torch.nn.Module | None = None,
-        G_kwargs: dict = {},
-        dataset_kwargs: dict = {},
-        num_gpus: int = 1,
-        rank: int = 0,
-        device: torch.device | None = None,
-        progress: ProgressMonitor | None = None,
-        cache: bool = True,
-        detector: str | None = None,
-        seed: int = 0,
-        fakes_kwargs: dict = {},
-        real_stats: str | None = None,
-        trunc: float | None = None,
-        standing_passes: int = 0,
-        shared: dict | None = None,
-    ):
-        assert 0 <= rank < num_gpus
-        if device is None:
-            device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-        self.G = G
-        self.G_kwargs = EasyDict(G_kwargs)
-        self.dataset_kwargs = EasyDict(dataset_kwargs)
-        self.num_gpus = num_gpus
-        self.rank = rank
-        self.device = torch.device(device)
-        self.progress = progress.sub() if progress is not None and rank == 0 else ProgressMonitor()
-        self.cache = cache
-        self.detector = detector
-        self.seed = seed
-        self.fakes_kwargs = EasyDict(fakes_kwargs)
-        self.real_stats = real_stats
-        self.trunc = trunc
-        self.standing_passes = standing_passes
-        self.shared = shared
-        self.provenance = EasyDict(
-            resolution=getattr(G, "img_resolution", self.fakes_kwargs.get("resolution")),
-            seed=seed,
-            versions={"torch": torch.__version__, "numpy": np.__version__},
-            **self._of_sampling(),
-        )
-
-    def _of_sampling(self) -> dict[str, float | str]:
-        """What `provenance` says of how `G` is sampled; nothing where there is no choice."""
-        facts = {} if self.trunc is None else {"trunc": self.trunc}
-        if self.G is not None and families.of(self.G).batch_statistics:
-            standing = f"standing ({self.standing_passes} passes of {STANDING_BATCH})"
-            facts["statistics"] = standing if self.standing_passes else "running"
-        return facts
-
-    def record(self, spec: detectors.DetectorSpec, **facts: int | str) -> None:
-        """Add to `provenance` the detector and `facts`: the numbers and files of the images used."""
-        self.provenance.update(detector=spec.name, detector_sha256=spec.sha256, **facts)
 
 
 def _labelled_dataset(opts: MetricOptions) -> Dataset:
@@ -193,6 +115,8 @@ def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
 
     It has the standing statistics that `opts` ask for, equal in all processes.
     """
+    if opts.device.type == "cpu":
+        memory.keep_freed()
     G = layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
     if opts.standing_passes:
         whole = copy.copy(opts)
@@ -212,6 +136,7 @@ def broadcast_results(results: dict[str, float], opts: MetricOptions) -> dict[st
     return dict(zip(results, values))
 
 
+@torch.inference_mode()
 def add_features(
     opts: MetricOptions, stats: FeatureStats, detector: torch.nn.Module, batch: torch.Tensor, detector_kwargs: dict
 ) -> None:
@@ -252,9 +177,10 @@ def _stats_of_images(
     """Statistics of the features of `batches` of (images, labels), gathered from all processes."""
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
     stats = FeatureStats(**stats_kwargs)
-    for batch, _labels in batches:
-        add_features(opts, stats, detector, batch.to(opts.device), detector_kwargs)
-        progress.update(stats.num_items)
+    with background.ahead(batches, opts.device.type == "cpu") as loaded:
+        for batch, _labels in loaded:
+            add_features(opts, stats, detector, batch.to(opts.device), detector_kwargs)
+            progress.update(stats.num_items)
     return stats
 
 
@@ -321,6 +247,23 @@ def require_fakes(dataset, num_items: int) -> None:
         )
 
 
+def _fakes(opts: MetricOptions, count: int, batch_size: int, batch_gen: int | None) -> Iterator[torch.Tensor]:
+    """`count` batches of this process's fakes, uint8 [batch_size, C, R, R]; see below for `batch_gen`."""
+    G = evaluation_copy(opts)
+    batch_gen = batch_gen or sampling.images_at_once(G, batch_size)
+    sampler = LatentSampler(opts, G)
+    family = families.of(G)
+    G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
+    G_kwargs |= opts.G_kwargs
+
+    @torch.inference_mode()
+    def batch() -> torch.Tensor:
+        parts = [sampler.items(min(batch_gen, batch_size - first)) for first in range(0, batch_size, batch_gen)]
+        return torch.cat([images.to_uint8(family.sample(G, z, c, **G_kwargs)) for z, c in parts])
+
+    return (batch() for _ in range(count))
+
+
 @torch.no_grad()
 def compute_feature_stats_for_generator(
     opts: MetricOptions,
@@ -352,22 +295,14 @@ def compute_feature_stats_for_generator(
         opts.record(spec, num_fakes=stats.num_items, fakes=opts.fakes_kwargs["path"])
         return stats
     detector = get_feature_detector(spec, opts.device, opts.num_gpus, opts.rank)
-    G = evaluation_copy(opts)
-    if batch_gen is None:
-        batch_gen = sampling.images_at_once(G, batch_size)
-    sampler = LatentSampler(opts, G)
     stats = FeatureStats(**stats_kwargs)
-    family = families.of(G)
-    G_kwargs = {} if opts.trunc is None else {"truncation_psi": family.truncation(G, opts.trunc)[1]}
-    G_kwargs |= opts.G_kwargs
     progress = opts.progress.sub(f"{spec.name} features of fakes", max_items, rel_lo, rel_hi)
-    with misc.own_random_streams(opts.device, opts.seed + opts.rank):
-        while not stats.is_full():
-            batch = []
-            for first in range(0, batch_size, batch_gen):
-                z, c = sampler.items(min(batch_gen, batch_size - first))
-                batch.append(images.to_uint8(family.sample(G, z, c, **G_kwargs)))
-            add_features(opts, stats, detector, torch.cat(batch), detector_kwargs)
+    fakes = _fakes(opts, -(-max_items // (batch_size * opts.num_gpus)), batch_size, batch_gen)
+    random = misc.own_random_streams(opts.device, opts.seed + opts.rank)
+    # On a GPU no thread is needed: the host is ahead of the device anyway.
+    with random, background.ahead(fakes, opts.device.type == "cpu") as batches:
+        for batch in batches:
+            add_features(opts, stats, detector, batch, detector_kwargs)
             progress.update(stats.num_items)
     opts.record(spec, num_fakes=stats.num_items)
     return stats

@@ -16,7 +16,6 @@ import torch
 from dnnlib.util import UserError, construct_class_by_name
 from metrics import catalogue, detectors, real_cache
 from metrics.detector_record import Record
-from metrics.frechet_inception_distance import frechet_distance
 from metrics.metric_utils import MetricOptions
 from torch_utils.images import on_white
 from training.dataset import Dataset
@@ -66,6 +65,8 @@ def distance(network: torch.nn.Module, record: Record, images: torch.Tensor) -> 
         raise UserError("The detector's record is about another network: choose another --detector.")
     seen = probs.argmax(dim=1)
     shares = torch.bincount(seen, minlength=record.classes).double().numpy() / len(images)
+    from metrics.frechet_inception_distance import frechet_distance  # loads scipy, which training may not need
+
     return frechet_distance(features.mean(0), np.cov(features.T, bias=True), *record.mixture(shares))
 
 

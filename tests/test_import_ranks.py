@@ -140,3 +140,19 @@ def test_training_without_a_teacher_does_not_import_dgl(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_scripts_load_nothing_that_their_start_does_not_need():
+    heavy = "scipy imageio requests tensorboard torch._dynamo torch._inductor torch.onnx torch.utils.tensorboard"
+    heavy += " sympy onnx onnxruntime matplotlib dgl"
+    code = (
+        "import sys, torch\n"
+        f"heavy = set({heavy!r}.split()) - set(sys.modules)\n"  # less what PyTorch loads itself
+        "import training.generation\n"
+        "found = heavy & set(sys.modules) | ({'metrics', 'training.training_loop'} & set(sys.modules))\n"
+        "assert not found, f'generate.py: {found}'\n"
+        "import train, training.preflight, training.training_loop\n"
+        "assert not heavy & set(sys.modules), f'train.py: {heavy & set(sys.modules)}'\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dnnlib.background import Background
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
 from torch_utils import distributed, images, npz
@@ -30,12 +31,16 @@ from training.sampling import (
     synthesize,
 )
 
+# Files written at once, and images that wait for it: a disk takes longer to confirm a small file than a CPU to make it.
+_WRITERS, _MOST_WAITING = 4, 32
+
 
 class _Picture(NamedTuple):
-    """One image: its file name, the seed of its noise, a function that gives what `_Pictures.draw` takes."""
+    """One image: its file name, the seed of its noise (None: none is drawn), a function that gives what
+    `_Pictures.draw` takes."""
 
     name: str
-    seed: int
+    seed: int | None
     latents: Callable[[], tuple[torch.Tensor, ...]]
 
 
@@ -119,11 +124,12 @@ def _of_seeds(
     family = families.of(G)
     labels = [class_label(G, k, device) for k in _each(G, classes)]
     several = len(labels) > 1
+    rnd = np.random.RandomState()
     items = [
         _Picture(
             f"seed{seed:04d}-class{int(c.argmax())}.png" if several else f"seed{seed:04d}.png",
-            seed,
-            lambda seed=seed, c=c: (seed_to_z(seed, G.z_dim, bound).to(device), c),
+            seed if noise_mode == "random" else None,
+            lambda seed=seed, c=c: (seed_to_z(seed, G.z_dim, bound, rnd).to(device), c),
         )
         for c in labels
         for seed in seeds
@@ -148,7 +154,10 @@ def _of_latents(G: torch.nn.Module, path: str, noise_mode: str, device: torch.de
     """Images of the w in an npz file; latents are ws [1, L, D]."""
     families.require_w(G, "--projected-w")
     ws = _read_latents(G, path).to(device)
-    items = [_Picture(f"proj{idx:02d}.png", idx, lambda w=w: (w.unsqueeze(0),)) for idx, w in enumerate(ws)]
+    items = [
+        _Picture(f"proj{idx:02d}.png", idx if noise_mode == "random" else None, lambda w=w: (w.unsqueeze(0),))
+        for idx, w in enumerate(ws)
+    ]
     return _Pictures(items, lambda ws: synthesize(G, ws, noise_mode))
 
 
@@ -173,22 +182,28 @@ def _read_latents(G: torch.nn.Module, path: str) -> torch.Tensor:
 def _save(pictures: _Pictures, outdir: str, grid: bool, batch: int) -> None:
     """Write each image, or one grid.png of all."""
     cells = []
-    with Progress(len(pictures.items), "Generating", "img") as progress:
+    with Progress(len(pictures.items), "Generating", "img") as progress, Background(_WRITERS, _MOST_WAITING) as writers:
         for first in range(0, len(pictures.items), batch):
             group = pictures.items[first : first + batch]
             latents = [torch.cat(parts) for parts in zip(*(item.latents() for item in group))]
-            torch.manual_seed(group[0].seed)
+            _seed_noise(group[0].seed)
             for item, img in zip(group, images.to_uint8(pictures.draw(*latents)).cpu()):
                 if grid:
                     cells.append(img)
                 else:
-                    images.save_png(img, os.path.join(outdir, item.name))
+                    writers.submit(images.save_png, img, os.path.join(outdir, item.name))
             progress.update(len(group))
     if grid:
         height = pictures.rows or math.ceil(len(cells) / math.ceil(len(cells) ** 0.5))
         width = math.ceil(len(cells) / height)
         cells += [torch.zeros_like(cells[0])] * (width * height - len(cells))
         images.save_png(images.make_grid(torch.stack(cells), (width, height)), os.path.join(outdir, "grid.png"))
+
+
+def _seed_noise(seed: int | None) -> None:
+    """Seed the noise that is drawn next; where none is drawn (None), save the millisecond that PyTorch takes."""
+    if seed is not None:
+        torch.manual_seed(seed)
 
 
 def _check_grid(G: torch.nn.Module, count: int) -> None:
@@ -231,7 +246,14 @@ def _arc(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
 
 
 def _save_video(
-    path: str, ends: list[torch.Tensor], draw: _Draw, between: _Between, frames: int, fps: int, batch: int, seed: int
+    path: str,
+    ends: list[torch.Tensor],
+    draw: _Draw,
+    between: _Between,
+    frames: int,
+    fps: int,
+    batch: int,
+    seed: int | None,
 ) -> None:
     """From each point to the next in `frames` frames, and from the last back to the first; noise of `seed`."""
     total = len(ends) * frames
@@ -245,7 +267,7 @@ def _save_video(
         def pixels() -> Iterator[np.ndarray]:
             for first in range(0, total, batch):
                 latents = torch.cat([point(index) for index in range(first, min(first + batch, total))])
-                torch.manual_seed(seed)
+                _seed_noise(seed)
                 yield from images.on_white(images.to_uint8(draw(latents))).permute(0, 2, 3, 1).cpu().numpy()
                 progress.update(len(latents))
 

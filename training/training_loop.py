@@ -99,7 +99,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = self.options.cudnn_benchmark
             precision.allow_tf32(self.options.allow_tf32)
-        else:
+        elif self.device.type == "cpu":
             memory.keep_freed()
 
     def _open_data(self, training_set) -> None:

@@ -61,7 +61,7 @@ def _pytorch(
 ) -> Runtime:
     def build(subject: Subject, batch: int, device: torch.device, folder: str) -> timing.Work:
         G = subject.placed(device, dtype)
-        z, c = (tensor.to(device) for tensor in _inputs(G, batch))
+        z, c = (tensor.to(device) for tensor in inputs(G, batch))
         sample = families.of(G).sample
 
         def work() -> None:
@@ -73,7 +73,8 @@ def _pytorch(
     return Runtime(f"PyTorch {name}", build, missing)
 
 
-def _inputs(G: torch.nn.Module, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(G: torch.nn.Module, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [batch, Z] and labels [batch, Y] that all runtimes get, on the CPU."""
     z = torch.cat([sampling.seed_to_z(seed, G.z_dim) for seed in range(batch)])
     return z, torch.eye(max(G.c_dim, 1))[torch.arange(batch) % max(G.c_dim, 1)][:, : G.c_dim]
 
@@ -108,7 +109,7 @@ def _onnx(subject: Subject, batch: int, device: torch.device, folder: str, dtype
     options.intra_op_num_threads = torch.get_num_threads()
     path = onnx_file(subject, folder, dtype)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    values = {**dict(zip("zc", _inputs(subject.G, batch))), "psi": torch.ones([1])}
+    values = {**dict(zip("zc", inputs(subject.G, batch))), "psi": torch.ones([1])}
     feed = {argument.name: values[argument.name].numpy() for argument in session.get_inputs()}
     return lambda: session.run(None, feed)
 
@@ -130,10 +131,16 @@ RUNTIMES = (
 )
 
 
-def available(subjects: Sequence[Subject], device: torch.device) -> tuple[list[Runtime], dict[str, str]]:
-    """The runtimes that can be measured, and for the others the reason by name."""
-    reasons = {runtime.name: runtime.missing(subjects, device) for runtime in RUNTIMES}
-    runtimes = [runtime for runtime in RUNTIMES if reasons[runtime.name] is None]
+FP32 = tuple(runtime for runtime in RUNTIMES if runtime.name.endswith("fp32"))
+
+
+def available(
+    subjects: Sequence[Subject], device: torch.device, of: Sequence[Runtime] | None = None
+) -> tuple[list[Runtime], dict[str, str]]:
+    """The runtimes (those `of` a list) that can be measured, and for the others the reason by name."""
+    of = RUNTIMES if of is None else of
+    reasons = {runtime.name: runtime.missing(subjects, device) for runtime in of}
+    runtimes = [runtime for runtime in of if reasons[runtime.name] is None]
     return runtimes, {name: reason for name, reason in reasons.items() if reason is not None}
 
 

@@ -121,8 +121,7 @@ def test_no_data_for_an_unconditional_network_and_metrics_without_reals(run_cli,
 
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(run_cli, work):
-    # Each process draws its own noise, so this network has none.
-    G = stand_ins.tiny_generator(c_dim=2)
+    G = stand_ins.tiny_generator(c_dim=2)  # without noise, of which each process draws its own
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
             parameter.zero_()
