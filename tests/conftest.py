@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An option and a fixture that make the suite independent of the CPU it runs on."""
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,12 @@ def pytest_configure(config):
     choice = config.getoption("--fast-bf16")
     if choice is not None:
         os.environ["STYLEGAN2_FAST_BF16"] = {"on": "1", "off": "0"}[choice]  # processes that tests start inherit it
+
+
+def pytest_collection_finish(session):
+    """The six thousand tests and what they import stay to the end: the garbage collector need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=[True, False], ids=["fast-bf16", "slow-bf16"])

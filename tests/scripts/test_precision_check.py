@@ -49,6 +49,7 @@ def check(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_short_runs_are_trained_measured_and_shown(check, tmp_path):
     status, out, err, result = check(iterations=2, seeds="3", metric="fid1k_full")
     assert status == 0

@@ -195,6 +195,7 @@ start("broken").join()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_stale_lock_and_one_of_several_builds(tmp_path):
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROCESSES]

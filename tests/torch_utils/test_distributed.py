@@ -159,6 +159,7 @@ def fill_the_disk(rank):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "network.pkl")
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_process_is_a_user_error_of_the_parent():
     with pytest.raises(UserError, match=r"network\.pkl"):
         distributed.launch(fill_the_disk, 2)

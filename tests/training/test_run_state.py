@@ -121,10 +121,10 @@ def check_exact(tmp_path, data, stops, make=made, **changes) -> None:
         assert differences(tmp_path / "straight", path) == []
 
 
-@pytest.mark.parametrize("stops", [(4,), pytest.param((0, 5, 10), marks=pytest.mark.slow)])
-def test_a_plain_run_goes_on_exactly(tmp_path, data, stops):
+@pytest.mark.slow
+def test_a_plain_run_goes_on_exactly(tmp_path, data):
     """Within a tick and between two, in the first iteration and near the end."""
-    check_exact(tmp_path, data, stops)
+    check_exact(tmp_path, data, stops=(0, 4, 5, 10))
 
 
 def test_a_run_with_ada_and_labels_goes_on_exactly(tmp_path, data):

@@ -149,6 +149,7 @@ def test_low_precision_stays_near_the_reference(dtype):
         assert (actual - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
+@pytest.mark.slow
 def test_networks_can_be_compiled_as_one_graph():
     torch.manual_seed(3)
     G = Generator(16, 0, 16, 32, 3, synthesis_kwargs={"channel_base": 1024}).eval().requires_grad_(False)
