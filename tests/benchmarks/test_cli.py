@@ -29,6 +29,7 @@ def bench(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_tiny_benchmark_and_a_comparison_with_it(bench, tmp_path):
     cases = "--only=training,inference/b1,op/bias_act"
     status, out, err = bench(f"--out={tmp_path}", cases, *TINY)

@@ -39,6 +39,7 @@ def fitted(seed=0, kimg=1.0, batch_gpu=8):
     return student, source, last
 
 
+@pytest.mark.slow
 def test_the_student_approaches_its_teacher():
     source = make_G(7, **TEACHER)
     before = distance(pruned(source), source)

@@ -159,6 +159,7 @@ def test_continues_exactly(tmp_path):
 # The fixed point
 
 
+@pytest.mark.slow
 def test_a_wrong_verdict_is_unlearned_and_p_data_is_stationary():
     live, D = TableTeacher(), Table(torch.zeros(len(DATA)))
     term = LiveTerm([live], opt_kwargs={**ADAM, "lr": 0.1}, weight=0.3)

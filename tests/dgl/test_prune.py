@@ -139,6 +139,7 @@ def test_pruned_networks_degrade_with_width():
     assert found[0] < 1e-10 and found == sorted(found) and found[1] > 100 * found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", ["l1", "diversity"])
 def test_ranked_channels_are_better_than_random_ones(ranking, few_samples):
     """In the median over ten networks, at two widths."""

@@ -134,6 +134,7 @@ def test_the_critic_has_the_attributes_of_d(teacher):
 # The fixed point
 
 
+@pytest.mark.slow
 def test_p_data_is_stationary_and_plain_guidance_leaves_it():
     """With the same wrong teacher: p_G = p_data stays, while in the generator's loss alone it moves p_G to the tilted
     distribution of the formula."""

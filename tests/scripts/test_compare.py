@@ -164,6 +164,7 @@ def test_names_come_from_the_files_and_differ():
     assert subjects.default_name("network-snapshot-000020.pkl") == "network-snapshot-000020"
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_call_beside_the_loaded_network(tmp_path):
     path = save(tmp_path / "a.pkl", stand_ins.tiny_generator())
     small, large = speed._peaks(

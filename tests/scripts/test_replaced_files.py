@@ -50,6 +50,7 @@ def test_what_another_dataset_refuses_is_a_user_error(data, replace):
         build(data=f"{data}.none.zip")
 
 
+@pytest.mark.slow
 def test_a_run_with_another_dataset_and_loss(data, replace, run_script, tmp_path):
     loss = types.ModuleType("training.loss")
     loss.Loss, loss.StyleGAN2Loss = other_projects.Loss, other_projects.LossOfItsOwn

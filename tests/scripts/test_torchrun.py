@@ -70,6 +70,7 @@ def process_of_rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
     return found
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence_and_ends_all_processes(tmp_path, data):
     process = torchrun(f"--outdir={tmp_path / 'runs'}", f"--data={data}", *SMALL, "--gpus=4")
     status, output = ended(process)

@@ -151,6 +151,7 @@ def test_what_may_not_change_is_refused_by_name(finished, flag, words):
     assert sorted(os.listdir(finished)) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(finished):
     other = finished / "metric-fid5k_full.jsonl"  # of calc_metrics.py
     other.write_text('{"results": {"fid5k_full": 1.0}, "snapshot_pkl": "network-snapshot-000001.pkl"}\n')

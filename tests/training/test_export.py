@@ -156,6 +156,7 @@ def test_a_program_that_gives_other_images_is_not_written(tmp_path, wrong):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_a_mean_w_there_is_no_truncation(tmp_path):
     G = networks.Generator(4, 0, 4, 4, 3, {"num_layers": 1, "w_avg_beta": None}, {"channel_base": 16}).eval()
     export.export(G.requires_grad_(False), tmp_path / "x.onnx", export.Settings())

@@ -58,7 +58,11 @@ def poisoned(path: pathlib.Path, data, **changes) -> dict:
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [("latents", "weights of G|a statistic that the loss keeps"), ("weights", "the weights of G"), ("loss", "Loss/x")],
+    [
+        pytest.param("latents", "weights of G|a statistic that the loss keeps", marks=pytest.mark.slow),
+        ("weights", "the weights of G"),
+        pytest.param("loss", "Loss/x", marks=pytest.mark.slow),
+    ],
 )
 def test_the_run_stops_and_the_good_state_stays(tmp_path, data, what, words):
     settings = poisoned(tmp_path / "run", data, loss={"what": what}, snapshots_keep=1)

@@ -142,7 +142,8 @@ def test_workers_and_joint_phases_make_no_difference(tmp_path, data):
     assert differences(tmp_path / "straight", tmp_path / "none") == []
 
 
-@pytest.mark.parametrize(("update", "stops"), [(None, (7,)), pytest.param(ADAM, (2, 7), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("update", "stops"), [(None, (7,)), (ADAM, (2, 7))])
 def test_a_guided_run_goes_on_exactly(tmp_path, data, update, stops):
     teacher = save_teacher(tmp_path)
     loss = {
@@ -158,6 +159,7 @@ def data32(tmp_path_factory):
     return make_image_zip(tmp_path_factory.mktemp("data32") / "toy.zip", resolution=32, num_images=20, num_labels=3)
 
 
+@pytest.mark.slow
 def test_a_biggan_goes_on_exactly(tmp_path, data32):
     """Within a tick and between two, before and after its average begins; two batches of reals in each iteration."""
     check_exact(tmp_path, data32, stops=(1, 3), make=tiny_biggan.run_options, **ADA)

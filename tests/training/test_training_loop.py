@@ -105,6 +105,7 @@ def test_tick_line(data, tmp_path, capsys):
     assert re.search(pattern, capsys.readouterr().out, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(run_dir, data, tmp_path):
     training_loop(**options(tmp_path / "again", data))
     assert same(weights(run_dir), weights(tmp_path / "again"))
@@ -156,6 +157,7 @@ def test_resume_takes_over_weights(run_dir, data, tmp_path):
         assert torch.equal(expected[name], resumed[name]), name
 
 
+@pytest.mark.slow
 def test_resume_from_other_widths_takes_what_fits(run_dir, data, tmp_path, capsys):
     changed = options(tmp_path / "run", data, resume_pkl=str(run_dir / "network-snapshot-000000.pkl"))
     changed["G_kwargs"]["synthesis_kwargs"] = {"channel_base": 64, "channel_max": 4}

@@ -32,6 +32,7 @@ def stripes(count, flipped=False):
     return img.add(20).clamp(0, 255).to(torch.uint8), 1 - classes if flipped else classes
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_from_the_fakes_alone():
     state = torch.get_rng_state()
     fakes, reals = stripes(128), stripes(40)

@@ -197,6 +197,7 @@ class Layer(torch.nn.Module):
         return bias_act(upsample2d(x, f), b, 1, "lrelu", None, None, 256)
 
 
+@pytest.mark.slow
 def test_compiled_and_exported_graphs_hold_the_operations():
     b, f = rnd("b", (3,)).requires_grad_(), setup_filter([1, 3, 3, 1])
     layer = Layer()
