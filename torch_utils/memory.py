@@ -11,7 +11,7 @@ def keep_freed() -> bool:
     """Let this process keep the memory that it frees, for its next tensors. Returns whether the C library can.
 
     glibc returns large blocks to the system at once. The next tensor of that size is then made of new pages, which the
-    system has to clear: in training 10 to 20 percent of the time on a CPU. The process keeps its peak, which is 3 to 30
+    system has to clear: in training 5 to 20 percent of the time on a CPU. The process keeps its peak, which is 3 to 30
     percent higher, because kept memory is in pieces. Other C libraries (musl, macOS, Windows) stay as they are.
     """
     try:
