@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs on a small dataset: files, reproducibility, and effects of the options."""
 
+import gc
 import json
+import multiprocessing
 import pathlib
 import re
+import time
 import zipfile
 
 import pytest
@@ -17,7 +20,7 @@ from tests.support import make_image_zip
 from torch_utils import distributed
 from training.files.snapshot import load_snapshot
 from training.loss import StyleGAN2Loss
-from training.training_loop import TrainingOptions, training_loop
+from training.training_loop import Trainer, TrainingOptions, training_loop
 
 WIDTHS = {"channel_base": 128, "channel_max": 8}
 ADAM = {"class_name": "torch.optim.Adam", "lr": 0.002, "betas": [0, 0.99], "eps": 1e-8}
@@ -285,3 +288,15 @@ class OlderLoss(StyleGAN2Loss):
 
     def __init__(self, device, G_mapping, G_synthesis, D, augment_pipe=None, r1_gamma=10):
         super().__init__(device, G_mapping, G_synthesis, D, augment_pipe, r1_gamma=r1_gamma)
+
+
+def test_a_trainer_that_nobody_uses_ends_its_data_workers_at_once(data, tmp_path):
+    """It refers to itself, so that the garbage collector finds it, in no order that its data loader could rely on."""
+    others = set(multiprocessing.active_children())
+    trainer = Trainer(TrainingOptions(**options(tmp_path / "run", data, data_loader_kwargs={"num_workers": 1})))
+    trainer.reals.fetch()
+    (worker,) = set(multiprocessing.active_children()) - others
+    del trainer
+    start = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - start < 4 and not worker.is_alive()
