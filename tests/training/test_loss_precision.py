@@ -64,6 +64,7 @@ def check(phase: str, dtype: torch.dtype, device: torch.device, seeds: range) ->
     assert statistics.median(gradient for _loss, gradient in found) <= tolerances.HALF_PRECISION_MEDIAN[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", LOSS)
 @pytest.mark.parametrize(("dtype", "seeds"), [(torch.bfloat16, range(4)), (torch.float16, range(1))], ids=str)
 def test_phase_in_half_precision(phase, dtype, seeds):

@@ -20,7 +20,7 @@ THEIRS = other_projects.__name__
 # --precision, fast bf16 instructions, and the type of the half-precision resolutions that follows
 CASES = [
     ("auto", True, torch.bfloat16),
-    ("auto", False, torch.float32),
+    pytest.param("auto", False, torch.float32, marks=pytest.mark.slow),
     pytest.param("fp32", True, torch.float32, marks=pytest.mark.slow),
     pytest.param("bf16", False, torch.bfloat16, marks=pytest.mark.slow),
 ]

@@ -22,6 +22,8 @@ from torch_utils.ops.bias_act_ref import activation_funcs, bias_act_ref
 from torch_utils.ops.upfirdn2d import setup_filter
 from torch_utils.ops.upfirdn2d_ref import resample_ref
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = tolerances.KERNELS_ON_HOST
 LAST = torch.channels_last
 PACK = {torch.float64: 1, torch.float32: 4, torch.bfloat16: 8}
