@@ -15,6 +15,7 @@ from benchmarks.results import Run
 from dgl.student import count_macs, count_params
 from dnnlib.cli import INT_LIST, run
 from dnnlib.files import write_text
+from dnnlib.text import markdown
 from metrics.reports import speed
 from metrics.reports.subjects import Subject
 from torch_utils import machine, timing
@@ -36,12 +37,8 @@ random weights: no trained ones are at hand at these sizes, and the time does no
 number of processes that wanted a processor at the start, on {cores} cores: above about 0.2 the milliseconds are those
 of a machine shared with other work, and only ratios mean something.
 
-| size | runtime | teacher, ms | student, ms | teacher/student |
-|---|---|---|---|---|
-{rows}
+{times}
 
-| size | teacher | student |
-|---|---|---|
 {sizes}
 {remarks}"""
 
@@ -95,7 +92,8 @@ def main(out: str, res: list[int], budget: float) -> None:
     """Measure the time for one image of a teacher and a student of half its width, eager, compiled and in ONNX."""
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     found = Run("python -m benchmarks.latency", date, machine.describe(torch.device("cpu")), "fp32", None)
-    rows, sizes, remarks, rounds = [], [], {}, set()
+    times = [["size", "runtime", "teacher, ms", "student, ms", "teacher/student"]]
+    sizes, remarks, rounds = [["size", "teacher", "student"]], {}, set()
     for resolution in res:
         with tempfile.TemporaryDirectory() as folder:
             subjects = [_subject(name, resolution, pathlib.Path(folder)) for name in WIDTHS]
@@ -105,20 +103,18 @@ def main(out: str, res: list[int], budget: float) -> None:
         for runtime in runtimes:
             teacher, student = (samples[f"{runtime.name}/{name}"] for name in WIDTHS)
             ratio = _cell([a / b for a, b in zip(teacher, student)])
-            rows.append(
-                f"| {resolution} | {runtime.name} | {_cell(teacher, 1000)} | {_cell(student, 1000)} | {ratio} |"
-            )
+            times.append([str(resolution), runtime.name, _cell(teacher, 1000), _cell(student, 1000), ratio])
             rounds.add(len(teacher))
         cells = [f"{count_params(s.G) / 1e6:.1f} M parameters, {count_macs(s.G) / 1e9:.2f} GMACs" for s in subjects]
-        sizes.append(f"| {resolution} | {cells[0]} | {cells[1]} |")
+        sizes.append([str(resolution), *cells])
         page = PAGE.format(
             command=found.command,
             line=report.machine_line(found),
             batch=BATCH,
             cores=found.machine["cores"],
             rounds=" to ".join(map(str, sorted({min(rounds), max(rounds)}))),
-            rows="\n".join(rows),
-            sizes="\n".join(sizes),
+            times=markdown(times),
+            sizes=markdown(sizes),
             remarks="".join(f"\n{name}: not measured, because {reason}.\n" for name, reason in remarks.items()),
         )
         write_text(pathlib.Path(out), page)  # after each size: an interrupted run keeps its figures

@@ -125,6 +125,11 @@ def test_an_upward_import_is_found(name, source):
     assert len(faults(name, source)) == 1
 
 
+def check_in_new_process(code: str) -> None:
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_training_without_a_teacher_does_not_import_dgl(tmp_path):
     for index in range(4):
         image = np.random.RandomState(index).randint(0, 256, (3, 8, 8)).astype(np.uint8)
@@ -138,8 +143,7 @@ def test_training_without_a_teacher_does_not_import_dgl(tmp_path):
         "assert 'training.options' in sys.modules\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'dgl']\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    check_in_new_process(code)
 
 
 def test_scripts_load_nothing_that_their_start_does_not_need():
@@ -154,5 +158,4 @@ def test_scripts_load_nothing_that_their_start_does_not_need():
         "import train, training.preflight, training.training_loop\n"
         "assert not heavy & set(sys.modules), f'train.py: {heavy & set(sys.modules)}'\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    check_in_new_process(code)
