@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dgl.student import count_macs
 from dnnlib.util import UserError, construct_class_by_name
 from torch_utils import precision
 from torch_utils.images import save_png
@@ -146,10 +147,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A piece of work to time. It reads and writes at least `moved` bytes; None if memory is not its limit."""
+    """A piece of work to time. It reads and writes at least `moved` bytes; None if memory is not its limit.
+
+    `flops`: operations in the dense layers of networks, two for a multiply-accumulate; None if they are not counted.
+    """
 
     run: Callable[[], Any]
     moved: int | None = None
+    flops: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +191,7 @@ def _forward(name: str, setting: Setting, variant: Variant) -> dict[str, Part]:
     net = setting.network(name, variant).train()
     x = torch.randn([setting.batch_size, net.z_dim], device=setting.device) if name == "G" else setting.images()
     c = torch.zeros([setting.batch_size, 0], device=setting.device)
-    return {"forward": Part(partial(net, x, c))}
+    return {"forward": Part(partial(net, x, c), flops=setting.batch_size * 2 * count_macs(net))}
 
 
 def _inference(batch: int, setting: Setting, variant: Variant) -> dict[str, Part]:
@@ -198,7 +203,8 @@ def _inference(batch: int, setting: Setting, variant: Variant) -> dict[str, Part
     z = torch.randn([batch, G.z_dim], device=setting.device)
     c = torch.zeros([batch, 0], device=setting.device)
     kwargs = {"fused_modconv": True} if variant.plain else {}
-    return {"images": Part(torch.no_grad()(partial(G, z, c, noise_mode="const", **kwargs)))}
+    run = torch.no_grad()(partial(G, z, c, noise_mode="const", **kwargs))
+    return {"images": Part(run, flops=batch * 2 * count_macs(G))}
 
 
 def training(setting: Setting, variant: Variant) -> dict[str, Part]:
@@ -209,9 +215,21 @@ def training(setting: Setting, variant: Variant) -> dict[str, Part]:
     whole = {"real_img": setting.images(), "real_c": c, "gen_z": z, "gen_c": c}
     pieces = zip(*(tensor.split(setting.options(variant)["batch_gpu"]) for tensor in whole.values()))
     micro_batches = [dict(zip(whole, piece)) for piece in pieces]
-    parts = {phase.name: Part(partial(run_phase, phase, trainer.loss, micro_batches)) for phase in trainer.phases}
+    flops = phase_flops(trainer, [len(piece["gen_z"]) for piece in micro_batches])
+    parts = {
+        phase.name: Part(partial(run_phase, phase, trainer.loss, micro_batches), flops=flops[phase.name])
+        for phase in trainer.phases
+    }
     follow = update_ema_by_tensor if variant.plain else update_ema
     return {**parts, "EMA": Part(partial(follow, trainer.G_ema, trainer.G, 0.999))}
+
+
+def phase_flops(trainer: Trainer, sizes: list[int]) -> dict[str, int]:
+    """Operations of each phase in the dense layers of G and D, for micro-batches of `sizes` images."""
+    of_G, of_D = 2 * count_macs(trainer.G), 2 * count_macs(trainer.D)
+    images = dict.fromkeys(PASSES, sum(sizes))
+    images["Greg"] = sum(max(size // trainer.loss.pl_batch_shrink, 1) for size in sizes)
+    return {phase: images[phase] * (in_G * of_G + in_D * of_D) for phase, (in_G, in_D) in PASSES.items()}
 
 
 @torch.no_grad()
@@ -241,6 +259,10 @@ LOOP_WEIGHTS = {
     "main phases": 1 - 1 / G_INTERVAL,
 }
 TRAINING_WEIGHTS = {"Gmain": 1, "Greg": 1 / G_INTERVAL, "Dmain": 1, "Dreg": 1 / D_INTERVAL, "EMA": 1}
+
+# What each image of a phase costs, in forward passes of G and of D. A backward pass costs one for the activations and
+# one for the weights, if they are trained. A regulariser goes back to the activations, and back through all of that.
+PASSES = {"Gmain": (3, 2), "Greg": (6, 0), "Dmain": (1, 3 + 3), "Dreg": (0, 6)}
 
 
 class Shapes:

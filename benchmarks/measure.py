@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.cases import CASES, OP_CASES, Case, Setting, Variant, build_all
+from benchmarks import limits
+from benchmarks.cases import CASES, OP_CASES, PRECISIONS, Case, Setting, Variant, build_all
 from benchmarks.results import Result, Run
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from torch_utils.timing import Clock, clock_for, interleave, peak_growth
+from torch_utils.timing import clock_for, interleave, peak_growth
 
 DEFAULT_RESOLUTIONS = {"cpu": [64, 128, 256], "cuda": [256, 512, 1024]}
 HEADLINE = {"cpu": 128, "cuda": 256}
@@ -25,6 +26,7 @@ QUICK = ["training", "inference"]
 QUICK_CASES = {"cpu": QUICK, "cuda": [*QUICK, "loop", "op/bias_act", "op/upfirdn2d"]}
 PROGRESS_INTERVAL = 15.0  # seconds between progress lines where the output is not a terminal
 COSTLY = ("op/", "loop", "memory/", "forward/")  # on a CPU, only at the headline resolution
+DENSE = ("training", "inference/", "forward/")  # cases whose parts count their dense arithmetic
 
 
 def check_resolutions(resolutions: list[int]) -> None:
@@ -47,10 +49,10 @@ class Job:
         """Rough duration, for the progress line."""
         return math.ceil(self.case.plan * math.sqrt(self.setting.resolution / 128))
 
-    def result(self, part: str, unit: str, samples: dict[str, list[float]], moved: dict[str, int]) -> Result:
-        """The result for a part of this case."""
+    def result(self, part: str, unit: str, samples: dict[str, list[float]], **work) -> Result:
+        """The result for a part of this case; `work`: `moved` and `flops`, if they were counted."""
         batch = self.case.batch or self.setting.batch_size
-        return Result(self.case.name, part, self.setting.resolution, batch, unit, samples, moved)
+        return Result(self.case.name, part, self.setting.resolution, batch, unit, samples, **work)
 
 
 def select(
@@ -107,12 +109,11 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
 
     Raises UserError, before anything is measured, for a width or batch that networks cannot have.
     """
-    clock = clock_for(jobs[0].setting.device)
-    if any(job.case in OP_CASES for job in jobs):
-        run.copy_bytes_per_s = _copy_bandwidth(jobs[0].setting.device, clock)
     for job in jobs:
         for variant in job.variants:
             job.setting.options(variant)
+    clock = clock_for(jobs[0].setting.device)
+    _measure_limits(jobs, run, clock)
     interval = None if sys.stderr.isatty() else PROGRESS_INTERVAL
     with Progress(sum(job.plan for job in jobs), "measuring", "units", min_interval=interval) as progress:
         for job in jobs:
@@ -130,12 +131,16 @@ def measure(jobs: list[Job], run: Run, budget: float, save: Callable[[Run], None
             save(run)
 
 
-def _copy_bandwidth(device: torch.device, clock: Clock) -> float:
-    """Bytes per second that a copy of a large tensor reads and writes."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
-    target = torch.empty_like(source)
-    samples = interleave({"": {"": lambda: target.copy_(source)}}, clock, budget=1)
-    return 2 * source.numel() * source.element_size() / min(samples[""][""])
+def _measure_limits(jobs: list[Job], run: Run, clock) -> None:
+    """Add to `run` the limits of the machine that its tables will refer to."""
+    device = jobs[0].setting.device
+    if any(job.case in OP_CASES for job in jobs):
+        run.copy_bytes_per_s = limits.copy_bandwidth(device, clock)
+    dense = (variant.precision for job in jobs if job.case.name.startswith(DENSE) for variant in job.variants)
+    with _clean_after():
+        torch.backends.cudnn.benchmark = True  # as in training
+        for name in dict.fromkeys(dense):
+            run.flops_per_s[name] = limits.dense_arithmetic(device, PRECISIONS[name], clock)
 
 
 @contextlib.contextmanager
@@ -161,7 +166,11 @@ def _timings(job: Job, clock, budget: float, on_round) -> list[Result]:
     def moved(name: str) -> dict[str, int]:
         return {variant: part.moved for variant, part in parts.get(name, {}).items() if part.moved is not None}
 
-    return [job.result(name, "s", times, moved(name)) for name, times in samples.items()]
+    flops = {name: next(iter(versions.values())).flops for name, versions in parts.items()}  # the same for each variant
+    if job.case.total:
+        total = sum(weight * (flops[name] or 0) for name, weight in job.case.weights.items())
+        flops[job.case.total] = round(total) or None
+    return [job.result(name, "s", times, moved=moved(name), flops=flops[name]) for name, times in samples.items()]
 
 
 def weighted_sum(samples: dict[str, dict[str, list[float]]], weights: dict[str, float]) -> dict[str, list[float]]:
@@ -179,7 +188,7 @@ def _peaks(job: Job, on_round) -> list[Result]:
     for index, variant in enumerate(job.variants, 1):
         samples[variant.name] = [float(peak_in_subprocess(job.case, job.setting, variant))]
         on_round(index / len(job.variants))
-    return [job.result("peak", "bytes", samples, {})]
+    return [job.result("peak", "bytes", samples)]
 
 
 def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:

@@ -17,7 +17,10 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Samples of one part of a case, for each variant: seconds, or peak bytes. `moved`: bytes transferred per run."""
+    """Samples of one part of a case, for each variant: seconds, or peak bytes.
+
+    `moved`: bytes transferred per run. `flops`: operations per run in dense layers, in all variants; None: not counted.
+    """
 
     case: str
     part: str
@@ -26,6 +29,7 @@ class Result:
     unit: str  # 's' or 'bytes'
     samples: dict[str, list[float]]
     moved: dict[str, int] = dataclasses.field(default_factory=dict)
+    flops: int | None = None
 
     @property
     def key(self) -> str:
@@ -48,9 +52,11 @@ class Result:
 
 @dataclasses.dataclass
 class Run:
-    """A whole benchmark. `auto`: the precision that users get; `copy_bytes_per_s`: bandwidth of a copy, if measured.
+    """A whole benchmark. `auto`: the precision that users get.
 
     `machine` is the result of `machine.describe`, `cbase` the width of the networks unless it was that of `--cfg=auto`.
+    The limits of the machine, as far as they were measured: `copy_bytes_per_s`, the bandwidth of a copy; `flops_per_s`,
+    operations in dense arithmetic by precision.
     """
 
     command: str
@@ -60,6 +66,7 @@ class Run:
     cbase: float | None = None
     results: list[Result] = dataclasses.field(default_factory=list)
     copy_bytes_per_s: float | None = None
+    flops_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as JSON, atomically."""

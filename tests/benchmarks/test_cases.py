@@ -5,6 +5,8 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks import measure
 from benchmarks.cases import (
@@ -19,6 +21,7 @@ from benchmarks.cases import (
     auto_choice,
     available,
     build_all,
+    phase_flops,
     update_ema_by_tensor,
 )
 from dnnlib.util import UserError
@@ -94,6 +97,39 @@ def test_memory_bound_operations_state_the_bytes_that_they_transfer(setting):
     elements = 2 * (2 * 8 * 8 * 8) + 8  # x and y of 2 images, 8 channels, 8x8, and the bias
     assert moved == {"reference": elements * 4, "bf16": elements * 2}
     assert build_all(find_case("op/conv2d_resample/plain"), setting, [FP32])["forward"]["fp32"].moved is None
+
+
+class DenseFlops(TorchDispatchMode):
+    """Counts operations by PyTorch's formulas, except those of depthwise convolutions, as all filters are."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        op = func.overloadpacket
+        weight = {"convolution": 1, "convolution_backward": 2}.get(op.__name__)
+        if op in flop_registry and (weight is None or args[weight].shape[1] > 1):
+            self.total += flop_registry[op](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@pytest.mark.parametrize("variant", [REFERENCE, FP32], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("name", ["training", "inference/b1", "inference/b16", "forward/G", "forward/D"])
+def test_parts_do_the_arithmetic_that_they_state(name, variant, tmp_path):
+    # So large that little is done outside convolutions: the mapping twice for mixed styles, and not by the regulariser.
+    setting = Setting(CPU, resolution=32, batch=4, cbase=1 / 16, folder=tmp_path)
+    assert name.startswith(measure.DENSE)
+    for part, versions in build_all(find_case(name), setting, [variant]).items():
+        with variant.path(), DenseFlops() as counted:
+            versions[variant.name].run()
+        assert counted.total == pytest.approx(versions[variant.name].flops or 0, rel=0.03), part
+
+
+def test_path_lengths_are_those_of_half_a_micro_batch_but_of_one_image_at_least(setting):
+    trainer = setting.trainer(FP32, reads_data=False)
+    halved, whole = phase_flops(trainer, [4, 4]), phase_flops(trainer, [1] * 4)
+    assert halved["Greg"] == whole["Greg"]
+    assert halved["Dreg"] == 2 * whole["Dreg"]
 
 
 def test_an_iteration_weighs_phases_by_their_intervals(setting):

@@ -23,11 +23,18 @@ def run(*results: Result, **changes) -> Run:
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    written = run(result(moved={"reference": 100, "fp32": 100}), result("loop"))
-    written.copy_bytes_per_s = 1e10
+    written = run(result(moved={"reference": 100, "fp32": 100}), result("loop", flops=10**9))
+    written.copy_bytes_per_s, written.flops_per_s = 1e10, {"fp32": 1e11}
     written.save(tmp_path / "a.json")
     assert load(tmp_path / "a.json") == written
     assert json.loads((tmp_path / "a.json").read_text())["schema"] == 1
+
+
+def test_files_from_before_operations_were_counted_can_be_read(tmp_path):
+    content = {"schema": 1, **dataclasses.asdict(run(result()))}
+    del content["flops_per_s"], content["results"][0]["flops"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert load(tmp_path / "old.json") == run(result())
 
 
 def test_ratio_and_name_of_a_result():
