@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A benchmark as text and plot: ratios, targets, seconds per thousand images, bandwidth; the comparison of two runs."""
+"""A benchmark as text and plot: ratios, targets, sec/kimg, shares of the machine's limits; two runs compared."""
 
 import os
 
@@ -28,7 +28,8 @@ BANDWIDTH_GOAL = 0.7  # of a copy's
 
 def page(run: Run) -> str:
     """All that is known about a run."""
-    sections = [machine_line(run), run.command, table(run), sec_per_kimg(run), bandwidth(run), targets(run)]
+    tables = [table(run), sec_per_kimg(run), arithmetic(run), bandwidth(run), targets(run)]
+    sections = [machine_line(run), run.command, *tables]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -155,6 +156,30 @@ def bandwidth(run: Run) -> str:
             low = run.machine["device"] == "cuda" and name != REFERENCE and share < BANDWIDTH_GOAL
             rows.append([result.key, name, f"{rate / 1e9:.1f}", f"{share:.0%}{' (goal 70%)' if low else ''}"])
     return aligned(rows) if len(rows) > 1 else ""
+
+
+def arithmetic(run: Run) -> str:
+    """Operations per second in the dense layers, and their share of the limit of a variant's precision.
+
+    A row for each result whose operations were counted, after the limits.
+    """
+    titles = {REFERENCE: REFERENCE, **variants(run)}
+    limits = {name: run.flops_per_s.get("fp32" if name == REFERENCE else name) for name in titles}
+    of_limits = [f"{_giga(limit)} GFLOP/s" if limit else "" for limit in limits.values()]
+    rows = [["dense arithmetic", "GFLOP", *titles.values()], ["limit", "", *of_limits]]
+    for result in run.results:
+        if result.flops is not None:
+            cells = [result.key, _giga(result.flops)]
+            for name, limit in limits.items():
+                rate = result.flops / result.of(name).median if name in result.samples else None
+                cells.append(f"{_giga(rate)} GFLOP/s {rate / limit:.0%}" if rate and limit else "")
+            rows.append(cells)
+    return aligned(rows) if len(rows) > 2 else ""
+
+
+def _giga(value: float) -> str:
+    value /= 1e9
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def comparison(changes: list[Change], tolerance: float, differing: list[str]) -> str:

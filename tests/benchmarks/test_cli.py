@@ -12,12 +12,14 @@ from dnnlib import cli
 from tests.support import ROOT
 
 TINY = ["--device=cpu", "--cbase=64", "--batch=2", "--res=8", "--budget=0", "--precisions=fp32"]
+INTERVALS = {"Gmain": 1, "Greg": 4, "Dmain": 1, "Dreg": 16}
 
 
 @pytest.fixture
 def bench(monkeypatch, capsys):
     """Runs the command with arguments; returns status, standard output and standard error."""
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # all tests share this process
+    monkeypatch.setattr("benchmarks.limits.dense_arithmetic", lambda device, dtype, clock: 1e11)  # it takes seconds
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
@@ -40,6 +42,9 @@ def test_a_tiny_benchmark_and_a_comparison_with_it(bench, tmp_path):
     assert {result.case for result in found.results} == {"training", "inference/b1", "op/bias_act"}
     assert all(len(times) >= 3 for result in found.results for times in result.samples.values())
     assert found.copy_bytes_per_s > 0
+    flops = {result.part: result.flops for result in found.results if result.case == "training"}
+    assert flops["iteration"] == round(sum(flops[name] / interval for name, interval in INTERVALS.items()))
+    assert "dense arithmetic" in out
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
     text = (tmp_path / "benchmark.json").read_text()
@@ -85,8 +90,10 @@ def test_a_tiny_benchmark_on_a_gpu(bench, tmp_path):
 
 def test_a_comparison_of_runs_with_nothing_in_common_is_refused(bench, tmp_path):
     assert bench(f"--out={tmp_path}", "--only=inference/b1", *TINY)[0] == 0
-    old = tmp_path / "benchmark.json"
-    status, _out, err = bench(f"--out={tmp_path / 'new'}", "--only=op/grid_sample", f"--compare={old}", *TINY)
+    old, new = tmp_path / "benchmark.json", tmp_path / "new"
+    status, _out, err = bench(f"--out={new}", "--only=op/grid_sample", f"--compare={old}", *TINY)
+    assert list(load(old).flops_per_s) == ["fp32"]
+    assert load(new / "benchmark.json").flops_per_s == {}  # nothing to compare with a limit
     assert status == 2
     assert "has no measurement in common" in err.splitlines()[-1]
 

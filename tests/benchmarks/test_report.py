@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets, verdicts and tables."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks import report
@@ -123,6 +125,31 @@ def test_bandwidth_is_a_share_of_a_copy():
     reference, fast = report.bandwidth(run).splitlines()[1:]
     assert reference.split()[-2:] == ["50.0", "50%"]
     assert fast.endswith("50% (goal 70%)")
+
+
+def test_dense_arithmetic_is_a_share_of_the_limit_of_its_precision():
+    dense = training(fp32=2.0, bf16=4.0)
+    dense.samples["fp32"] = [7.0, 6.0, 1.0]
+    run = run_of(dataclasses.replace(dense, flops=12 * 10**11), training(resolution=64, fp32=1.0))
+    run.flops_per_s = {"fp32": 4e11, "bf16": 16e11}
+    head, limit, line = report.arithmetic(run).splitlines()
+    assert head.split() == ["dense", "arithmetic", "GFLOP", "reference", "fp32", "(auto)", "bf16"]
+    assert limit.split() == ["limit", "400", "GFLOP/s", "400", "GFLOP/s", "1600", "GFLOP/s"]
+    assert line.startswith("training iteration, 128x128, batch 4")
+    assert line.split()[-10:] == ["1200", "100", "GFLOP/s", "25%", "200", "GFLOP/s", "50%", "400", "GFLOP/s", "25%"]
+    assert report.arithmetic(run) in report.page(run)
+
+
+def test_without_counted_operations_there_is_no_table_of_arithmetic():
+    assert report.arithmetic(run_of(training(fp32=2.0))) == ""
+
+
+def test_a_precision_without_a_limit_has_no_share():
+    run = run_of(dataclasses.replace(training(fp32=2.0), flops=12 * 10**8), training(resolution=64, bf16=1.0))
+    run.flops_per_s = {"fp32": 4e8}
+    _head, limit, line = report.arithmetic(run).splitlines()
+    assert limit.split() == ["limit", "0.4", "GFLOP/s", "0.4", "GFLOP/s"]
+    assert line.split()[-7:] == ["1.2", "0.1", "GFLOP/s", "25%", "0.2", "GFLOP/s", "50%"]
 
 
 def test_the_comparison_marks_and_counts_regressions():
