@@ -74,3 +74,10 @@ def test_the_reference_path_ends_with_its_block_also_after_an_error():
         assert backend.is_reference()
         raise KeyError
     assert not backend.is_reference()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_only_a_cpu_convolves_half_precision_in_fp32(dtype):
+    half = dtype in (torch.float16, torch.bfloat16)
+    assert backend.transposed_depthwise_type(on("cpu", dtype)) == (torch.float32 if half else dtype)
+    assert backend.transposed_depthwise_type(on("cuda", dtype)) == dtype
