@@ -47,6 +47,16 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def marked_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """`x` [N, C, H, W], which is in channels-last, with strides that say so: a view.
+
+    Memory of images of one channel is the same in both layouts, and then a convolution's result takes the standard
+    one, unless the strides tell it otherwise.
+    """
+    _N, C, H, W = x.shape
+    return x.as_strided(x.shape, (H * W, 1, W, 1)) if C == 1 else x
+
+
 def new_images(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Memory for images of `size` [H, W] with the samples and channels of `x`: channels-last if `x` is, or is a view
     of such images; otherwise standard."""

@@ -93,8 +93,9 @@ def test_conv2d_resample(up, down, kernel, channels, flip_weight):
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 3)])
-def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups, kernel):
-    """At size 2 the kernel is large compared to the image, so that its gradient is computed by matrix products."""
+def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups, kernel, monkeypatch):
+    """With strides, or at size 2, where the kernel is large compared to the image, its gradient is a matrix product."""
+    monkeypatch.setattr(conv2d_gradfix, "WIDE", 1)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     x = rnd("x", (1, 24, size + 4, size + 5), torch.float64)
     w = rnd("w", (26, 24 // groups, *kernel), torch.float64)
@@ -108,6 +109,16 @@ def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups,
     torch.testing.assert_close(actual, F.conv_transpose2d(g, w, bias, **geometry))
 
 
+@pytest.mark.parametrize(("samples", "size"), [(1, 3), (4, 16), (3, 19)])
+def test_weight_gradients_of_wide_layers_with_strides(samples, size):
+    """In fp32 from 256 pixels on, they are weight gradients of 1x1 convolutions, of 16 images or of 1."""
+    x = rnd("x", (samples, 128, 2 * size + 1, 2 * size + 1)).requires_grad_()
+    w = rnd("w", (128, 128, 3, 3)).requires_grad_()
+    (found,) = torch.autograd.grad(conv2d_gradfix.conv2d(x, w, stride=2).sum(), w)
+    (expected,) = torch.autograd.grad(F.conv2d(x.double(), w.double(), stride=2).sum(), w)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("up", [1, 2])
 @pytest.mark.parametrize("taps", [None, [1, 3, 3, 1]])
 def test_upfirdn2d_of_nothing_but_padding(taps, up):
@@ -116,6 +127,26 @@ def test_upfirdn2d_of_nothing_but_padding(taps, up):
     x = rnd("x", (1, 2, 3, 2), torch.float64)
     for padding in ([14, -5, -2, 15], [-4, 20, 13, -4]):
         assert_same(lambda x, p=padding: upfirdn2d.upfirdn2d(x, f, up, 7, p), x)
+
+
+@pytest.mark.parametrize(("samples", "converted"), [(2, True), (16, False)])
+@pytest.mark.parametrize("name", ["upsample2d", "downsample2d"])
+def test_channels_on_one_axis_are_convolved_in_blocks_of_16_or_channels_last(name, samples, converted, monkeypatch):
+    """oneDNN would generate code for every size of images of another number of channels, in both directions."""
+    last = []
+    for function in ("conv2d", "conv_transpose2d"):
+        original = getattr(F, function)
+
+        def spy(x, *args, original=original, **kwargs):
+            last.append(x.is_contiguous(memory_format=torch.channels_last))
+            return original(x, *args, **kwargs)
+
+        monkeypatch.setattr(F, function, spy)
+    x = rnd("x", (samples, 3, 6, 6)).requires_grad_()
+    y = getattr(upfirdn2d, name)(x, upfirdn2d.setup_filter([1, 3, 3, 1]))
+    y.sum().backward()
+    assert last == [converted] * len(last) and len(last) >= 2
+    assert y.is_contiguous()
 
 
 def test_upfirdn2d_with_a_trained_filter():

@@ -62,6 +62,16 @@ def test_results_of_convolutions_stay_channels_last(name):
     assert all(tensor.is_contiguous(memory_format=LAST) for tensor in (y, dx, dw))
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_images_of_one_channel_start_a_chain_in_channels_last(name):
+    x = rnd("x", (2, 1, 5, 6)).requires_grad_()
+    w = rnd("w", (4, 1, 1, 1) if name == "conv2d" else (1, 4, 1, 1))
+    y = getattr(conv2d_gradfix, name)(x, w)
+    assert y.shape == (2, 4, 5, 6) and y.is_contiguous(memory_format=LAST)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, w.sum().expand_as(x))
+
+
 def test_in_memory_order_is_a_view_of_all_elements():
     x = rnd("x", (2, 3, 4, 5))
     for dense in (x, x.to(memory_format=LAST), x.permute(3, 1, 0, 2)):
