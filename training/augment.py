@@ -287,36 +287,40 @@ class AugmentPipe(torch.nn.Module):
 
         def source(axis: int, size: int, q_x: torch.Tensor, q_y: torch.Tensor) -> torch.Tensor:
             a, b, c = G_inv[:, axis, :, None, None].unbind(1)
-            return a * q_x[None, None, :] + b * q_y[None, :, None] + (c + (size - 1) / 2)
+            return (a * q_x[None, None, :] + (c + (size - 1) / 2)) + b * q_y[None, :, None]
 
         corners = torch.stack(
             [source(a, s, q_x[:: q_x.numel() - 1], q_y[:: q_y.numel() - 1]) for a, s in ((0, W), (1, H))]
         ).flatten(1)
         bounds = torch.stack([corners.amin(1), corners.amax(1)], dim=1).floor().tolist()  # The only host sync.
 
-        grid = []
+        grid = x.new_empty([N, q_y.numel(), q_x.numel(), 2])
         for axis, size in ((0, W), (1, H)):
-            u = source(axis, size, q_x, q_y)
-            first, last, u = self._window(u, size, *bounds[axis], reach=taps // 4)
+            first, last, start, period = self._window(size, *bounds[axis], reach=taps // 4)
             x = x.index_select(3 - axis, _reflected(first, last, size, x.device))
-            grid.append((4 * (u - first) + 1) / (2 * (last + 1 - first)) - 1)
+            # In place, because memory is the limit; a floor is four times as fast as remainder().
+            u = source(axis, size, q_x, q_y)
+            if period:
+                u.sub_((u - start).div_(period).floor_(), alpha=period)
+            # The edges of the 2x image, -1 and 1 for the sampler, lie a quarter of a pixel beyond first and last + 1/2.
+            scale = 2 / (last + 1 - first)
+            torch.add(u.new_full([], scale / 4 - 1 - scale * first), u, alpha=scale, out=grid[..., axis])
         x = upfirdn2d.upsample2d(x, self.Hz_geom, up=2)
-        x = grid_sample_gradfix.grid_sample(x, torch.stack(grid, dim=3))
+        x = grid_sample_gradfix.grid_sample(x, grid)
         return upfirdn2d.downsample2d(x, self.Hz_geom, down=2, padding=-border, flip_filter=True)
 
     @staticmethod
-    def _window(u: torch.Tensor, size: int, low: float, high: float, reach: int) -> tuple[int, int, torch.Tensor]:
-        """First and last pixel of a mirrored axis that the positions `u` (with floors `low` to `high`) need, and `u`.
+    def _window(size: int, low: float, high: float, reach: int) -> tuple[int, int, float, int]:
+        """First and last pixel of a mirrored axis that positions with floors `low` to `high` need; `start`, `period`.
 
-        A mirrored axis is periodic, so one period is enough for any transform: positions outside are taken modulo it.
+        A mirrored axis is periodic, so one period is enough for any transform: positions are to be moved into the
+        `period` after `start`, unless `period` is 0.
         """
         first, last = int(low) - reach, int(high) + reach
         period = max(2 * (size - 1), 1)
         if last - first > period + 2 * reach:
-            first, last = -reach, period + reach
-            start = first + reach + 0.25
-            u = (u - start).remainder(period) + start
-        return first, last, u
+            return -reach, period + reach, 0.25, period
+        return first, last, 0.0, 0
 
     def _colour(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
         """Colour transforms [N, 4, 4] of homogeneous RGB."""
