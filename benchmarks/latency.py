@@ -18,7 +18,7 @@ from dnnlib.files import write_text
 from dnnlib.text import markdown
 from metrics.reports import speed
 from metrics.reports.subjects import Subject
-from torch_utils import machine, timing
+from torch_utils import distributed, machine, timing
 from training import families
 from training.files.snapshot import load_snapshot, save_snapshot
 
@@ -74,7 +74,7 @@ def _subject(name: str, resolution: int, folder: pathlib.Path) -> Subject:
 
 def _samples(subjects: list[Subject], runtimes: list[speed.Runtime], folder: str, budget: float) -> dict[str, list]:
     """Seconds of each 'runtime/network', a value for each round."""
-    device = torch.device("cpu")
+    device = distributed.configure_device(torch.device("cpu"))  # as programs do
     works = {f"{r.name}/{s.name}": r.build(s, BATCH, device, folder) for r in runtimes for s in subjects}
     return timing.interleave({"": works}, timing.clock_for(device), budget)[""]
 

@@ -18,7 +18,7 @@ from metrics import detectors, real_cache, saved_stats
 from metrics.feature_stats import FeatureStats
 from metrics.options import STANDING_BATCH, MetricOptions
 from metrics.progress_monitor import ProgressMonitor
-from torch_utils import distributed, images, memory, misc
+from torch_utils import distributed, images, misc
 from torch_utils.ops import layout
 from training import families, sampling, standing_stats
 from training.dataset import Dataset
@@ -115,8 +115,6 @@ def evaluation_copy(opts: MetricOptions) -> torch.nn.Module:
 
     It has the standing statistics that `opts` ask for, equal in all processes.
     """
-    if opts.device.type == "cpu":
-        memory.keep_freed()
     G = layout.prepare(copy.deepcopy(opts.G).eval().requires_grad_(False), opts.device)
     if opts.standing_passes:
         whole = copy.copy(opts)

@@ -20,7 +20,7 @@ import torch
 from dnnlib import launcher, signals
 from dnnlib.files import full_disk_is_a_user_error
 from dnnlib.util import UserError
-from torch_utils import exchange, meeting, precision, training_stats
+from torch_utils import exchange, meeting, memory, precision, training_stats
 
 GRACE = 10.0  # seconds that processes have to end when one of them has failed
 _init_file: str | None = None  # through which the processes of launch() find each other
@@ -387,10 +387,13 @@ def _note_unused_mps() -> None:
 
 
 def configure_device(device: torch.device) -> torch.device:
-    """Set PyTorch up for computing on `device`, and return it: on CUDA, float32 is exact from then on.
+    """Set this process up for computing on `device`, and return it: on a CPU it keeps the memory that it frees.
 
-    PyTorch rounds convolutions to TF32 by default. Training has its own switch, --allow-tf32.
+    On CUDA, float32 is exact from then on: PyTorch rounds convolutions to TF32 by default. Training has its own switch,
+    --allow-tf32.
     """
     if device.type == "cuda":
         precision.allow_tf32(False)
+    elif device.type == "cpu":
+        memory.keep_freed()
     return device

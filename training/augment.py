@@ -302,7 +302,7 @@ class AugmentPipe(torch.nn.Module):
             u = source(axis, size, q_x, q_y)
             if period:
                 u.sub_((u - start).div_(period).floor_(), alpha=period)
-            # The edges of the 2x image, -1 and 1 for the sampler, lie a quarter of a pixel beyond first and last + 1/2.
+            # The sampler's -1 and 1 are the edges of the 2x image, at first - 1/4 and last + 3/4.
             scale = 2 / (last + 1 - first)
             torch.add(u.new_full([], scale / 4 - 1 - scale * first), u, alpha=scale, out=grid[..., axis])
         x = upfirdn2d.upsample2d(x, self.Hz_geom, up=2)

@@ -17,7 +17,7 @@ import dnnlib
 from dnnlib.progress import Progress
 from metrics import detectors, in_training, metric_main, metric_utils
 from metrics.reports.run_page import RunPage
-from torch_utils import distributed, memory, misc, precision
+from torch_utils import distributed, misc, precision
 from training import families, guards, initial, randomness, run_networks, run_state
 from training.ada import AdaController
 from training.data import class_names
@@ -96,11 +96,10 @@ class Trainer:
 
     def _configure_torch(self) -> None:
         self._seed(randomness.SETUP, 0, 0, 0)
+        distributed.configure_device(self.device)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = self.options.cudnn_benchmark
             precision.allow_tf32(self.options.allow_tf32)
-        elif self.device.type == "cpu":
-            memory.keep_freed()
 
     def _open_data(self, training_set) -> None:
         opt = self.options

@@ -213,8 +213,8 @@ def _weight_gradient_by_products(form: _Form, x: torch.Tensor, g: torch.Tensor) 
 def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a.T @ b for a [P, O] and b [P, K], on a CPU.
 
-    In fp32 it is the weight gradient of a 1x1 convolution of P pixels. PyTorch's convolutions use AVX-512 on every
-    processor that has it, up to 2 times faster; its matrix products (MKL) only on Intel's.
+    In fp32 it is the weight gradient of a 1x1 convolution of P pixels, up to 2 times faster: PyTorch's convolutions use
+    AVX-512 on every processor that has it, its matrix products (MKL) only on Intel's.
     """
     P = a.shape[0]
     if a.dtype != torch.float32 or P < 256:
