@@ -13,7 +13,7 @@ import torch
 
 from dnnlib import launcher
 from dnnlib.util import UserError
-from torch_utils import distributed, exchange, meeting, misc, precision, training_stats
+from torch_utils import distributed, exchange, meeting, memory, misc, precision, training_stats
 from torch_utils.ops import layout
 
 
@@ -122,16 +122,19 @@ def test_unavailable_devices_name_the_flag(monkeypatch):
         distributed.resolve_device("mps", rank=1)
 
 
-def test_asking_for_a_device_changes_no_settings_and_configuring_it_makes_float32_exact(monkeypatch):
+def test_asking_for_a_device_changes_no_settings_and_configuring_it_does(monkeypatch):
+    """On CUDA float32 becomes exact; on a CPU the process keeps freed memory."""
     calls = []
     monkeypatch.setattr(precision, "allow_tf32", calls.append)
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("kept"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     device = distributed.resolve_device("cuda")
     assert calls == []
     assert distributed.configure_device(device) == device and calls == [False]
-    cpu = torch.device("cpu")
-    assert distributed.configure_device(cpu) == cpu and calls == [False]
+    cpu = distributed.resolve_device("cpu")
+    assert calls == [False]
+    assert distributed.configure_device(cpu) == cpu and calls == [False, "kept"]
 
 
 def _gradients_with_and_without_sync(rank, folder):
