@@ -18,6 +18,7 @@ from benchmarks.cases import CASES, OP_CASES, PRECISIONS, Case, Setting, Variant
 from benchmarks.results import Result, Run
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
+from torch_utils import distributed
 from torch_utils.timing import clock_for, interleave, peak_growth
 
 DEFAULT_RESOLUTIONS = {"cpu": [64, 128, 256], "cuda": [256, 512, 1024]}
@@ -200,9 +201,10 @@ def peak_in_subprocess(case: Case, setting: Setting, variant: Variant) -> int:
             raise UserError(f"measuring the memory of {case.name} ({variant.name}) failed: {error}") from error
 
 
-def _peak_with(threads: int, *args) -> int:
+def _peak_with(threads: int, case: Case, setting: Setting, variant: Variant) -> int:
     torch.set_num_threads(threads)
-    return peak(*args)
+    distributed.configure_device(setting.device)
+    return peak(case, setting, variant)
 
 
 def peak(case: Case, setting: Setting, variant: Variant) -> int:

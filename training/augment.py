@@ -296,12 +296,12 @@ class AugmentPipe(torch.nn.Module):
 
         grid = x.new_empty([N, q_y.numel(), q_x.numel(), 2])
         for axis, size in ((0, W), (1, H)):
-            first, last, start, period = self._window(size, *bounds[axis], reach=taps // 4)
+            first, last, period = self._window(size, *bounds[axis], reach=taps // 4)
             x = x.index_select(3 - axis, _reflected(first, last, size, x.device))
             # In place, because memory is the limit; a floor is four times as fast as remainder().
             u = source(axis, size, q_x, q_y)
             if period:
-                u.sub_((u - start).div_(period).floor_(), alpha=period)
+                u.sub_((u - 0.25).div_(period).floor_(), alpha=period)
             # The sampler's -1 and 1 are the edges of the 2x image, at first - 1/4 and last + 3/4.
             scale = 2 / (last + 1 - first)
             torch.add(u.new_full([], scale / 4 - 1 - scale * first), u, alpha=scale, out=grid[..., axis])
@@ -310,17 +310,17 @@ class AugmentPipe(torch.nn.Module):
         return upfirdn2d.downsample2d(x, self.Hz_geom, down=2, padding=-border, flip_filter=True)
 
     @staticmethod
-    def _window(size: int, low: float, high: float, reach: int) -> tuple[int, int, float, int]:
-        """First and last pixel of a mirrored axis that positions with floors `low` to `high` need; `start`, `period`.
+    def _window(size: int, low: float, high: float, reach: int) -> tuple[int, int, int]:
+        """First and last pixel of a mirrored axis that positions with floors `low` to `high` need, and `period`.
 
         A mirrored axis is periodic, so one period is enough for any transform: positions are to be moved into the
-        `period` after `start`, unless `period` is 0.
+        `period` pixels after 1/4, unless `period` is 0.
         """
         first, last = int(low) - reach, int(high) + reach
         period = max(2 * (size - 1), 1)
         if last - first > period + 2 * reach:
-            return -reach, period + reach, 0.25, period
-        return first, last, 0.0, 0
+            return -reach, period + reach, period
+        return first, last, 0
 
     def _colour(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
         """Colour transforms [N, 4, 4] of homogeneous RGB."""

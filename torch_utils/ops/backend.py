@@ -75,7 +75,7 @@ def prefers_channels_last(device: torch.device) -> bool:
 def transposed_depthwise_type(x: torch.Tensor) -> torch.dtype:
     """The type in which to compute a transposed depthwise convolution of `x`.
 
-    fp32 on a CPU: PyTorch has no fast routine for half precision there, so that conversion to fp32 and back takes 2 to
-    10 percent of the time (on a processor with AVX-512 BF16, 8x8 to 64x64).
+    fp32 on a CPU: PyTorch has no fast routine for half precision there. Converting, convolving and converting back
+    takes 2 to 10 percent of its time (on a processor with AVX-512 BF16, 8x8 to 64x64).
     """
     return torch.float32 if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x.dtype

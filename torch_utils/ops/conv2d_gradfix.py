@@ -17,7 +17,6 @@ Letters: N batch, C H W input of a convolution, O h w its output, kh kw kernel.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -217,10 +216,10 @@ def _transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     AVX-512 on every processor that has it, its matrix products (MKL) only on Intel's.
     """
     P = a.shape[0]
-    if a.dtype != torch.float32 or P < 256:
+    if a.dtype != torch.float32 or P < 256 or P % 16:
         return a.t() @ b
-    images = math.gcd(P, 16)  # with one thread PyTorch takes the slower routine for fewer than 16
-    x, g = (t.reshape(images, 1, P // images, -1).permute(0, 3, 1, 2) for t in (b, a))
+    # As 16 images: with one thread PyTorch takes a slower routine for fewer.
+    x, g = (t.reshape(16, 1, P // 16, -1).permute(0, 3, 1, 2) for t in (b, a))
     return torch.nn.grad.conv2d_weight(x, [a.shape[1], b.shape[1], 1, 1], g).flatten(1)
 
 

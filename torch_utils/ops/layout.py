@@ -53,8 +53,8 @@ def marked_channels_last(x: torch.Tensor) -> torch.Tensor:
     Memory of images of one channel is the same in both layouts, and then a convolution's result takes the standard
     one, unless the strides tell it otherwise.
     """
-    _N, C, H, W = x.shape
-    return x.as_strided(x.shape, (H * W, 1, W, 1)) if C == 1 else x
+    N, C, H, W = x.shape
+    return x.reshape(N, H, W, 1).permute(0, 3, 1, 2) if C == 1 else x
 
 
 def new_images(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -111,12 +111,28 @@ def test_convolutions_of_every_geometry(size, stride, padding, dilation, groups,
 
 @pytest.mark.parametrize(("samples", "size"), [(1, 3), (4, 16), (3, 19)])
 def test_weight_gradients_of_wide_layers_with_strides(samples, size):
-    """In fp32 from 256 pixels on, they are weight gradients of 1x1 convolutions, of 16 images or of 1."""
+    """In fp32 they are weight gradients of 1x1 convolutions, if there are 256 pixels or more in 16 equal parts."""
     x = rnd("x", (samples, 128, 2 * size + 1, 2 * size + 1)).requires_grad_()
     w = rnd("w", (128, 128, 3, 3)).requires_grad_()
     (found,) = torch.autograd.grad(conv2d_gradfix.conv2d(x, w, stride=2).sum(), w)
     (expected,) = torch.autograd.grad(F.conv2d(x.double(), w.double(), stride=2).sum(), w)
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "kernels"), [(64, 16, [3]), (128, 16, [1, 1, 1]), (128, 2, []), (128, 19, [])]
+)
+def test_which_weight_gradients_are_asked_of_pytorch(channels, size, kernels, monkeypatch):
+    """Its own for narrow layers, in fp32 those of 1x1 convolutions for wide ones, otherwise products."""
+    asked = []
+    original = torch.nn.grad.conv2d_weight
+    monkeypatch.setattr(
+        torch.nn.grad, "conv2d_weight", lambda x, shape, *rest: asked.append(shape[-1]) or original(x, shape, *rest)
+    )
+    x = rnd("x", (1, channels, 2 * size + 1, 2 * size + 1))
+    w = rnd("w", (channels, channels, 3, 3)).requires_grad_()
+    conv2d_gradfix.conv2d(x, w, stride=2).sum().backward()
+    assert asked == kernels
 
 
 @pytest.mark.parametrize("up", [1, 2])
@@ -137,16 +153,17 @@ def test_channels_on_one_axis_are_convolved_in_blocks_of_16_or_channels_last(nam
     for function in ("conv2d", "conv_transpose2d"):
         original = getattr(F, function)
 
-        def spy(x, *args, original=original, **kwargs):
+        def spy(x, *args, original=original, function=function, **kwargs):
             last.append(x.is_contiguous(memory_format=torch.channels_last))
+            assert x.dtype == (torch.bfloat16 if function == "conv2d" else torch.float32)  # which a CPU is fast at
             return original(x, *args, **kwargs)
 
         monkeypatch.setattr(F, function, spy)
-    x = rnd("x", (samples, 3, 6, 6)).requires_grad_()
+    x = rnd("x", (samples, 3, 6, 6)).bfloat16().requires_grad_()
     y = getattr(upfirdn2d, name)(x, upfirdn2d.setup_filter([1, 3, 3, 1]))
     y.sum().backward()
     assert last == [converted] * len(last) and len(last) >= 2
-    assert y.is_contiguous()
+    assert y.is_contiguous() and y.dtype == torch.bfloat16
 
 
 def test_upfirdn2d_with_a_trained_filter():
