@@ -72,9 +72,10 @@ def _subject(name: str, resolution: int, folder: pathlib.Path) -> Subject:
     return Subject(name, snapshot, snapshot["G_ema"])
 
 
-def _samples(subjects: list[Subject], runtimes: list[speed.Runtime], folder: str, budget: float) -> dict[str, list]:
+def _samples(
+    subjects: list[Subject], runtimes: list[speed.Runtime], device: torch.device, folder: str, budget: float
+) -> dict[str, list]:
     """Seconds of each 'runtime/network', a value for each round."""
-    device = distributed.configure_device(torch.device("cpu"))  # as programs do
     works = {f"{r.name}/{s.name}": r.build(s, BATCH, device, folder) for r in runtimes for s in subjects}
     return timing.interleave({"": works}, timing.clock_for(device), budget)[""]
 
@@ -91,14 +92,15 @@ def _cell(samples: list[float], scale: float = 1) -> str:
 def main(out: str, res: list[int], budget: float) -> None:
     """Measure the time for one image of a teacher and a student of half its width, eager, compiled and in ONNX."""
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    found = Run("python -m benchmarks.latency", date, machine.describe(torch.device("cpu")), "fp32", None)
+    device = distributed.configure_device(torch.device("cpu"))  # as programs do
+    found = Run("python -m benchmarks.latency", date, machine.describe(device), "fp32", None)
     times = [["size", "runtime", "teacher, ms", "student, ms", "teacher/student"]]
     sizes, remarks, rounds = [["size", "teacher", "student"]], {}, set()
     for resolution in res:
         with tempfile.TemporaryDirectory() as folder:
             subjects = [_subject(name, resolution, pathlib.Path(folder)) for name in WIDTHS]
-            runtimes, reasons = speed.available(subjects, torch.device("cpu"), (*speed.FP32, COMPILED))
-            samples = _samples(subjects, runtimes, folder, budget)
+            runtimes, reasons = speed.available(subjects, device, (*speed.FP32, COMPILED))
+            samples = _samples(subjects, runtimes, device, folder, budget)
         remarks |= reasons
         for runtime in runtimes:
             teacher, student = (samples[f"{runtime.name}/{name}"] for name in WIDTHS)

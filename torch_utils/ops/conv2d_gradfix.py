@@ -106,16 +106,13 @@ class _Form(NamedTuple):
     on_cpu: bool
 
     def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
-        return layout.channels_last(tensor) if self.on_cpu else tensor
-
-    def marked(self, tensor: torch.Tensor) -> torch.Tensor:
         return layout.marked_channels_last(tensor) if self.on_cpu else tensor
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
     def compute(x: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:
-        return F.conv2d(form.marked(x), w, None, form.stride, form.padding, form.dilation, form.groups)
+        return F.conv2d(x, w, None, form.stride, form.padding, form.dilation, form.groups)
 
     @staticmethod
     def forward(ctx, x, w, form):
@@ -138,7 +135,7 @@ class _ConvTranspose(torch.autograd.Function):
         x_shape, w_shape, stride, padding, dilation, groups, _ = form
         full = [(g.shape[2 + i] - 1) * stride[i] + dilation[i] * (w_shape[2 + i] - 1) + 1 for i in (0, 1)]
         rest = [x_shape[2 + i] + 2 * padding[i] - full[i] for i in (0, 1)]
-        return F.conv_transpose2d(form.marked(g), w, None, stride, padding, rest, groups, dilation)
+        return F.conv_transpose2d(g, w, None, stride, padding, rest, groups, dilation)
 
     @staticmethod
     def forward(ctx, g, w, form):

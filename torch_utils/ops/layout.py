@@ -48,13 +48,13 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def marked_channels_last(x: torch.Tensor) -> torch.Tensor:
-    """`x` [N, C, H, W], which is in channels-last, with strides that say so: a view.
+    """`channels_last` with strides that say so even of one channel, whose memory is the same in both layouts.
 
-    Memory of images of one channel is the same in both layouts, and then a convolution's result takes the standard
-    one, unless the strides tell it otherwise.
+    Otherwise a convolution of such images has its result in the standard layout. Not for weights that are stored: files
+    would contain these strides.
     """
     N, C, H, W = x.shape
-    return x.reshape(N, H, W, 1).permute(0, 3, 1, 2) if C == 1 else x
+    return x.reshape(N, H, W, 1).permute(0, 3, 1, 2) if C == 1 else channels_last(x)
 
 
 def new_images(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

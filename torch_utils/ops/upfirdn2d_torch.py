@@ -59,7 +59,7 @@ class _Form(NamedTuple):
         """Whether a CPU convolves faster if images are first converted to channels-last.
 
         Of other images oneDNN makes blocks of 16 channels. Where it has to fill some up, it generates code for each
-        size of images, which takes it 5 to 70 ms, and augmentations have ever new sizes. Otherwise the conversion only
+        size of images, which takes it 1 to 100 ms, and augmentations have ever new sizes. Otherwise the conversion only
         pays if the result is larger: then convolutions are 3 times faster.
         """
         return self.on_cpu and (channels % 16 != 0 if self.joined else self.up != (1, 1) and self.down == (1, 1))
